@@ -1,0 +1,57 @@
+"""The one place where tasks, techniques and engines are registered.
+
+A name maps to "module:Class", so that looking a name up imports only what it names. Other
+distributions add entries through the entry-point groups `genopt.tasks`, `genopt.techniques` and
+`genopt.engines`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Literal
+
+from genopt.errors import SpecError
+
+Kind = Literal["tasks", "techniques", "engines"]
+
+BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
+    "tasks": {"text-generation": "genopt.tasks.text_generation:TextGeneration"},
+    "techniques": {
+        "torchao_int8_weight_only": "genopt.techniques.torchao_int8:Int8WeightOnly",
+        "torchao_int8_dynamic": "genopt.techniques.torchao_int8:Int8Dynamic",
+        "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
+        "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
+        "drop_layers": "genopt.techniques.drop_layers:DropLayers",
+        "distill": "genopt.techniques.distill:Distill",
+    },
+    "engines": {
+        "torch": "genopt.engines.torch_engine:TorchEngine",
+        "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
+    },
+}
+
+
+def names(kind: Kind) -> dict[str, str]:
+    """All registered names of a kind with their import paths; a name registered twice is an error."""
+    found = dict(BUILT_IN[kind])
+    for point in entry_points(group=f"genopt.{kind}"):
+        if point.name in found:
+            raise SpecError(f"{kind} entry {point.name!r} is registered twice; rename the one in {point.value}.")
+        found[point.name] = point.value
+    return found
+
+
+def load(kind: Kind, name: str) -> type:
+    """Imports and returns the class behind a name.
+
+    Raises:
+        SpecError: The name is not registered.
+    """
+    known = names(kind)
+    if name not in known:
+        raise SpecError(f"There is no {kind[:-1]} {name!r}; choose one of {', '.join(sorted(known))}.")
+    module, _, attribute = known[name].partition(":")
+    found: type = vars(importlib.import_module(module))[attribute]
+    return found

@@ -1,0 +1,107 @@
+"""The engine contract: open an artifact, get a session that generates and scores token ids.
+
+Token ids go in and out: tokenization happens once, with the original's tokenizer, outside every
+engine. A session is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
+
+from genopt.plan import JsonValue, Record
+
+
+class GenerationRequest(Record):
+    """One sequence to continue.
+
+    Attributes:
+        prompt_ids: Token ids, at least one.
+        max_new_tokens: Upper bound of new tokens.
+        stop_token_ids: Any of them ends the sequence (it is not returned); empty never stops early.
+        temperature: 0 is greedy.
+        top_p: Nucleus mass, in (0, 1].
+        seed: Makes sampling repeatable on one machine.
+    """
+
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
+    max_new_tokens: int = Field(gt=0)
+    stop_token_ids: tuple[int, ...] = ()
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = 0
+
+
+class Generation(Record):
+    """A continuation.
+
+    Attributes:
+        token_ids: New tokens, without the prompt and the stop token.
+        timestamps_ns: Monotonic clock when each new token was known, one per token.
+        started_ns: Monotonic clock when the request entered the engine.
+        finish_reason: `stop` or `length`, or `cancelled`.
+    """
+
+    token_ids: tuple[int, ...]
+    timestamps_ns: tuple[int, ...]
+    started_ns: int
+    finish_reason: str
+
+
+class Scores(Record):
+    """Log-probabilities of given sequences: entry i is about token i + 1 given all before it."""
+
+    log_probs: tuple[tuple[float, ...], ...]
+    top_ids: tuple[tuple[int, ...], ...]
+
+
+class Memory(Record):
+    """Memory of the session's process: resident now and at its peak, and the device's peak (0 on CPUs)."""
+
+    rss_bytes: int
+    peak_rss_bytes: int
+    device_peak_bytes: int = 0
+
+
+OnToken = Callable[[int, int], bool]
+"""Called with (request index, token id) as soon as a token is known; returning False cancels that request."""
+
+
+class TextSession(Protocol):
+    """An opened language model."""
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        """Continues all requests as one batch."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """Teacher-forced natural log-probabilities, computed in float32, of sequences of at least 2 tokens."""
+
+    def memory(self) -> Memory:
+        """Memory of this process now."""
+
+    def close(self) -> None:
+        """Releases the model; the session cannot be used afterwards."""
+
+
+class Engine(Protocol):
+    """An entry of the catalogue's engines. Class attributes are readable without opening anything."""
+
+    name: str
+    accepts: frozenset[str]
+    """Artifact traits of which at least one must be present, for example {"hf"} or {"onnx_genai"}."""
+
+    @staticmethod
+    def check(options: dict[str, JsonValue]) -> None:
+        """Validates the options and that this machine can run them.
+
+        Raises:
+            InfeasibleError: It cannot, with the reason and the remedy.
+            SpecError: Unknown option or bad value.
+        """
+
+    @staticmethod
+    def open(artifact: Path, options: dict[str, JsonValue]) -> TextSession:
+        """Loads an artifact. Expensive; warm-up is part of it."""

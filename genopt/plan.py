@@ -1,0 +1,106 @@
+"""What is tried: a plan of steps, an engine and its options, and how a candidate ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JsonValue = str | int | float | bool | None | list[str] | list[int]
+Status = Literal["accepted", "rejected", "inconclusive", "infeasible", "failed", "skipped"]
+Verdict = Literal["accept", "reject", "inconclusive", "anomalous", "reference"]
+
+
+class Record(BaseModel):
+    """Base of all values that are stored or cross a process boundary: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Step(Record):
+    """One transform with its parameters."""
+
+    technique: str
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Plan(Record):
+    """Transforms, then an engine, then its runtime options.
+
+    Attributes:
+        name: Unique within a run; `original` and `baseline` are the two references.
+        steps: Transforms in order of application.
+        engine: Name of a catalogue engine.
+        options: Runtime options of that engine.
+    """
+
+    name: str
+    steps: tuple[Step, ...] = ()
+    engine: str
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def identity(self) -> str:
+        """A digest over everything but the name: two plans with the same digest are the same candidate."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Artifact(Record):
+    """Bytes in the store, named by the digest of their file list."""
+
+    digest: str
+    path: str
+    bytes: int
+    traits: tuple[str, ...] = ()
+    effective_bits: float | None = None
+
+
+class Metric(Record):
+    """A measured quantity: median with a bootstrap 95 % interval and percentiles over `n` samples."""
+
+    value: float
+    unit: str
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int = 1
+    conditions: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Ratio(Record):
+    """A ratio with its 95 % interval; above 1 is better."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+
+class Quality(Record):
+    """The gate's decision about a candidate's output quality against the original."""
+
+    metric: str
+    ratio: float
+    ci_low: float
+    ci_high: float
+    n: int
+    verdict: Verdict
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Candidate(Record):
+    """A candidate as the report shows it."""
+
+    name: str
+    status: Status
+    reason: str
+    steps: tuple[Step, ...] = ()
+    engine: str
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    artifact: Artifact | None = None
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    quality: Quality | None = None
+    speedup: dict[str, Ratio] = Field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""The run spec: everything that a run depends on, validated once and frozen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+
+from genopt.errors import SpecError
+from genopt.plan import Record
+
+SCHEMA_VERSION = 1
+Objective = Literal["latency", "throughput", "memory", "balanced"]
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(value: object) -> object:
+    """Turns `90s`, `10m`, `1.5h`, `300ms` or a plain number of seconds into seconds; leaves anything else alone."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)?\s*", value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a duration; write for example 90s, 10m or 1h")
+        return float(match[1]) * _UNITS[match[2] or "s"]
+    return value
+
+
+def parse_share(value: object) -> object:
+    """Turns `99%` into 0.99; leaves numbers alone."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%)?\s*", value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a share; write for example 99% or 0.99")
+        return float(match[1]) / (100 if match[2] else 1)
+    return value
+
+
+def parse_slo(value: object) -> object:
+    """Turns `ttft_p99=300ms,tpot_p99=30ms` into seconds by name; leaves mappings alone."""
+    if isinstance(value, str):
+        limits: dict[str, object] = {}
+        for part in filter(None, (piece.strip() for piece in value.split(","))):
+            name, separator, limit = part.partition("=")
+            if not separator:
+                raise ValueError(f"{part!r} is not a limit; write for example ttft_p99=300ms")
+            limits[name.strip()] = parse_duration(limit)
+        return limits
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Share = Annotated[float, BeforeValidator(parse_share)]
+SloName = Literal["ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "tpot_p99"]
+
+
+class RunSpec(Record):
+    """What `genopt optimize` is asked to do. Every command-line flag has a key here.
+
+    Attributes:
+        model: Hugging Face id, local folder, `.gguf` file or built-in name.
+        task: Catalogue name; None infers it from the model.
+        budget: Wall-clock seconds from start to written report (accepts `60m`).
+        quality: Quality bar as a share of the original's (accepts `99%`).
+        objective: What the winner is chosen by among accepted candidates.
+        slo: Latency limits in seconds by name (accepts `ttft_p99=300ms`).
+        eval_data: Text, JSON lines or Parquet file for the quality gate; None uses Python's own help texts.
+        calib_data: Likewise for calibration; never overlaps the evaluation text.
+        include: Keep only candidates whose technique, engine or name contains one of these.
+        exclude: Drop candidates whose technique, engine or name contains one of these.
+        concurrency: Numbers of simultaneous streams at which throughput is measured.
+        prompt_tokens: Length of the measured prompts.
+        output_tokens: New tokens per measured request.
+        address: Ray cluster to join; None joins a local one or starts an embedded one.
+        store: Folder of content-addressed artifacts.
+        out: Run folder to create.
+        deploy: Deploy the winner at the end.
+        max_trials: Upper bound of searched candidates; None searches until the budget ends.
+        seed: Seed of everything random.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str = Field(min_length=1)
+    task: str | None = None
+    budget: Duration = Field(default=3600.0, gt=0)
+    quality: Share = Field(default=0.99, gt=0, le=1)
+    objective: Objective = "latency"
+    slo: Annotated[dict[SloName, float], BeforeValidator(parse_slo)] = Field(default_factory=dict)
+    eval_data: str | None = None
+    calib_data: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    concurrency: tuple[int, ...] = (1, 4)
+    prompt_tokens: int = Field(default=64, ge=2)
+    output_tokens: int = Field(default=32, ge=4)
+    address: str | None = None
+    store: str | None = None
+    out: str | None = None
+    deploy: bool = False
+    max_trials: int | None = Field(default=None, ge=0)
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    @field_validator("concurrency")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 1:
+            raise ValueError("concurrency needs at least one number, each 1 or more")
+        return tuple(sorted({1, *value}))
+
+
+def build(values: dict[str, Any]) -> RunSpec:
+    """Validates values into a spec.
+
+    Raises:
+        SpecError: With the path of the first key that cannot be used and the remedy.
+    """
+    try:
+        return RunSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"]) or "spec"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(RunSpec.model_fields)
+            raise SpecError(f"Unknown key {path!r}; known keys are {known}.") from None
+        raise SpecError(f"Bad value for {path!r}: {first['msg'].removeprefix('Value error, ')}.") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a spec file (YAML) into a plain mapping; flags may be laid over it before `build`.
+
+    Raises:
+        SpecError: The file is missing or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"Cannot read the spec {path}: {error.strerror}; give the path of a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not valid YAML ({str(error).splitlines()[0]}); mend it or leave --config out.") from None
+    if not isinstance(content, dict):
+        raise SpecError(f"{path} must hold a mapping of keys to values, like `model: smollm2-135m`.")
+    return content
+
+
+def dump(spec: RunSpec) -> str:
+    """The resolved spec as YAML; `genopt optimize --config` repeats the run from it."""
+    text: str = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+OBJECTIVES: tuple[str, ...] = get_args(Objective)

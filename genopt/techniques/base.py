@@ -1,0 +1,62 @@
+"""The transform contract: one artifact folder in, another out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from genopt.plan import JsonValue, Record
+
+
+class TransformContext(Record):
+    """What a transform may use besides its parameters.
+
+    Attributes:
+        original: Folder of the original model (teacher, tokenizer).
+        calibration: Parquet file with a column `ids` (list<int32>): calibration token sequences, disjoint
+            from the evaluation text; None for data-free transforms.
+        seed: Seed for everything random.
+        threads: CPU threads to use.
+        time_limit_s: Time after which the result is worthless; time-boxed transforms end well before.
+    """
+
+    original: str
+    calibration: str | None
+    seed: int
+    threads: int
+    time_limit_s: float
+
+
+Progress = Callable[[str], None]
+
+
+class Transform(Protocol):
+    """An entry of the catalogue's techniques. Class attributes are readable without running anything."""
+
+    name: str
+    version: int
+    phase: int
+    """Order of application: 10 structure, 20 sparsity, 30 recovery training, 40 quantization, 50 conversion."""
+    requires: frozenset[str]
+    """Traits the source must carry."""
+    excludes: frozenset[str]
+    """Traits the source must not carry."""
+    adds: frozenset[str]
+    """Traits of the result, besides the source's."""
+    removes: frozenset[str]
+    """Traits of the source that the result no longer has."""
+    needs_calibration: bool
+
+    @staticmethod
+    def check(source: Path, params: dict[str, JsonValue]) -> None:
+        """Validates the parameters against the model's config.
+
+        Raises:
+            InfeasibleError: This model or machine cannot take it, with the reason.
+            SpecError: Unknown parameter or bad value.
+        """
+
+    @staticmethod
+    def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """Writes the result into the empty folder `destination`; the source is never changed."""
