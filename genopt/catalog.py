@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Literal
+from typing import Any, Literal
 
 from genopt.errors import SpecError
 
@@ -43,7 +43,7 @@ def names(kind: Kind) -> dict[str, str]:
     return found
 
 
-def load(kind: Kind, name: str) -> type:
+def load(kind: Kind, name: str) -> Any:
     """Imports and returns the class behind a name.
 
     Raises:
@@ -53,5 +53,4 @@ def load(kind: Kind, name: str) -> type:
     if name not in known:
         raise SpecError(f"There is no {kind[:-1]} {name!r}; choose one of {', '.join(sorted(known))}.")
     module, _, attribute = known[name].partition(":")
-    found: type = vars(importlib.import_module(module))[attribute]
-    return found
+    return vars(importlib.import_module(module))[attribute]

@@ -1,0 +1,1 @@
+"""distributed of genopt; see the package's modules."""

@@ -1,0 +1,96 @@
+"""Joins the Ray cluster that is meant, or starts an embedded one, and says what it offers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+
+from genopt.errors import ClusterError
+from genopt.plan import Record
+
+QUIET = {
+    "RAY_worker_niceness": "0",  # Ray's workers run at nice 15 by default, and measurements would lose to any other process
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class Node(Record):
+    """One node that can run stages."""
+
+    node_id: str
+    hostname: str
+    cpus: float
+    gpus: float
+
+
+def _running_local_cluster() -> str | None:
+    """Address of the cluster that `ray start --head` left on this machine, if it is alive."""
+    from ray._private import services
+
+    found = services.find_gcs_addresses()
+    return sorted(found)[0] if found else None
+
+
+def connect(address: str | None, *, namespace: str) -> str:
+    """Connects this process to Ray and says how.
+
+    Args:
+        address: Cluster to join; None joins `RAY_ADDRESS` or a cluster on this machine, else starts an embedded one.
+        namespace: Ray namespace of the run.
+
+    Raises:
+        ClusterError: The cluster does not answer.
+    """
+    if ray.is_initialized():
+        return "the Ray that this process is connected to"
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    target = address or os.environ.get("RAY_ADDRESS") or _running_local_cluster()
+    try:
+        if target is None:
+            ray.init(
+                address="local", include_dashboard=False, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False,
+                object_store_memory=200 * 2**20,
+            )  # fmt: skip
+            return "an embedded Ray on this machine"
+        ray.init(address=target, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_job_environment())
+    except ray.exceptions.AuthenticationError:
+        raise ClusterError(f"The Ray cluster at {target} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from None
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClusterError(f"No Ray cluster answers at {target} ({cause[:160]}); check --address, or leave it out to run on this machine.") from None
+    return f"the Ray cluster at {target}"
+
+
+def _job_environment() -> dict[str, dict[str, str]]:
+    """Lets the cluster's workers import the genopt that this process runs, where it is a checkout on the same machine."""
+    source = Path(__file__).resolve().parents[2]
+    paths = [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+
+
+def nodes() -> list[Node]:
+    """The alive nodes that have processors, the largest first.
+
+    Raises:
+        ClusterError: There is none.
+    """
+    found = [
+        Node(node_id=item["NodeID"], hostname=item["NodeManagerHostname"], cpus=item["Resources"].get("CPU", 0.0),
+             gpus=item["Resources"].get("GPU", 0.0))
+        for item in ray.nodes() if item["Alive"] and item["Resources"].get("CPU", 0.0) > 0
+    ]  # fmt: skip
+    if not found:
+        raise ClusterError("The Ray cluster has no node with processors; start one with `ray start --head --num-cpus N`.")
+    return sorted(found, key=lambda node: (-node.gpus, -node.cpus, node.node_id))
+
+
+def disconnect() -> None:
+    """Leaves the cluster; an embedded one ends with it."""
+    ray.shutdown()

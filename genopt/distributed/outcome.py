@@ -1,0 +1,74 @@
+"""What a run has found so far, kept in its journal: the one truth from which reports and resumption read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genopt.plan import Candidate, Plan
+from genopt.store.run_folder import RunFolder
+from genopt.tasks.base import Evaluation, References
+
+
+class Outcome:
+    """Records results in the run's journal and Parquet tables as they arrive.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self.candidates: list[Candidate] = []
+        self.references: References | None = None
+        self._samples: list[dict[str, Any]] = []
+        self.seconds: dict[str, list[float]] = {}
+
+    def replay(self) -> None:
+        """Takes the finished candidates over from the journal of an interrupted run."""
+        for event in self._folder.events():
+            if event["event"] == "candidate_finished":
+                self.candidates.append(Candidate.model_validate(event["candidate"]))
+
+    def set_references(self, references: References) -> None:
+        """Records the two references."""
+        self.references = references
+        self._samples.extend(references.samples)
+        self._folder.append("references", **references.model_dump(mode="json", exclude={"samples"}))
+        self.flush()
+
+    def add(self, found: Evaluation) -> None:
+        """Records one finished candidate."""
+        self.candidates.append(found.candidate)
+        self._samples.extend(found.samples)
+        if found.candidate.metrics:
+            self.seconds.setdefault(found.candidate.engine, []).append(found.seconds)
+        self._folder.append("candidate_finished", candidate=found.candidate.model_dump(mode="json"), seconds=found.seconds)
+        self.flush()
+
+    def identities(self) -> set[str]:
+        """Identities of everything that ended."""
+        return {
+            Plan(name=item.name, steps=item.steps, engine=item.engine, options=item.options).identity()
+            for item in self.candidates if item.status != "skipped"
+        }  # fmt: skip
+
+    def flush(self) -> None:
+        """Writes the Parquet tables."""
+        everything = [*([self.references.original, self.references.baseline] if self.references else []), *self.candidates]
+        self._folder.write_records("candidates", [_row(item) for item in everything])
+        self._folder.write_records("samples", self._samples)
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    """One flat row of the table of candidates."""
+    quality, speedup = candidate.quality, candidate.speedup
+    row: dict[str, Any] = {
+        "name": candidate.name, "status": candidate.status, "reason": candidate.reason, "engine": candidate.engine,
+        "techniques": "+".join(step.technique for step in candidate.steps),
+        "artifact_bytes": candidate.artifact.bytes if candidate.artifact else None,
+        "quality_ratio": quality.ratio if quality else None, "quality_low": quality.ci_low if quality else None,
+        "quality_high": quality.ci_high if quality else None, "quality_tokens": quality.n if quality else None,
+        "speedup_vs_original": speedup["vs_original"].value if "vs_original" in speedup else None,
+        "speedup_vs_baseline": speedup["vs_baseline"].value if "vs_baseline" in speedup else None,
+    }  # fmt: skip
+    return row | {name: metric.value for name, metric in candidate.metrics.items()}

@@ -1,0 +1,1 @@
+"""engines of genopt; see the package's modules."""

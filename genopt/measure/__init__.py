@@ -1,0 +1,1 @@
+"""measure of genopt; see the package's modules."""

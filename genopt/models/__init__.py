@@ -1,0 +1,1 @@
+"""models of genopt; see the package's modules."""

@@ -1,0 +1,237 @@
+"""Runs stages and engine sessions in processes of their own.
+
+Each child gets its own process group and a deadline; whatever happens, the group is killed when the
+work ends, so that memory is truly released and a crash or hang is a typed error. A child also ends
+by itself when its parent disappears (`genopt.worker` watches it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.errors import OutOfMemoryError, StageCrashedError, StageError, StageTimeoutError, from_wire
+from genopt.plan import JsonValue
+
+
+def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child: explicit thread count, no hub or tokenizer chatter."""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    environment.update(extra or {})
+    return environment
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kills a child's whole process group and reaps the child."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+
+
+def _death_error(what: str, code: int, log: Path) -> StageError:
+    if code == -signal.SIGKILL:
+        return OutOfMemoryError(f"{what} was killed, most likely for lack of memory; free memory or use a smaller model (log: {log.name}).")
+    return StageCrashedError(f"{what} ended with exit code {code}; see {log.name} in the run's logs for the cause.")
+
+
+def run_stage(
+    kind: str,
+    payload: Mapping[str, Any],
+    *,
+    log: Path,
+    timeout_s: float,
+    threads: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Runs one stage to its end and returns its result.
+
+    Args:
+        kind: A key of `genopt.worker.STAGES`.
+        payload: JSON values for the stage.
+        log: File that receives the stage's output.
+        timeout_s: Seconds after which the stage's process group is killed.
+        threads: CPU threads, or None to leave the libraries' defaults.
+        environment: Variables for the child.
+
+    Raises:
+        StageTimeoutError: The deadline passed.
+        StageCrashedError, OutOfMemoryError: The process died.
+        GenoptError: Whatever the stage itself raised.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="genopt-stage-") as folder, log.open("ab") as output:
+        request, result = Path(folder, "request.json"), Path(folder, "result.json")
+        request.write_text(json.dumps({"kind": kind, "payload": dict(payload), "time_limit_s": timeout_s}), encoding="utf-8")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "genopt.worker", "stage", str(request), str(result)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            env=child_environment(threads, environment),
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=max(timeout_s, 0.1))
+        except subprocess.TimeoutExpired:
+            raise StageTimeoutError(f"The stage {kind!r} passed its limit of {timeout_s:.0f} s and was stopped; give a larger --budget.") from None
+        finally:
+            kill_group(process)
+        if not result.exists():
+            raise _death_error(f"The stage {kind!r}", code, log)
+        answer = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in answer:
+        raise from_wire(answer["error"])
+    value: dict[str, Any] = answer["result"]
+    return value
+
+
+class SessionProcess:
+    """A `TextSession` whose engine lives in a process of its own.
+
+    Args:
+        engine: Catalogue name.
+        artifact: Folder to open.
+        options: Options of the engine.
+        log: File that receives the process's output.
+        timeout_s: Limit of opening and of each later call, in seconds.
+        threads: CPU threads, or None for the libraries' defaults.
+        environment: Variables for the child.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        artifact: Path,
+        options: Mapping[str, JsonValue],
+        *,
+        log: Path,
+        timeout_s: float,
+        threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._request = {"engine": engine, "artifact": str(artifact), "options": dict(options)}
+        self._log = log
+        self.timeout_s = timeout_s
+        self._environment = child_environment(threads, environment)
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.load_s = 0.0
+
+    def open(self) -> Self:
+        """Starts the process and loads the artifact; `load_s` is the wall time of both.
+
+        Raises:
+            GenoptError: The engine refused, failed, died or took too long.
+        """
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "genopt.worker", "session"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, start_new_session=True,
+                env=self._environment, text=True,
+            )  # fmt: skip
+        threading.Thread(target=self._pump, args=(self._process.stdout, self._lines), daemon=True).start()
+        try:
+            self.call("open", **self._request)
+        except BaseException:
+            self.close()
+            raise
+        self.load_s = time.monotonic() - started
+        return self
+
+    @staticmethod
+    def _pump(stream: IO[str] | None, lines: queue.Queue[str | None]) -> None:
+        if stream is not None:
+            for line in stream:
+                lines.put(line)
+        lines.put(None)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running session."""
+        return self._running().pid
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise StageError("The engine session is closed; open it first.")
+        return self._process
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        process = self._running()
+        try:
+            if process.stdin is not None:
+                process.stdin.write(json.dumps(message) + "\n")
+                process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._died() from None
+
+    def _died(self) -> StageError:
+        process = self._running()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        return _death_error("The engine's process", process.returncode if process.returncode is not None else -signal.SIGKILL, self._log)
+
+    def call(self, method: str, *, on_token: OnToken | None = None, **arguments: Any) -> Any:
+        """Calls a method of the remote session and waits for its result."""
+        self._send({"method": method, "arguments": arguments, "stream": on_token is not None})
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.01))
+            except queue.Empty:
+                self.close()
+                raise StageTimeoutError(f"The engine did not answer {method!r} within {self.timeout_s:.0f} s and was stopped.") from None
+            if line is None:
+                raise self._died()
+            answer = json.loads(line)
+            if "token" in answer:
+                index, token = answer["token"]
+                if on_token is not None and not on_token(index, token):
+                    self._send({"cancel": index})
+                continue
+            if "error" in answer:
+                raise from_wire(answer["error"])
+            return answer["result"]
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        """See `TextSession.generate`."""
+        payload = [request.model_dump(mode="json") for request in requests]
+        return [Generation.model_validate(item) for item in self.call("generate", on_token=on_token, requests=payload)]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """See `TextSession.score`."""
+        return Scores.model_validate(self.call("score", sequences=[list(sequence) for sequence in sequences]))
+
+    def memory(self) -> Memory:
+        """See `TextSession.memory`."""
+        return Memory.model_validate(self.call("memory"))
+
+    def close(self) -> None:
+        """Kills the process group; safe to call twice."""
+        if self._process is not None:
+            kill_group(self._process)
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError, ValueError):
+                        stream.close()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self.open() if self._process is None else self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

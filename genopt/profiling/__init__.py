@@ -1,0 +1,1 @@
+"""profiling of genopt; see the package's modules."""

@@ -1,0 +1,1 @@
+"""quality of genopt; see the package's modules."""

@@ -1,0 +1,1 @@
+"""report of genopt; see the package's modules."""

@@ -1,0 +1,1 @@
+"""search of genopt; see the package's modules."""

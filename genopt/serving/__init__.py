@@ -1,0 +1,1 @@
+"""serving of genopt; see the package's modules."""

@@ -1,0 +1,1 @@
+"""store of genopt; see the package's modules."""

@@ -1,0 +1,73 @@
+"""Durable files: a reader sees either the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from genopt.errors import GenoptError, StorageError
+
+
+def storage_error(path: Path, error: OSError) -> GenoptError:
+    """Maps an operating system error to one sentence with the remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"No space is left for {path}; free some or point --store (GENOPT_STORE) to a larger disk.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(f"{path} cannot be written; choose a writable folder with --store or --out.")
+    return StorageError(f"{path} cannot be used ({error.strerror}); choose another folder with --store or --out.")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames and new names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file under a temporary name, fsyncs it and renames it.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise storage_error(path, error) from None
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds an exclusive advisory lock on a file while the block runs; waits for it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    except OSError as error:
+        raise storage_error(path, error) from None
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

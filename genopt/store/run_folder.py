@@ -1,0 +1,109 @@
+"""A run's folder: spec, environment, journal, records, logs, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genopt.errors import RunFolderError
+from genopt.store.files import storage_error, write_atomically
+
+
+class RunFolder:
+    """Reads and writes one run folder; the journal has one writer, the driver.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, spec_yaml: str, environment: Mapping[str, Any]) -> RunFolder:
+        """Makes a new run folder.
+
+        Raises:
+            RunFolderError: Something is already there; nothing is overwritten.
+            StorageError: It cannot be written.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(f"{path} already exists; choose another --out, or continue that run with `genopt resume {path}`.")
+        try:
+            for name in ("records", "profile", "logs"):
+                (path / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from None
+        write_atomically(path / "environment.json", json.dumps(environment, indent=2))
+        write_atomically(path / "spec.yaml", spec_yaml)
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """Opens the folder of an earlier run.
+
+        Raises:
+            RunFolderError: It is missing or not a run folder.
+        """
+        if not (path / "spec.yaml").is_file():
+            raise RunFolderError(f"{path} is not a run folder (it has no spec.yaml); give the folder that `genopt optimize` printed.")
+        return cls(path)
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the stages' logs."""
+        return self.path / "logs"
+
+    def append(self, event: str, **content: Any) -> None:
+        """Appends one event to the journal, durably."""
+        line = json.dumps({"time": time.time(), "event": event, **content}, allow_nan=False)
+        try:
+            with (self.path / "journal.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise storage_error(self.path, error) from None
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The journal's events in order; a last line that was cut off by a crash is left out."""
+        journal = self.path / "journal.jsonl"
+        if not journal.exists():
+            return
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+    def environment(self) -> dict[str, Any]:
+        """What the run ran on."""
+        content: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        return content
+
+    def write_records(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Writes one Parquet table of records; an empty one is not written."""
+        if not rows:
+            return
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows), buffer)
+        write_atomically(self.path / "records" / f"{name}.parquet", buffer.getvalue().to_pybytes())
+
+    def read_records(self, name: str) -> pa.Table:
+        """Reads one Parquet table of records.
+
+        Raises:
+            RunFolderError: The run has no such table.
+        """
+        path = self.path / "records" / f"{name}.parquet"
+        if not path.exists():
+            known = ", ".join(sorted(item.stem for item in (self.path / "records").glob("*.parquet"))) or "none yet"
+            raise RunFolderError(f"{self.path} has no records named {name!r}; it has {known}.")
+        return pq.read_table(path)

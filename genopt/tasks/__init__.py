@@ -1,0 +1,1 @@
+"""tasks of genopt; see the package's modules."""

@@ -1,0 +1,116 @@
+"""The task protocol: what a modality tells the orchestrator, which knows none of them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from genopt.plan import Artifact, Candidate, JsonValue, Plan, Record
+
+Progress = Callable[[str], None]
+
+
+class BenchConfig(Record):
+    """What a bench needs to measure and judge candidates on one node.
+
+    Attributes:
+        original: Folder of the original model.
+        artifact: The original as an artifact.
+        data: File that the task's prepare stage wrote.
+        logs: Folder for the sessions' logs.
+        quality: Quality bar.
+        concurrency: Numbers of streams at which throughput is measured.
+        output_tokens: New tokens per measured request.
+        threads: CPU threads of every session.
+        parameters: Parameter count of the original.
+        seed: Seed of resampling.
+        environment: Environment variables of the sessions.
+    """
+
+    original: str
+    artifact: Artifact
+    data: str
+    logs: str
+    quality: float
+    concurrency: tuple[int, ...]
+    output_tokens: int
+    threads: int
+    parameters: int
+    seed: int
+    environment: dict[str, str] = {}
+
+
+class Evaluation(Record):
+    """A measured and judged candidate with its raw samples.
+
+    Attributes:
+        candidate: As the report shows it.
+        samples: Raw timing samples.
+        seconds: Wall time of the evaluation.
+    """
+
+    candidate: Candidate
+    samples: tuple[dict[str, Any], ...] = ()
+    seconds: float = 0.0
+
+
+class References(Record):
+    """The two references and how noisy the machine is."""
+
+    original: Candidate
+    baseline: Candidate
+    aa: dict[str, float]
+    samples: tuple[dict[str, Any], ...] = ()
+    evaluation: dict[str, JsonValue]
+
+
+class Bench(Protocol):
+    """Measures and judges on one node; keeps the references open between candidates."""
+
+    def references(self, deadline: float, progress: Progress) -> References:
+        """Opens and measures the original and the baseline.
+
+        Args:
+            deadline: Unix time by which it must be done.
+            progress: Told what happens.
+        """
+
+    def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
+        """Audits, measures and judges one candidate. Failures are in the result, not raised."""
+
+    def close(self) -> None:
+        """Ends all processes of the bench."""
+
+
+class Task(Protocol):
+    """An entry of the catalogue's tasks."""
+
+    name: str
+    modality: str
+    prepare_stage: str
+    profile_stage: str
+
+    @staticmethod
+    def references() -> tuple[Plan, Plan]:
+        """The plans of `original` and `baseline`."""
+
+    @staticmethod
+    def catalogue(model_folder: Path) -> list[Plan]:
+        """The candidates that every run tries first."""
+
+    @staticmethod
+    def space() -> Mapping[str, Sequence[JsonValue]]:
+        """Choices by flat name for the search over further candidates."""
+
+    @staticmethod
+    def seeds() -> list[dict[str, JsonValue]]:
+        """Points of the space to try first."""
+
+    @staticmethod
+    def plan(choices: Mapping[str, JsonValue]) -> Plan:
+        """The plan of one point of the space."""
+
+    @staticmethod
+    def bench(config: BenchConfig) -> Bench:
+        """A closed bench; cheap."""

@@ -1,0 +1,276 @@
+"""Measures and judges language-model candidates on one node.
+
+The original and the baseline stay open in processes of their own for the whole run: the baseline so
+that every candidate is timed interleaved with it, the original so that the gate can ask for more
+reference tokens when a verdict needs them. Idle sessions wait on a pipe and use no processor time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from genopt.engines.base import GenerationRequest
+from genopt.errors import GenoptError, InfeasibleError, StageError
+from genopt.measure.statistics import combine
+from genopt.measure.text_speed import Comparison, TextWorkload, compare, measure_aa
+from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio
+from genopt.process import SessionProcess
+from genopt.quality.audit import audit
+from genopt.quality.gate import SequentialGate
+from genopt.tasks.base import BenchConfig, Evaluation, Progress, References
+from genopt.tasks.text_data import TextSet
+
+LOOKS = (2_048, 8_192, 16_384, 32_768, 65_536)
+"""Cumulative evaluation tokens at which the gate may decide."""
+CHECK_TOKENS = 24
+"""New tokens per prompt of the generation check."""
+LENGTH_SHARE = 0.9
+"""Generated length below this share of the original's is anomalous: truncated output fakes speed (MLPerf Inference rules)."""
+
+
+@dataclass
+class _Judged:
+    """What the gate has seen of one candidate so far."""
+
+    log_probs: list[tuple[float, ...]] = field(default_factory=list)
+    tops: list[tuple[int, ...]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class TextBench:
+    """See `genopt.tasks.base.Bench`.
+
+    Args:
+        config: What to measure against.
+        plans: The plans of the original and the baseline.
+    """
+
+    def __init__(self, config: BenchConfig, plans: tuple[Plan, Plan]) -> None:
+        self._config = config
+        self._plans = plans
+        self._data = TextSet.model_validate_json(Path(config.data).read_text(encoding="utf-8"))
+        self._gate = SequentialGate(bar=config.quality, looks=self._looks(), seed=config.seed)
+        self._workload = TextWorkload(prompts=self._data.prompts, output_tokens=config.output_tokens, concurrency=config.concurrency)
+        self._sessions: dict[str, SessionProcess] = {}
+        self._reference_scores: list[tuple[float, ...]] = []
+        self._reference_tops: list[tuple[int, ...]] = []
+        self._reference_length = 0
+        self._baseline_ratio = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
+
+    def _looks(self) -> tuple[int, ...]:
+        available = sum(len(window) - 1 for window in self._data.windows)
+        looks = tuple(look for look in LOOKS if look <= available)
+        return looks or (available,)
+
+    def _window_count(self, look: int) -> int:
+        """How many evaluation windows a look needs."""
+        total = 0
+        for count, window in enumerate(self._data.windows, start=1):
+            total += len(window) - 1
+            if total >= self._gate.looks[look]:
+                return count
+        return len(self._data.windows)
+
+    def _session(self, plan: Plan, artifact: Path, deadline: float) -> SessionProcess:
+        left = deadline - time.time()
+        if left <= 1:
+            raise StageError("The budget ended before this candidate could be opened; give a larger --budget.")
+        options = {name: value for name, value in plan.options.items() if name != "spare_threads"}
+        spare = int(str(plan.options.get("spare_threads", 0)))
+        options.setdefault("threads", max(1, self._config.threads - spare))
+        log = Path(self._config.logs) / f"{plan.name}.session.log"
+        threads = int(str(options["threads"]))
+        return SessionProcess(
+            plan.engine, artifact, options, log=log, timeout_s=left, threads=threads, environment=self._config.environment
+        )
+
+    def references(self, deadline: float, progress: Progress) -> References:
+        """See `Bench.references`."""
+        original_plan, baseline_plan = self._plans
+        folder = Path(self._config.original)
+        progress("opening the original")
+        original = self._sessions["original"] = self._session(original_plan, folder, deadline).open()
+        self._reference_length = self._generated_length(original)
+        progress("opening the baseline (compiling)")
+        note = "best lossless form of the original: compiled decode step, same precision"
+        try:
+            baseline = self._session(baseline_plan, folder, deadline).open()
+        except InfeasibleError as error:
+            note = f"the original itself, because the baseline cannot run here: {error}"
+            baseline_plan = original_plan.model_copy(update={"name": "baseline"})
+            baseline = self._session(baseline_plan, folder, deadline).open()
+        self._sessions["baseline"] = baseline
+        progress("timing baseline against original")
+        seed = self._config.seed
+        found = compare(baseline, original, self._workload, seed=seed, half_width=0.02, max_rounds=6, time_cap_s=20.0)
+        progress("timing the baseline against itself (A/A)")
+        aa = measure_aa(baseline, self._workload, seed=seed, time_cap_s=8.0)
+        self._baseline_ratio = found.ratio
+        progress("scoring the evaluation text with the original")
+        self._reference(0)
+        quality = self._look(baseline, _Judged(), 0, progress)
+        unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
+        return References(
+            original=self._candidate(original_plan, "the model as it is run today", original, found.baseline_metrics, None, {"vs_original": unit}),
+            baseline=self._candidate(
+                baseline_plan, note, baseline, found.candidate_metrics, quality.model_copy(update={"verdict": "reference"}),
+                {"vs_original": found.ratio, "vs_baseline": aa},
+            ),
+            aa=aa.model_dump(), samples=_rows(found, "baseline"), evaluation=self._evaluation_facts(),
+        )  # fmt: skip
+
+    def _evaluation_facts(self) -> dict[str, JsonValue]:
+        data = self._data
+        return {
+            "source": data.source, "digest": data.digest, "calibration_digest": data.calibration_digest,
+            "window_tokens": max(len(window) for window in data.windows), "available_tokens": sum(map(len, data.windows)),
+            "looks": list(self._gate.looks),
+        }  # fmt: skip
+
+    def _candidate(
+        self, plan: Plan, reason: str, session: SessionProcess, metrics: dict[str, Metric], quality: Quality | None, speedup: dict[str, Ratio]
+    ) -> Candidate:
+        bits = audit(Path(self._config.artifact.path), self._config.parameters).effective_bits
+        return Candidate(
+            name=plan.name, status="accepted", reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options,
+            artifact=self._config.artifact.model_copy(update={"effective_bits": bits}),
+            metrics=metrics | self._resources(session), quality=quality, speedup=speedup,
+        )  # fmt: skip
+
+    def _resources(self, session: SessionProcess) -> dict[str, Metric]:
+        memory = session.memory()
+        peak = memory.device_peak_bytes or memory.peak_rss_bytes
+        kind = "device allocator" if memory.device_peak_bytes else "resident set of the engine's process"
+        return {
+            "load_s": Metric(value=session.load_s, unit="s", conditions={"what": "start of the process until it can generate"}),
+            "peak_memory_bytes": Metric(value=float(peak), unit="bytes", conditions={"what": kind}),
+        }
+
+    def _reference(self, look: int) -> tuple[list[tuple[float, ...]], list[tuple[int, ...]]]:
+        """The original's scores of all windows up to a look, computed when first asked for."""
+        count = self._window_count(look)
+        missing = self._data.windows[len(self._reference_scores) : count]
+        if missing:
+            scores = self._sessions["original"].score(missing)
+            self._reference_scores.extend(scores.log_probs)
+            self._reference_tops.extend(scores.top_ids)
+        return self._reference_scores[:count], self._reference_tops[:count]
+
+    def _look(self, session: SessionProcess, judged: _Judged, look: int, progress: Progress) -> Quality:
+        """Scores the windows that a look adds and asks the gate."""
+        progress(f"judging at {self._gate.looks[look]} tokens")
+        reference, reference_tops = self._reference(look)
+        scores = session.score(self._data.windows[len(judged.log_probs) : len(reference)])
+        judged.log_probs.extend(scores.log_probs)
+        judged.tops.extend(scores.top_ids)
+        return self._gate.decide(reference, judged.log_probs, look, agreement=_agreement(reference_tops, judged.tops))
+
+    def _judge_on(self, session: SessionProcess, judged: _Judged, quality: Quality, deadline: float, progress: Progress) -> Quality:
+        """Spends more evaluation tokens until the gate decides, the text ends or the time is up."""
+        pace = judged.seconds / max(1, len(judged.log_probs))
+        for look in range(1, len(self._gate.looks)):
+            if quality.verdict != "inconclusive":
+                break
+            missing = self._window_count(look) - len(judged.log_probs)
+            if time.time() + pace * missing > deadline:
+                details: dict[str, JsonValue] = {**quality.details, "stopped": "the time for this candidate ended before the verdict"}
+                return quality.model_copy(update={"details": details})
+            started = time.time()
+            quality = self._look(session, judged, look, progress)
+            pace = (time.time() - started) / max(1, missing)
+        return quality
+
+    def _generated_length(self, session: SessionProcess) -> int:
+        stop = self._data.stop_ids
+        requests = [GenerationRequest(prompt_ids=prompt, max_new_tokens=CHECK_TOKENS, stop_token_ids=stop) for prompt in self._data.prompts[:2]]
+        return sum(len(session.generate([request])[0].token_ids) for request in requests)
+
+    def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
+        """See `Bench.evaluate`."""
+        started = time.time()
+        session: SessionProcess | None = None
+        try:
+            progress("auditing")
+            checked = audit(Path(artifact.path), self._config.parameters)
+            artifact = artifact.model_copy(update={"effective_bits": checked.effective_bits})
+            if checked.problems:
+                raise StageError(f"The artifact fails its audit: {checked.problems[0]}.")
+            progress("opening")
+            session = self._session(plan, Path(artifact.path), deadline).open()
+            candidate, samples = self._measure(plan, artifact, session, deadline, progress)
+        except InfeasibleError as error:
+            candidate, samples = failed(plan, "infeasible", str(error), artifact), ()
+        except GenoptError as error:
+            candidate, samples = failed(plan, "failed", str(error), artifact), ()
+        finally:
+            if session is not None:
+                session.close()
+        return Evaluation(candidate=candidate, samples=samples, seconds=time.time() - started)
+
+    def _measure(
+        self, plan: Plan, artifact: Artifact, session: SessionProcess, deadline: float, progress: Progress
+    ) -> tuple[Candidate, tuple[dict[str, object], ...]]:
+        length = self._generated_length(session)
+        judged, before = _Judged(), time.time()
+        quick = self._look(session, judged, 0, progress)
+        judged.seconds = time.time() - before
+        lost = quick.verdict in ("reject", "anomalous")
+        progress("timing against the baseline")
+        cap = min(6.0 if lost else 14.0, max(2.0, deadline - time.time()))
+        baseline = self._sessions["baseline"]
+        found = compare(
+            session, baseline, self._workload, seed=self._config.seed, half_width=0.02, max_rounds=2 if lost else 8, time_cap_s=cap
+        )
+        quality = self._judge_on(session, judged, quick, deadline, progress)
+        if self._reference_length and length < LENGTH_SHARE * self._reference_length:
+            share = length / self._reference_length
+            quality = quality.model_copy(update={"verdict": "anomalous", "details": {**quality.details, "length_share": share}})
+        status, reason = _outcome(quality, found.ratio, self._config.quality)
+        speedup = {"vs_original": combine(found.ratio, self._baseline_ratio), "vs_baseline": found.ratio}
+        candidate = Candidate(
+            name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
+            metrics=found.candidate_metrics | self._resources(session), quality=quality, speedup=speedup,
+        )  # fmt: skip
+        return candidate, _rows(found, plan.name)
+
+    def close(self) -> None:
+        """See `Bench.close`."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+
+def failed(plan: Plan, status: str, reason: str, artifact: Artifact | None = None) -> Candidate:
+    """A candidate that ended without a verdict: `failed`, `infeasible` or `skipped`."""
+    return Candidate.model_validate(
+        {"name": plan.name, "status": status, "reason": reason, "steps": plan.steps, "engine": plan.engine, "options": plan.options,
+         "artifact": artifact}
+    )  # fmt: skip
+
+
+def _rows(found: Comparison, name: str) -> tuple[dict[str, object], ...]:
+    return tuple({"candidate": name, **sample} for sample in found.raw)
+
+
+def _agreement(reference: list[tuple[int, ...]], candidate: list[tuple[int, ...]]) -> float:
+    """Share of positions at which both models prefer the same token."""
+    pairs = [one == other for a, b in zip(reference, candidate, strict=True) for one, other in zip(a, b, strict=True)]
+    return sum(pairs) / len(pairs) if pairs else math.nan
+
+
+def _outcome(quality: Quality, speed: Ratio, bar: float) -> tuple[str, str]:
+    """Status and the reason that the report shows."""
+    interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] of the original over {quality.n} tokens"
+    pace = f"{speed.value:.2f}x the baseline's speed"
+    if quality.verdict == "accept":
+        return "accepted", f"quality {interval} holds the bar of {bar:g}; {pace}"
+    if quality.verdict == "reject":
+        return "rejected", f"quality {interval} is below the bar of {bar:g}; {pace}"
+    if quality.verdict == "anomalous":
+        return "rejected", f"implausible output ({quality.details.get('anomaly', 'generated text is much shorter than the original’s')}); {pace}"
+    return "inconclusive", f"quality {interval} neither clears nor misses the bar of {bar:g} with the tokens there were; {pace}"
+
+

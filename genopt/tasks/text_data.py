@@ -1,0 +1,124 @@
+"""Stages of the text task that run in a process of their own: tokenize the texts, profile the original."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from genopt.errors import DataError, ModelError
+from genopt.plan import Record
+from genopt.store.files import write_atomically
+
+WINDOW = 512
+"""Tokens per evaluated sequence."""
+EVALUATION_TOKENS = 65_536
+CALIBRATION_TOKENS = 65_536
+PROMPTS = 4
+
+
+class TextSet(Record):
+    """The tokenized texts of a run.
+
+    Attributes:
+        windows: Evaluation sequences for the likelihood gate, in a seeded order.
+        prompts: Prompts for speed, all of the same length, disjoint from the evaluation text.
+        stop_ids: End-of-sequence tokens.
+        calibration: Parquet file with calibration sequences (column `ids`).
+        source: Where the evaluation text comes from.
+        digest: Digest of the evaluation text.
+        calibration_digest: Digest of the calibration text.
+    """
+
+    windows: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    prompts: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    stop_ids: tuple[int, ...]
+    calibration: str
+    source: str
+    digest: str
+    calibration_digest: str
+
+
+def stop_token_ids(folder: Path) -> tuple[int, ...]:
+    """End-of-sequence ids from generation_config.json, else config.json."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.exists():
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            if value is not None:
+                return tuple(value) if isinstance(value, list) else (int(value),)
+    return ()
+
+
+def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
+    """Tokenizes evaluation, calibration and prompt texts; writes `text_set.json` and `calibration.parquet`.
+
+    Args:
+        payload: `model` (folder), `eval_data`, `calib_data` (paths or None), `seed`, `prompt_tokens`,
+            `max_context`, `destination` (folder).
+
+    Raises:
+        DataError: The texts are too short or cannot be used.
+        ModelError: The model's tokenizer cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    from genopt.quality.text_data import load_documents, split, windows
+
+    folder, destination = Path(payload["model"]), Path(payload["destination"])
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} has no tokenizer.json; save the model's fast tokenizer beside the weights.")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    evaluation, calibration = split(load_documents(_path(payload["eval_data"])), payload["seed"])
+    if payload["calib_data"] is not None:
+        calibration = load_documents(_path(payload["calib_data"]))
+    window = min(WINDOW, int(payload["max_context"]))
+    evaluated = windows(evaluation, encode, window, EVALUATION_TOKENS)
+    calibrated = windows(calibration, encode, window, CALIBRATION_TOKENS)
+    length = int(payload["prompt_tokens"])
+    prompts = [piece[:length] for piece in calibrated if len(piece) >= length][:PROMPTS]
+    if not evaluated or not prompts:
+        raise DataError("The evaluation or calibration text is too short for one window; give a longer text with --eval-data or --calib-data.")
+    destination.mkdir(parents=True, exist_ok=True)
+    table = destination / "calibration.parquet"
+    pq.write_table(pa.table({"ids": pa.array([list(piece) for piece in calibrated], pa.list_(pa.int32()))}), table)
+    text_set = TextSet(
+        windows=tuple(map(tuple, evaluated)), prompts=tuple(map(tuple, prompts)), stop_ids=stop_token_ids(folder),
+        calibration=str(table), source=evaluation.source, digest=evaluation.digest, calibration_digest=calibration.digest,
+    )  # fmt: skip
+    write_atomically(destination / "text_set.json", text_set.model_dump_json())
+    return {"path": str(destination / "text_set.json")}
+
+
+def _path(value: str | None) -> Path | None:
+    return Path(value).expanduser() if value is not None else None
+
+
+def profile(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
+    """Profiles the original; see `genopt.profiling.text.profile_text`.
+
+    Args:
+        payload: `model` (folder), `threads`, `prompt_ids`, `trace_folder`.
+        time_limit_s: Seconds it may take.
+    """
+    from genopt.profiling.text import profile_text
+
+    found = profile_text(
+        Path(payload["model"]), threads=payload["threads"], prompt_ids=payload["prompt_ids"], decode_steps=16,
+        time_limit_s=time_limit_s, progress=_print, trace_folder=Path(payload["trace_folder"]),
+    )  # fmt: skip
+    content: dict[str, Any] = found.model_dump(mode="json")
+    return content
+
+
+def _print(message: str) -> None:
+    print(message, flush=True)

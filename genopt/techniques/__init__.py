@@ -1,0 +1,1 @@
+"""techniques of genopt; see the package's modules."""

@@ -1,0 +1,1 @@
+"""testing of genopt; see the package's modules."""

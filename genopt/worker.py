@@ -1,0 +1,141 @@
+"""The process that does the heavy work: `python -m genopt.worker stage|session`.
+
+`stage REQUEST RESULT` runs one stage of `STAGES` and writes its result or error as JSON.
+`session` opens an engine and answers calls as JSON lines on standard input and output; everything
+that libraries print goes to standard error instead. Needs pydantic and the standard library, plus
+whatever the stage or engine imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from genopt import catalog
+from genopt.engines.base import GenerationRequest, TextSession
+from genopt.errors import StageError, to_wire
+
+STAGES: Mapping[str, str] = {
+    "transform": "genopt.techniques.run:run_transform",
+    "prepare_text": "genopt.tasks.text_data:prepare",
+    "profile_text": "genopt.tasks.text_data:profile",
+}
+
+
+def _end_with_parent() -> None:
+    """Kills this process group as soon as the parent is gone, so that nothing outlives a killed run."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_stage_file(request: Path, result: Path) -> None:
+    """Runs the stage that a request file describes and writes the result file atomically."""
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    try:
+        module, _, function = STAGES[asked["kind"]].partition(":")
+        value = vars(importlib.import_module(module))[function](asked["payload"], asked["time_limit_s"])
+        answer: dict[str, Any] = {"result": value}
+    except Exception as error:  # noqa: BLE001 - every failure of a stage crosses the boundary as data
+        traceback.print_exc()
+        answer = {"error": to_wire(error)}
+    partial = result.with_suffix(".partial")
+    partial.write_text(json.dumps(answer), encoding="utf-8")
+    partial.rename(result)
+
+
+class SessionServer:
+    """Answers the calls of one `genopt.process.SessionProcess`.
+
+    Args:
+        incoming: Stream of JSON lines.
+        outgoing: Stream for the answers.
+    """
+
+    def __init__(self, incoming: IO[str], outgoing: IO[str]) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._calls: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._cancelled: set[int] = set()
+        self._session: TextSession | None = None
+
+    def serve(self) -> None:
+        """Answers until the other side closes its end."""
+        threading.Thread(target=self._read, daemon=True).start()
+        while (message := self._calls.get()) is not None:
+            try:
+                answer: dict[str, Any] = {"result": self._answer(message)}
+            except Exception as error:  # noqa: BLE001 - every failure of a call crosses the boundary as data
+                traceback.print_exc()
+                answer = {"error": to_wire(error)}
+            self._write(answer)
+        if self._session is not None:
+            self._session.close()
+
+    def _read(self) -> None:
+        for line in self._incoming:
+            message = json.loads(line)
+            if "cancel" in message:
+                self._cancelled.add(message["cancel"])
+            else:
+                self._calls.put(message)
+        self._calls.put(None)
+
+    def _write(self, message: Mapping[str, Any]) -> None:
+        self._outgoing.write(json.dumps(message) + "\n")
+        self._outgoing.flush()
+
+    def _answer(self, message: Mapping[str, Any]) -> Any:
+        method, arguments = message["method"], message["arguments"]
+        if method == "open":
+            engine = catalog.load("engines", arguments["engine"])
+            engine.check(arguments["options"])
+            self._session = engine.open(Path(arguments["artifact"]), arguments["options"])
+            return None
+        if self._session is None:
+            raise StageError("The session is not open; call open first.")
+        if method == "generate":
+            self._cancelled.clear()
+            requests = [GenerationRequest.model_validate(item) for item in arguments["requests"]]
+            on_token = self._emit if message["stream"] else None
+            return [generation.model_dump(mode="json") for generation in self._session.generate(requests, on_token)]
+        if method == "score":
+            return self._session.score(arguments["sequences"]).model_dump(mode="json")
+        if method == "memory":
+            return self._session.memory().model_dump(mode="json")
+        raise StageError(f"A session has no method {method!r}.")
+
+    def _emit(self, index: int, token: int) -> bool:
+        self._write({"token": [index, token]})
+        return index not in self._cancelled
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of the process."""
+    _end_with_parent()
+    if arguments[0] == "stage":
+        run_stage_file(Path(arguments[1]), Path(arguments[2]))
+        return 0
+    protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not land in the protocol
+    SessionServer(sys.stdin, protocol).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
