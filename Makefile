@@ -1,0 +1,39 @@
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-fast lint clean
+
+help:  ## Shows this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Makes .venv and installs genopt with what its tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "genopt needs Python 3.11 or newer, and $(PYTHON) is older; run for example: make install PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing genopt and what it needs into $(VENV); the first time takes some minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	@touch $@
+
+quickstart: install  ## Optimizes a small model and deploys the winner; pass flags with ARGS="--budget 10m"
+	$(BIN)/genopt quickstart $(ARGS)
+
+lint: install  ## Checks style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-fast: install  ## Runs the tests that need neither Ray nor a model
+	$(BIN)/python -m pytest tests/unit
+
+test: lint  ## Runs everything that CI runs
+	$(BIN)/python -m pytest -m "not gpu and not benchmark" tests/unit tests/contract tests/ray tests/e2e tests/packaging
+
+clean:  ## Removes what builds and tools leave behind; keeps .venv and runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find genopt tests jobs serving cluster -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,235 @@
+"""Times two language-model sessions against each other, interleaved so that drift of the machine hits both alike.
+
+Definitions: TTFT is request to first token, E2EL request to last token, TPOT = (E2EL - TTFT)/(n - 1) for n
+tokens, ITL the gaps between tokens, decode speed 1/TPOT, throughput generated tokens over wall time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pydantic import Field
+
+from genopt.engines.base import Generation, GenerationRequest, TextSession
+from genopt.errors import StageError
+from genopt.measure.statistics import half_width as relative_half_width
+from genopt.measure.statistics import log_ratio_interval, metric
+from genopt.plan import JsonValue, Metric, Ratio, Record
+
+MIN_ROUNDS = 2
+"""Fewer give no interval; they are measured even where the time cap has passed."""
+BATCH_REPEATS = 2
+AA_ROUNDS = 6
+AA_HALF_WIDTH = 0.02
+CLOCK_RESOLUTION_MS = 1e-6
+"""Timestamps are whole nanoseconds; two tokens with the same one are not infinitely fast."""
+
+Clock = Callable[[], float]
+Row = dict[str, object]
+
+
+class TextWorkload(Record):
+    """What is generated.
+
+    Attributes:
+        prompts: Token ids; used in turn, the same one for both sessions within a round.
+        output_tokens: New tokens per request.
+        concurrency: Numbers of simultaneous streams at which throughput is measured.
+    """
+
+    prompts: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    output_tokens: int = Field(ge=2)
+    concurrency: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What an interleaved measurement found.
+
+    Attributes:
+        candidate_metrics: `ttft_ms`, `tpot_ms`, `decode_tok_s` and `throughput_tok_s@C`.
+        baseline_metrics: Likewise.
+        ratio: Baseline TPOT over candidate TPOT: above 1 the candidate is faster.
+        raw: One flat row per request, all with the same keys.
+    """
+
+    candidate_metrics: dict[str, Metric]
+    baseline_metrics: dict[str, Metric]
+    ratio: Ratio
+    raw: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """One request's times."""
+
+    tokens: int
+    ttft_ms: float
+    tpot_ms: float
+    e2el_ms: float
+    itl_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, generation: Generation) -> _Timing:
+        times = generation.timestamps_ns
+        if len(times) < 2:
+            raise StageError(f"The engine returned {len(times)} tokens where a time per token needs two; check that it ignores end-of-sequence.")
+        ttft, e2el = ((at - generation.started_ns) / 1e6 for at in (times[0], times[-1]))
+        gaps = tuple((after - before) / 1e6 for before, after in pairwise(times))
+        per_token = max(CLOCK_RESOLUTION_MS, (e2el - ttft) / (len(times) - 1))
+        return cls(tokens=len(times), ttft_ms=ttft, tpot_ms=per_token, e2el_ms=max(CLOCK_RESOLUTION_MS, e2el), itl_ms=gaps)
+
+
+class _Duel:
+    """Two sessions under one workload, and all rows so far."""
+
+    def __init__(self, candidate: TextSession, baseline: TextSession, workload: TextWorkload) -> None:
+        self._sessions = {"candidate": candidate, "baseline": baseline}
+        self._workload = workload
+        self.timings: dict[str, list[_Timing]] = {role: [] for role in self._sessions}
+        self.batches: dict[tuple[str, int], list[float]] = {}
+        self.rows: list[Row] = []
+
+    def warm_up(self) -> None:
+        """One request per session, kept apart; it takes the last prompt, so that no early round finds its prompt in a cache."""
+        for turn, role in enumerate(self._sessions):
+            self._run(role, phase="warmup", round_index=-1, turn=turn, streams=1)
+
+    def single_stream(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> tuple[Ratio, bool]:
+        """Rounds in the order AB, BA, AB, ... until the ratio is known well enough; returns it and whether it is.
+
+        The stop looks at the interval's width only, never at the ratio, so that it favours neither side.
+        """
+        for done in range(1, max(MIN_ROUNDS, max_rounds) + 1):
+            for turn, role in enumerate(self._order(done - 1)):
+                self.timings[role] += self._run(role, phase="single", round_index=done - 1, turn=turn, streams=1)
+            if done < MIN_ROUNDS:
+                continue
+            ratio = self._ratio(seed)
+            if relative_half_width(ratio) <= half_width:
+                return ratio, True
+            if clock() >= deadline:
+                break
+        return ratio, False
+
+    def batch(self, streams: int, *, deadline: float, clock: Clock) -> None:
+        """Batches of `streams` requests on both sessions; repeated in the other order if the time suffices."""
+        for repeat in range(BATCH_REPEATS):
+            started = clock()
+            for turn, role in enumerate(self._order(repeat)):
+                timings = self._run(role, phase="throughput", round_index=repeat, turn=turn, streams=streams)
+                seconds = max(timing.e2el_ms for timing in timings) / 1e3
+                self.batches.setdefault((role, streams), []).append(sum(timing.tokens for timing in timings) / seconds)
+            if 2 * clock() - started > deadline:
+                break
+
+    def metrics(self, role: str, *, seed: int, decided: bool) -> dict[str, Metric]:
+        """The metrics of one session."""
+        timings = self.timings[role]
+
+        def summary(samples: Sequence[float], unit: str, streams: int = 1) -> Metric:
+            conditions: dict[str, JsonValue] = {
+                "prompt_tokens": max(map(len, self._workload.prompts)), "output_tokens": self._workload.output_tokens,
+                "concurrency": streams, "decided": decided,
+            }  # fmt: skip
+            return metric(samples, unit, seed=seed, conditions=conditions)
+
+        found = {
+            "ttft_ms": summary([timing.ttft_ms for timing in timings], "ms"),
+            "tpot_ms": summary([timing.tpot_ms for timing in timings], "ms"),
+            "decode_tok_s": summary([1e3 / timing.tpot_ms for timing in timings], "tok/s"),
+        }
+        for streams in self._workload.concurrency:
+            rates = [1e3 * timing.tokens / timing.e2el_ms for timing in timings] if streams == 1 else self.batches[role, streams]
+            found[f"throughput_tok_s@{streams}"] = summary(rates, "tok/s", streams)
+        return found
+
+    def _order(self, index: int) -> list[str]:
+        roles = list(self._sessions)
+        return roles[::-1] if index % 2 else roles
+
+    def _ratio(self, seed: int) -> Ratio:
+        candidate, baseline = ([timing.tpot_ms for timing in self.timings[role]] for role in ("candidate", "baseline"))
+        return log_ratio_interval(candidate, baseline, seed=seed)
+
+    def _run(self, role: str, *, phase: str, round_index: int, turn: int, streams: int) -> list[_Timing]:
+        """One call with `streams` requests, recorded."""
+        prompts = self._workload.prompts
+        chosen = [prompts[(round_index + offset) % len(prompts)] for offset in range(streams)]
+        requests = [GenerationRequest(prompt_ids=prompt, max_new_tokens=self._workload.output_tokens) for prompt in chosen]
+        timings = [_Timing.of(generation) for generation in self._sessions[role].generate(requests)]
+        if len(timings) != streams:
+            raise StageError(f"The engine answered {len(timings)} of {streams} requests; check that it returns one result per request.")
+        for prompt, timing in zip(chosen, timings, strict=True):
+            self.rows.append({
+                "session": role, "round": round_index, "turn": turn, "phase": phase, "concurrency": streams,
+                "prompt_tokens": len(prompt), "output_tokens": timing.tokens, "ttft_ms": timing.ttft_ms,
+                "tpot_ms": timing.tpot_ms, "e2el_ms": timing.e2el_ms, "itl_ms": list(timing.itl_ms),
+            })  # fmt: skip
+        return timings
+
+
+def compare(
+    candidate: TextSession,
+    baseline: TextSession,
+    workload: TextWorkload,
+    *,
+    seed: int,
+    half_width: float,
+    max_rounds: int,
+    time_cap_s: float,
+    clock: Clock = time.monotonic,
+) -> Comparison:
+    """Measures two sessions interleaved: warm-up, single streams until the ratio is known, then batches.
+
+    Two rounds of single streams and one batch per concurrency are always measured; the time cap governs all beyond.
+    Requests are greedy and have no stop tokens, so that both sessions generate equally many tokens.
+
+    Args:
+        candidate: What is judged.
+        baseline: What it is compared with.
+        workload: What is generated.
+        seed: Seed of the intervals' resampling.
+        half_width: Enough rounds are done when the ratio's relative half-width is at most this.
+        max_rounds: Upper bound of rounds.
+        time_cap_s: Seconds after which nothing optional is started.
+        clock: Monotonic clock in seconds.
+
+    Raises:
+        StageError: A session returned too few tokens or results.
+        GenoptError: Whatever a session raises.
+    """
+    deadline = clock() + time_cap_s
+    duel = _Duel(candidate, baseline, workload)
+    duel.warm_up()
+    ratio, decided = duel.single_stream(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
+    for streams in workload.concurrency:
+        if streams > 1:
+            duel.batch(streams, deadline=deadline, clock=clock)
+    return Comparison(
+        candidate_metrics=duel.metrics("candidate", seed=seed, decided=decided),
+        baseline_metrics=duel.metrics("baseline", seed=seed, decided=decided), ratio=ratio, raw=tuple(duel.rows),
+    )  # fmt: skip
+
+
+def measure_aa(session: TextSession, workload: TextWorkload, *, seed: int, time_cap_s: float, clock: Clock = time.monotonic) -> Ratio:
+    """Compares a session with itself: how far from 1 pure noise gets. An interval that misses 1 tells of a disturbed machine.
+
+    Args:
+        session: What is timed in both roles.
+        workload: What is generated; single streams only.
+        seed: Seed of the interval's resampling.
+        time_cap_s: Seconds after which no further round is started.
+        clock: Monotonic clock in seconds.
+
+    Raises:
+        StageError: The session returned too few tokens or results.
+    """
+    deadline = clock() + time_cap_s
+    duel = _Duel(session, session, workload)
+    duel.warm_up()
+    ratio, _ = duel.single_stream(seed=seed, half_width=AA_HALF_WIDTH, max_rounds=AA_ROUNDS, deadline=deadline, clock=clock)
+    return ratio

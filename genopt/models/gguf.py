@@ -1,0 +1,145 @@
+"""Turns a `.gguf` file into a model folder, once: `python -m genopt.models.gguf FILE FOLDER` does the heavy part.
+
+The conversion dequantizes with transformers and stores bfloat16 safetensors. It runs in a process of
+its own, so that whoever resolves a model never loads torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from genopt.errors import ModelError, StorageError
+from genopt.store.files import exclusive, file_sha256, storage_error, sync_folder
+
+VERSION = 1
+"""Part of the cache's names; raise it when the conversion writes other bytes."""
+TIME_LIMIT_S = 3600.0
+MAGIC = b"GGUF"
+
+
+def converted_folder(cache: Path, digest: str) -> Path:
+    """Where the conversion of the file with this sha256 is, or will be."""
+    return cache / "models" / f"gguf-{digest}-v{VERSION}"
+
+
+def import_gguf(source: Path, *, cache: Path, progress: Callable[[str], None]) -> Path:
+    """The model folder of a `.gguf` file, converted unless an earlier call did; concurrent callers convert once.
+
+    Raises:
+        ModelError: The file is missing, is not GGUF, or transformers cannot read it.
+        StorageError: The cache cannot be written.
+    """
+    check_magic(source)
+    progress(f"checking {source.name}")
+    folder = converted_folder(cache, file_sha256(source))
+    with exclusive(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            _convert_and_publish(source, folder, progress)
+    return folder
+
+
+def check_magic(source: Path) -> None:
+    """Refuses what is not a GGUF file.
+
+    Raises:
+        ModelError: The file is missing, unreadable or starts with other bytes.
+    """
+    if not source.is_file():
+        raise ModelError(f"There is no file {source}; check the path.")
+    try:
+        with source.open("rb") as stream:
+            start = stream.read(len(MAGIC))
+    except OSError as error:
+        raise ModelError(f"{source} cannot be read ({error.strerror}); check its permissions.") from None
+    if start != MAGIC:
+        raise ModelError(f"{source} is not a GGUF file (it does not start with GGUF); fetch it again.")
+
+
+def _convert_and_publish(source: Path, folder: Path, progress: Callable[[str], None]) -> None:
+    partial = folder.with_suffix(".partial")
+    progress(f"converting {source.name} to bfloat16 safetensors (once)")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _run(source, partial)
+        for path in partial.iterdir():
+            path.chmod(0o644)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(partial)
+        partial.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise storage_error(folder, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run(source: Path, destination: Path) -> None:
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "genopt.models.gguf", str(source.absolute()), str(destination.absolute())]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"Converting {source} took longer than {TIME_LIMIT_S:.0f} s; give its safetensors folder instead.") from None
+    if done.returncode == 0:
+        return
+    if "No space left on device" in done.stderr:
+        raise StorageError(f"No space is left for {destination.parent}; free some or point --store (GENOPT_STORE) to a larger disk.")
+    last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
+    raise ModelError(f"{source} cannot be converted ({last.rstrip('.')}); give a GGUF file that transformers can read, or a safetensors folder.")
+
+
+def convert(source: Path, destination: Path) -> None:
+    """Writes a GGUF file's model as bfloat16 safetensors with its tokenizer, chat template and generation config.
+
+    Args:
+        source: The `.gguf` file.
+        destination: An existing folder.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(source.parent), source.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    dequantized = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+    config = dequantized.config
+    vars(config).pop("quantization_config", None)
+    # A model that was loaded from GGUF refuses save_pretrained; a plain one with the same weights does not.
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(dequantized.state_dict())
+    plain.tie_weights()
+    plain.generation_config.bos_token_id = tokenizer.bos_token_id
+    plain.generation_config.eos_token_id = tokenizer.eos_token_id
+    plain.generation_config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    plain.save_pretrained(destination)
+    tokenizer.model_max_length = config.max_position_embeddings
+    _restore_digit_splitting(source, tokenizer)
+    tokenizer.save_pretrained(destination)
+
+
+def _restore_digit_splitting(source: Path, tokenizer: object) -> None:
+    """Splits numbers into digits where the file says so: transformers drops that part of a GGUF tokenizer.
+
+    The file names its pre-tokenizer in `tokenizer.ggml.pre`; `smollm` is GPT-2's after splitting digits
+    (llama.cpp, src/llama-vocab.cpp).
+    """
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits
+    from tokenizers.pre_tokenizers import Sequence as Steps
+    from transformers import PreTrainedTokenizerFast
+
+    field = GGUFReader(source).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm" and isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer.backend_tokenizer.pre_tokenizer = Steps([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

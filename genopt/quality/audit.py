@@ -1,0 +1,73 @@
+"""Audits an artifact's weight files by their sizes and headers, without loading them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from genopt.plan import Record
+
+WEIGHT_ENDINGS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data", ".gguf")
+HEADER_LIMIT = 100_000_000
+"""Largest header that the safetensors library accepts, in bytes."""
+
+
+class Audit(Record):
+    """What the files say.
+
+    Attributes:
+        bytes: Size of all weight files.
+        effective_bits: Bits of weight files per parameter of the original; 0 where that number is unknown.
+        problems: Phrases about what is wrong; empty for a sound artifact.
+    """
+
+    bytes: int
+    effective_bits: float
+    problems: tuple[str, ...]
+
+
+def audit(folder: Path, parameters: int) -> Audit:
+    """Adds up an artifact's weight files and checks that each safetensors file is whole.
+
+    Args:
+        folder: The artifact.
+        parameters: Parameter count of the original model, 0 if unknown.
+    """
+    files = _weight_files(folder)
+    size = sum(path.stat().st_size for path in files)
+    problems = [f"{path.name} {problem}" for path in files if path.suffix == ".safetensors" and (problem := _safetensors_problem(path))]
+    if not files:
+        problems.append("it holds no weight file")
+    return Audit(bytes=size, effective_bits=8 * size / parameters if parameters > 0 else 0.0, problems=tuple(problems))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Weight files beside the model's configuration, else those of its parts.
+
+    Model repositories carry copies of the same weights in subfolders; they must not count twice. Pipelines
+    have nothing at the top and one subfolder per part.
+    """
+    for pattern in ("*", "**/*"):
+        found = sorted(path for path in folder.glob(pattern) if path.name.endswith(WEIGHT_ENDINGS) and path.is_file())
+        if found:
+            return found
+    return []
+
+
+def _safetensors_problem(path: Path) -> str | None:
+    """What is wrong with a safetensors file: 8 bytes of header length, a JSON header, then exactly the data it names."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
+        if length is None or length > min(size - 8, HEADER_LIMIT):
+            return "is cut off within its header"
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        claimed = max((int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return "has a header that cannot be read"
+    held = size - 8 - length
+    return f"holds {held} bytes of weights where its header claims {claimed}" if held != claimed else None

@@ -1,0 +1,87 @@
+"""What to do next, derived from what a run found."""
+
+from __future__ import annotations
+
+import shlex
+
+from genopt.plan import Candidate
+from genopt.report.model import Report
+from genopt.report.wording import quality_percent
+
+HAIR = 0.01
+"""A rejected candidate whose quality misses the bar by less than this is worth a word."""
+NOISE = 0.05
+"""An A/A interval wider than this on either side hides the differences that the search looks for."""
+
+
+def next_steps(report: Report) -> tuple[str, ...]:
+    """Sentences in order of urgency; each names a command, a flag or a change of conditions."""
+    found = [_unfinished(report), _winner(report), _inconclusive(report), _skipped(report), _near(report), _failed(report), _noise(report)]
+    weights = f"Mind the weights: {report.model.note}" if report.model.note else None
+    return tuple(sentence for sentence in (*found, weights) if sentence)
+
+
+def _with(report: Report, *statuses: str) -> list[Candidate]:
+    return [candidate for candidate in report.tried if candidate.status in statuses]
+
+
+def _names(candidates: list[Candidate]) -> str:
+    names = ", ".join(candidate.name for candidate in candidates[:3])
+    return names if len(candidates) <= 3 else f"{names} and {len(candidates) - 3} more"
+
+
+def _unfinished(report: Report) -> str | None:
+    if not report.candidates and not report.interrupted:
+        return "Give the run a larger `--budget`: it ended before the baseline was measured."
+    return f"Continue where the run stopped: `genopt resume {shlex.quote(report.run)}`." if report.interrupted else None
+
+
+def _winner(report: Report) -> str | None:
+    if report.winner is None or report.deployment is not None:
+        return None
+    return f"Deploy {report.winner}: `genopt deploy {shlex.quote(report.run)}`."
+
+
+def _inconclusive(report: Report) -> str | None:
+    undecided = _with(report, "inconclusive")
+    if not undecided:
+        return None
+    return f"Decide {_names(undecided)} with more evaluation text (a longer `--eval-data`) or more time (a larger `--budget`)."
+
+
+def _skipped(report: Report) -> str | None:
+    skipped = _with(report, "skipped")
+    if not skipped:
+        return None
+    return f"Try {_names(skipped)} with a `--budget` above {report.budget.total_s:.0f} s, or leave others out with `--exclude`."
+
+
+def _near(report: Report) -> str | None:
+    """Of those that just miss the bar, the fastest that would beat the winner."""
+    best = report.winning.speedup["vs_baseline"].value if report.winning and "vs_baseline" in report.winning.speedup else 1.0
+    near = [
+        (candidate.speedup["vs_baseline"].value, candidate, candidate.quality) for candidate in _with(report, "rejected")
+        if candidate.quality and candidate.quality.verdict == "reject" and "vs_baseline" in candidate.speedup
+        and report.quality_bar - HAIR <= candidate.quality.ratio < report.quality_bar and candidate.speedup["vs_baseline"].value > best
+    ]  # fmt: skip
+    if not near:
+        return None
+    speed, candidate, quality = max(near, key=lambda entry: entry[0])
+    return (
+        f"If {quality_percent(quality.ci_low)} of the original's quality is enough, lower the bar: {candidate.name} is {speed:.2f}× as fast "
+        f"as the baseline and misses it by a hair (try `--quality {int(1000 * quality.ci_low) / 10:g}%`)."
+    )
+
+
+def _failed(report: Report) -> str | None:
+    failed = _with(report, "failed")
+    return f"Look into {_names(failed)}: the reasons stand in the table, the full output in the run folder's logs." if failed else None
+
+
+def _noise(report: Report) -> str | None:
+    if report.aa is None or (report.aa.ci_low >= 1 - NOISE and report.aa.ci_high <= 1 + NOISE):
+        return None
+    return (
+        f"Measure on a quiet machine: the baseline against itself came out between {report.aa.ci_low:.2f} and {report.aa.ci_high:.2f}, "
+        "so smaller differences than that are noise."
+    )

@@ -1,0 +1,37 @@
+"""report.html: one file that needs no network, readable on a phone, on paper, in light and in dark."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from genopt.report import method, plots, wording
+from genopt.report.model import Report
+
+
+def render(report: Report, spec: str) -> str:
+    """The page; everything that comes from the run is escaped.
+
+    Args:
+        report: What it shows.
+        spec: Text of the run's spec.yaml.
+    """
+    package = resources.files("genopt.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["facts"] = lambda values: json.dumps(values, indent=2, ensure_ascii=False)
+    environment.filters["code"] = _code
+    template = environment.from_string(package.joinpath("page.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        report=report, spec=spec, wording=wording, method=method, columns=method.columns(report), tiles=method.tiles(report),
+        style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),  # noqa: S704  (a file of this package)
+        pareto=Markup(plots.pareto(report)), shares=Markup(plots.shares(report.bottlenecks)),  # noqa: S704  (matplotlib escapes text)
+    )  # fmt: skip
+
+
+def _code(text: str) -> Markup:
+    """Escaped text in which what stands between backticks is set as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  (escaped just before)

@@ -1,0 +1,100 @@
+"""How the numbers of a report came about, in sentences."""
+
+from __future__ import annotations
+
+from genopt.plan import Candidate
+from genopt.report import wording
+from genopt.report.model import REFERENCES, Report
+
+_COLUMNS = (("Decode", "decode_tok_s"), ("TTFT", "ttft_ms"), ("Latency", "latency_ms"), ("Step", "step_ms"))
+_RESOURCES = (("Peak memory", "peak_memory_bytes"), ("Load", "load_s"))
+_STATUSES = ("accepted", "inconclusive", "rejected", "failed", "infeasible", "skipped")
+_RATES = ("throughput_tok_s@", "images_per_s@")
+
+
+def ordered(report: Report) -> list[Candidate]:
+    """The references, the winner, then the others by how they ended and how fast they are."""
+
+    def rank(candidate: Candidate) -> tuple[bool, int, float]:
+        speed = candidate.speedup.get("vs_original")
+        return candidate.name != report.winner, _STATUSES.index(candidate.status), -speed.value if speed else 0.0
+
+    return [*(candidate for candidate in report.candidates if candidate.name in REFERENCES), *sorted(report.tried, key=rank)]
+
+
+def columns(report: Report) -> list[tuple[str, str]]:
+    """Headings and metric names of the table of candidates: what was measured of this modality, throughput at the most streams."""
+    names = {name for candidate in report.candidates for name in candidate.metrics}
+    rates = sorted((name for name in names if name.startswith(_RATES)), key=_streams)
+    throughput = [(f"Throughput @{_streams(rates[-1])}", rates[-1])] if rates else []
+    return [column for column in (*_COLUMNS, *throughput, *_RESOURCES) if column[1] in names]
+
+
+def _streams(name: str) -> int:
+    return int(name.partition("@")[2])
+
+
+def speed(report: Report) -> str:
+    """What a speedup is."""
+    text = report.model.modality == "text"
+    unit = "time per output token of a single stream, that is (end-to-end latency - TTFT) / (tokens - 1)" if text else "latency"
+    return (
+        "Every candidate was timed in turns with the baseline in the same run, so that drift of the machine hits both alike. A speedup is the "
+        f"baseline's median {unit}, over the candidate's, with a bootstrap 95% interval; above 1 is faster. Speed against the original is that "
+        "ratio times the baseline's own."
+    )
+
+
+def noise(report: Report) -> str:
+    """What the A/A pair showed."""
+    if report.aa is None:
+        return "The baseline was not timed against itself."
+    low, high = report.aa.ci_low, report.aa.ci_high
+    found = f"The baseline timed against itself (A/A) gave {report.aa.value:.3f} with a 95% interval of {low:.3f}–{high:.3f}"
+    if low <= 1 <= high:
+        return f"{found}: it covers 1, as it must; differences smaller than this are noise."
+    return f"{found}: it misses 1, so the machine was not quiet, and small differences in this report may be noise."
+
+
+def quality(report: Report) -> str:
+    """What a quality ratio is, and on what data."""
+    bar = wording.percent(report.quality_bar)
+    if report.model.modality != "text":
+        return f"The quality ratio is each candidate's metric divided by the original's on the same prompts and seeds; the bar is {bar}."
+    text = (
+        "The quality ratio is exp(-(mean NLL of the candidate - mean NLL of the original)) over the same evaluation text, that is the original's "
+        f"perplexity divided by the candidate's, with a paired bootstrap 95% interval. Accepted: the lower bound holds {bar}. Rejected: the upper "
+        "bound misses it. In between, more text is read until it is decided, the text ends, or the time is up; these looks share one error rate "
+        "(alpha spending), so that looking again does not invite luck."
+    )
+    facts = report.evaluation
+    if "source" in facts and "available_tokens" in facts:
+        text += f" Evaluation text: {facts['source']}, {facts['available_tokens']} tokens."
+    return text
+
+
+def tiles(report: Report) -> list[tuple[str, str, str]]:
+    """The winner at a glance: heading, value and remark; empty without a winner."""
+    winner = report.winning
+    if winner is None:
+        return []
+    original = report.candidates[0]
+    found = [
+        (f"the speed of the {against}", wording.ratio(ratio), f"95%: {wording.ratio_interval(ratio)}")
+        for against in ("original", "baseline") if (ratio := winner.speedup.get(f"vs_{against}"))
+    ]  # fmt: skip
+    if winner.quality:
+        interval = f"95%: {wording.quality_interval(winner.quality)}"
+        found.append(("of the original's quality", wording.quality_percent(winner.quality.ratio), interval))
+    if winner.artifact and original.artifact:
+        found.append(("on disk", wording.size(winner.artifact.bytes), f"original: {wording.size(original.artifact.bytes)}"))
+    memory = "peak_memory_bytes"
+    if memory in winner.metrics and memory in original.metrics:
+        found.append(("peak memory", wording.metric(winner.metrics[memory]), f"original: {wording.metric(original.metrics[memory])}"))
+    return found
+
+
+def bits(candidate: Candidate) -> str:
+    """Effective bits per parameter, from the file headers."""
+    found = candidate.artifact.effective_bits if candidate.artifact else None
+    return f"{found:.1f}" if found is not None else wording.NONE

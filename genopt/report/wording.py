@@ -1,0 +1,161 @@
+"""Numbers and sentences as all forms of the report print them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from genopt.plan import Candidate, JsonValue, Metric, Quality, Ratio
+from genopt.report.model import Report
+
+NONE = "–"
+"""What stands where nothing was measured."""
+
+_BYTES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_COUNTS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3))
+
+
+def _scaled(value: float, scales: tuple[tuple[str, float], ...], plain: str, separator: str) -> str:
+    for unit, scale in scales:
+        if value >= scale:
+            return f"{value / scale:.3g}{separator}{unit}" if value / scale < 1000 else f"{value / scale:.0f}{separator}{unit}"
+    return f"{value:.0f}{plain}"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units: `134 MB`."""
+    return _scaled(value, _BYTES, " B", " ")
+
+
+def count(value: float) -> str:
+    """A large count: `135M`."""
+    return _scaled(value, _COUNTS, "", "")
+
+
+def duration(seconds: float) -> str:
+    """Wall time: `0.40 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share: `99.6%`."""
+    return f"{100 * value:.{digits}f}%"
+
+
+def quality_percent(value: float) -> str:
+    """A quality ratio, rounded down: a bar that was missed must not look held. Beyond tenfold only that is said."""
+    if value >= 10:
+        return ">1000%"
+    return f"{math.floor(1e4 * value + 1e-6) / 100:.2f}%"
+
+
+def ratio(value: Ratio | None) -> str:
+    """A ratio: `4.12×`."""
+    return f"{value.value:.2f}×" if value else NONE
+
+
+def ratio_interval(value: Ratio | None) -> str:
+    """The 95% interval of a ratio; an empty text where there is none, or where it is 1 by definition."""
+    return f"{value.ci_low:.2f}–{value.ci_high:.2f}" if value and value.ci_low < value.ci_high else ""
+
+
+def quality_interval(value: Quality | None) -> str:
+    """The 95% interval of a quality ratio, or an empty text."""
+    return f"{quality_percent(value.ci_low).removesuffix('%')}–{quality_percent(value.ci_high)}" if value else ""
+
+
+def metric(value: Metric | None) -> str:
+    """A measured value in its unit."""
+    if value is None:
+        return NONE
+    if value.unit == "bytes":
+        return size(value.value)
+    if value.unit == "s":
+        return duration(value.value)
+    digits = 0 if value.value >= 100 else 1 if value.value >= 10 else 2
+    return f"{value.value:.{digits}f} {value.unit}"
+
+
+def quantile(value: Metric, number: float | None) -> str:
+    """A percentile or bound of a metric, printed like its value."""
+    return metric(value.model_copy(update={"value": number})) if number is not None else NONE
+
+
+def metric_interval(value: Metric) -> str:
+    """The 95% interval of a metric."""
+    return f"{quantile(value, value.ci_low)} – {quantile(value, value.ci_high)}" if value.ci_low is not None else NONE
+
+
+def steps(candidate: Candidate) -> str:
+    """The transforms with their parameters, in order: `onnx_genai(precision=int8)`."""
+    texts = [f"{step.technique}({_settings(step.params)})" if step.params else step.technique for step in candidate.steps]
+    return " → ".join(texts) or "none"
+
+
+def engine(candidate: Candidate) -> str:
+    """The engine with its options."""
+    return f"{candidate.engine}({_settings(candidate.options)})" if candidate.options else candidate.engine
+
+
+def _settings(values: dict[str, JsonValue]) -> str:
+    return ", ".join(f"{name}={'+'.join(map(str, value)) if isinstance(value, list) else value}" for name, value in values.items())
+
+
+def moment(report: Report) -> str:
+    """When the run ended: `2026-01-31 12:30 UTC`."""
+    return f"{report.created[:16].replace('T', ' ')} UTC"
+
+
+def machine(report: Report) -> str:
+    """The hardware in a few words; empty where the run did not record it."""
+    facts = report.hardware
+    parts = [str(facts["cpu"])] if facts.get("cpu") else []
+    parts += [f"{facts['cores']} cores"] if facts.get("cores") else []
+    parts += [size(float(facts["memory_bytes"]))] if facts.get("memory_bytes") else []
+    return ", ".join(parts)
+
+
+def verdict(report: Report) -> str:
+    """The run's result in one sentence."""
+    winner = report.winning
+    if not report.candidates:
+        return f"The run on {report.model.id} ended before there was a baseline, so nothing can be compared."
+    if winner is None:
+        return f"The baseline is kept: no candidate is better than it at {percent(report.quality_bar)} of the original's quality."
+    parts = [winner.name]
+    speed = winner.speedup.get("vs_original")
+    if speed:
+        does = "decodes" if report.model.modality == "text" else "runs"
+        parts.append(f"{does} {speed.value:.2f}× as fast as the original (95% interval {speed.ci_low:.2f}–{speed.ci_high:.2f})")
+    if winner.quality:
+        parts.append(f"at {quality_percent(winner.quality.ratio)} of its quality (lower bound {quality_percent(winner.quality.ci_low)})")
+    return " ".join(parts) + "."
+
+
+def commands(report: Report) -> dict[str, str]:
+    """The commands that a reader is most likely to want next, by what they do."""
+    run = shlex.quote(report.run)
+    found = {"Repeat this run": f"genopt optimize --config {run}/spec.yaml --out NEW_FOLDER", "Write these reports again": f"genopt report {run}"}
+    if report.interrupted:
+        found["Continue this run"] = f"genopt resume {run}"
+    if report.winner:
+        found["Serve the winner"] = f"genopt deploy {run}"
+        found["Or with Ray Serve alone"] = f"serve deploy {run}/serve.yaml"
+    return found
+
+
+def curl(report: Report) -> str | None:
+    """A request to the deployment that works as it stands, or None while nothing is served."""
+    if report.deployment is None:
+        return None
+    url = report.deployment.url.rstrip("/").removesuffix("/v1")
+    if report.model.modality == "image":
+        path, body = "images/generations", '{"prompt": "a lighthouse at dusk", "response_format": "b64_json"}'
+    else:
+        path, body = "chat/completions", '{"messages": [{"role": "user", "content": "What is a bottleneck?"}], "max_tokens": 64}'
+    return f"curl {shlex.quote(f'{url}/v1/{path}')} -H 'Content-Type: application/json' -d '{body}'"

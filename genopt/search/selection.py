@@ -1,0 +1,191 @@
+"""Chooses the winner among judged candidates, and says why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from genopt.plan import Candidate, Metric, Ratio, Record
+from genopt.search.pareto import front
+from genopt.spec import Objective
+
+MEMORY_NOISE = 0.01
+"""Peaks of memory that differ by less than this share are the same: allocators are not that repeatable."""
+_GOALS: Mapping[Objective, str] = {
+    "latency": "speed", "throughput": "throughput", "memory": "peak memory", "balanced": "speed, throughput and memory together"
+}  # fmt: skip
+
+
+class Selection(Record):
+    """The outcome of a run.
+
+    Attributes:
+        winner: Name of the candidate to deploy; None keeps the baseline.
+        decision: Why, in sentences.
+        pareto: Names that no other dominates in speed, quality and memory.
+    """
+
+    winner: str | None
+    decision: str
+    pareto: list[str]
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    *,
+    objective: Objective,
+    bar: float,
+    slo: Mapping[str, float],
+    aa: Mapping[str, float] | None = None,
+) -> Selection:
+    """Picks the winner.
+
+    Accepted candidates that hold the bar and the latency limits and are better than the baseline (lower end of the
+    interval above 1) compete. Those whose intervals overlap with that of the best one, after both are widened by the
+    noise of the A/A measurement, are tied: their order is chance and would differ in the next run. Ties
+    are broken by what hardly depends on timing: lower end of the quality interval to three digits, then smaller
+    artifact, then name. (For the memory objective the smaller artifact comes first.) The same seed therefore
+    chooses the same winner although its timings are never quite the same.
+
+    Args:
+        candidates: `original`, `baseline`, then the others.
+        objective: What counts; each is scored as a ratio to the baseline.
+        bar: Least quality ratio.
+        slo: Limits in seconds by name, such as `ttft_p99`.
+        aa: `ci_low` and `ci_high` of the A/A ratio, or None if it was not measured.
+    """
+    original, baseline, *others = candidates
+    accepted = [one for one in others if one.status == "accepted" and one.quality is not None and one.quality.ci_low >= bar]
+    pareto = front({one.name: _point(one) for one in (original, baseline, *accepted)})
+    within = [one for one in accepted if not _misses(one, slo)]
+    scores = {one.name: score for one in within if (score := _score(one, baseline, objective)) is not None}
+    better = [one for one in within if one.name in scores and scores[one.name].ci_low > 1]
+    if not better:
+        return Selection(winner=None, decision=_kept(others, accepted, within, bar, slo, objective), pareto=pareto)
+    tied = _tied(better, scores, _noise(aa))
+    winner = min(tied, key=lambda one: _preference(one, objective))
+    return Selection(winner=winner.name, decision=_won(winner, tied, scores[winner.name], bar, objective), pareto=pareto)
+
+
+def _tied(better: Sequence[Candidate], scores: Mapping[str, Ratio], noise: float) -> list[Candidate]:
+    """The best candidate and all that cannot be told apart from it."""
+    best = max(scores[one.name].value for one in better)
+    floor = min(scores[one.name].ci_low for one in better if scores[one.name].value == best) * math.exp(-noise)
+    return [one for one in better if scores[one.name].ci_high * math.exp(noise) >= floor]
+
+
+def _noise(aa: Mapping[str, float] | None) -> float:
+    """Half-width of the A/A interval in log space."""
+    return math.log(aa["ci_high"] / aa["ci_low"]) / 2 if aa else 0.0
+
+
+def _preference(one: Candidate, objective: Objective) -> tuple[float, float, str]:
+    """Smaller is preferred among tied candidates."""
+    held = -round(one.quality.ci_low, 3) if one.quality else math.inf
+    size = float(one.artifact.bytes) if one.artifact else math.inf
+    return (size, held, one.name) if objective == "memory" else (held, size, one.name)
+
+
+def _score(one: Candidate, baseline: Candidate, objective: Objective) -> Ratio | None:
+    """How many times better than the baseline, or None where it was not measured."""
+    if objective == "latency":
+        return one.speedup.get("vs_baseline")
+    if objective == "throughput":
+        return _throughput(one, baseline)
+    if objective == "memory":
+        return _memory(one, baseline)
+    parts = [one.speedup.get("vs_baseline"), _throughput(one, baseline), _memory(one, baseline)]
+    known = [part for part in parts if part is not None]
+    return _geometric_mean(known) if len(known) == len(parts) else None
+
+
+def _throughput(one: Candidate, baseline: Candidate) -> Ratio | None:
+    """Ratio of throughputs at the most streams that the baseline was measured at; its ends pair the intervals' far ends."""
+    streams = max((int(name.partition("@")[2]) for name in baseline.metrics if name.startswith("throughput_tok_s@")), default=0)
+    name = f"throughput_tok_s@{streams}"
+    mine, theirs = one.metrics.get(name), baseline.metrics.get(name)
+    if mine is None or theirs is None or theirs.value <= 0:
+        return None
+    (my_low, my_high), (their_low, their_high) = _ends(mine), _ends(theirs)
+    return Ratio(value=mine.value / theirs.value, ci_low=my_low / their_high, ci_high=my_high / their_low)
+
+
+def _ends(metric: Metric) -> tuple[float, float]:
+    low = metric.value if metric.ci_low is None else metric.ci_low
+    return low, metric.value if metric.ci_high is None else metric.ci_high
+
+
+def _memory(one: Candidate, baseline: Candidate) -> Ratio | None:
+    mine, theirs = _peak(one), _peak(baseline)
+    if mine is None or theirs is None:
+        return None
+    value = theirs / mine
+    return Ratio(value=value, ci_low=value * (1 - MEMORY_NOISE), ci_high=value * (1 + MEMORY_NOISE))
+
+
+def _peak(one: Candidate) -> float | None:
+    metric = one.metrics.get("peak_memory_bytes")
+    return metric.value if metric is not None and metric.value > 0 else None
+
+
+def _geometric_mean(parts: Sequence[Ratio]) -> Ratio:
+    """Of the values and of the ends, which is cautious: not all parts are at their worst at once."""
+
+    def mean(values: Iterable[float]) -> float:
+        return math.prod(values) ** (1 / len(parts))
+
+    return Ratio(value=mean(part.value for part in parts), ci_low=mean(part.ci_low for part in parts), ci_high=mean(part.ci_high for part in parts))
+
+
+def _misses(one: Candidate, slo: Mapping[str, float]) -> list[str]:
+    """Limits that a candidate exceeds or was not measured for."""
+    missed = []
+    for name, limit_s in slo.items():
+        kind, _, percentile = name.partition("_")
+        metric = one.metrics.get(f"{kind}_ms")
+        value = {"p50": metric.p50, "p90": metric.p90, "p99": metric.p99}[percentile] if metric is not None else None
+        if value is None or value / 1e3 > limit_s:
+            missed.append(name)
+    return missed
+
+
+def _point(one: Candidate) -> tuple[float, float, float]:
+    """Speed against the original, quality, and reciprocal memory; a reference without a quality is the original itself."""
+    speed = one.speedup.get("vs_original")
+    peak = _peak(one)
+    return speed.value if speed else 0.0, one.quality.ratio if one.quality else 1.0, 1 / peak if peak else 0.0
+
+
+def _won(winner: Candidate, tied: Sequence[Candidate], score: Ratio, bar: float, objective: Objective) -> str:
+    sentences = [f"{winner.name} wins on {_GOALS[objective]}: {score.value:.2f}x the baseline [{score.ci_low:.2f}, {score.ci_high:.2f}]"]
+    if winner.quality is not None:
+        quality = winner.quality
+        sentences[0] += f", with quality {quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] at a bar of {bar:g}"
+    rivals = [one.name for one in tied if one is not winner]
+    if rivals:
+        rule = "artifact size, then quality" if objective == "memory" else "quality (lower end, three digits), then artifact size"
+        sentences.append(f"It is within measurement noise of {', '.join(rivals)}; the tie was broken by {rule}, so that another run chooses alike")
+    return ". ".join(sentences) + "."
+
+
+def _kept(
+    others: Sequence[Candidate],
+    accepted: Sequence[Candidate],
+    within: Sequence[Candidate],
+    bar: float,
+    slo: Mapping[str, float],
+    objective: Objective,
+) -> str:
+    if not others:
+        return "No candidate was tried; the baseline is kept."
+    if not accepted:
+        return f"None of {len(others)} candidates was shown to hold the quality bar of {bar:g}; the baseline is kept."
+    if not within:
+        missed = sorted({name for one in accepted for name in _misses(one, slo)})
+        return (
+            f"{len(accepted)} of {len(others)} candidates hold the quality bar of {bar:g}, but none meets {', '.join(missed)}; the baseline is kept."
+        )
+    return (
+        f"{len(within)} of {len(others)} candidates hold the quality bar of {bar:g} and every limit, but none is surely better than the baseline "
+        f"in {_GOALS[objective]}; the baseline is kept."
+    )

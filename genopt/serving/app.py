@@ -1,0 +1,115 @@
+"""The Serve application: the ingress in front of the engine replicas. `serve.yaml` names `build` here."""
+
+# No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate `args`.
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, cast
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from genopt.serving.exchange import Ask, Event, Refusal
+from genopt.serving.ingress import create_app
+from genopt.serving.manifest import ENGINE, INGRESS, LONGEST_STREAM_S, ServeArguments
+from genopt.serving.replica import EngineReplica
+
+READY_S = 5.0
+
+
+class HandleEngine:
+    """`EngineCalls` over a Serve deployment handle; Serve's own failures become refusals.
+
+    Args:
+        handle: Of the engine deployment.
+    """
+
+    def __init__(self, handle: DeploymentHandle[EngineReplica]) -> None:
+        self._handle = handle
+        self._streaming = handle.options(stream=True)
+
+    async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """See `EngineCalls.generate`."""
+        response = cast("DeploymentResponseGenerator[Event]", self._streaming.generate.remote(ask))
+        try:
+            async for event in response:
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            # Only for a call that has not failed: cancelling one that has raises its failure again.
+            response.cancel()
+            raise
+        except BackPressureError:
+            yield Refusal(status=429, message="Too many requests are waiting; try again shortly.", code="over_capacity", retry_after_s=1)
+        except DeploymentUnavailableError:
+            yield Refusal(status=503, message="No engine replica is running; try again later.", code="no_capacity", retry_after_s=5)
+        except (RayError, RayServeException):
+            yield Refusal(status=503, message="The engine replica was lost; try again.", code="engine_lost", retry_after_s=5)
+
+    async def ready(self) -> bool:
+        """Whether a replica answers within a few seconds; one that is merely full counts as ready."""
+        try:
+            return bool(await asyncio.wait_for(self._handle.ready.remote(), timeout=READY_S))
+        except BackPressureError:
+            return True
+        except (TimeoutError, RayError, RayServeException):
+            return False
+
+
+@serve.ingress()
+class Ingress:
+    """Serves the HTTP API.
+
+    Args:
+        arguments: What is served.
+        engine: Handle of the engine deployment.
+    """
+
+    def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[EngineReplica]) -> None:
+        self._arguments = arguments
+        self._engine = HandleEngine(engine)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once the constructor is done."""
+        return create_app(model=self._arguments.model_id, variant=self._arguments.variant.name, engine=self._engine)
+
+
+def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
+    """Binds the two deployments.
+
+    Args:
+        arguments: What is served.
+        overrides: Deployment options by deployment name, as under `deployments` in `serve.yaml`.
+    """
+    engine = serve.deployment()(EngineReplica).options(
+        **{
+            "name": ENGINE,
+            "ray_actor_options": {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
+            "max_ongoing_requests": 2 * arguments.max_batch,
+            "max_queued_requests": 8 * arguments.max_batch,
+            # Serve replaces a replica after three misses in a row; a probe costs one message to the engine's process.
+            "health_check_period_s": 5,
+            "health_check_timeout_s": 30,
+            "max_constructor_retry_count": 3,
+            "graceful_shutdown_timeout_s": LONGEST_STREAM_S,
+            **overrides.get(ENGINE, {}),
+        }
+    )
+    ingress = serve.deployment()(Ingress).options(
+        **{
+            "name": INGRESS,
+            # The engine deployment's queue is the limit; the ingress only passes bytes on, so that health checks get through.
+            "max_ongoing_requests": 1000,
+            "ray_actor_options": {"num_cpus": 0.1},
+            "graceful_shutdown_timeout_s": LONGEST_STREAM_S,
+            **overrides.get(INGRESS, {}),
+        }
+    )
+    return ingress.bind(arguments, engine.bind(arguments))
+
+
+def build(arguments: ServeArguments) -> Application:
+    """Builds the application from `args` of `serve.yaml`, which Serve validates against `ServeArguments`."""
+    return application(arguments, {})

@@ -1,0 +1,186 @@
+"""Deploys a `serve.yaml` on the Ray that this process is connected to."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from genopt.errors import DeploymentError
+from genopt.plan import Record
+from genopt.serving.app import application
+from genopt.serving.manifest import ENGINE, INGRESS, ServeArguments
+
+_POLL_S = 0.25
+
+
+class Endpoint(Record):
+    """A deployment that answers.
+
+    Attributes:
+        url: Base URL without `/v1`.
+        model: Name to ask for.
+        variant: Name of the plan that answers.
+    """
+
+    url: str
+    model: str
+    variant: str
+
+
+class _Config(Record):
+    """The parts of `serve.yaml` that deploying needs."""
+
+    name: str
+    route_prefix: str
+    host: str
+    port: int
+    http_options: dict[str, Any]
+    proxy_location: str
+    arguments: ServeArguments
+    overrides: dict[str, dict[str, Any]]
+
+
+def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None]) -> Endpoint:
+    """Deploys or updates the application and waits until its own answer names the wanted variant.
+
+    Args:
+        config_path: A `serve.yaml` as `genopt.serving.manifest.serve_config` describes it.
+        wait_s: Longest wait, in seconds.
+        progress: Told what is waited for.
+
+    Raises:
+        DeploymentError: The file cannot be used, the address is public, the port is taken, or the application did not
+            become ready.
+    """
+    config = _read(config_path)
+    _require_loopback(config.host)
+    _require_port(config.host, config.port)
+    url = f"http://{config.host}:{config.port}{config.route_prefix.rstrip('/')}"
+    endpoint = Endpoint(url=url, model=config.arguments.model_id, variant=config.arguments.variant.name)
+    serve.start(proxy_location=config.proxy_location, http_options=config.http_options)
+    target = serve.RunTarget(target=application(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
+    serve.run_many([target], wait_for_applications_running=False)
+    _wait(config.name, endpoint, time.monotonic() + wait_s, progress)
+    return endpoint
+
+
+def status() -> dict[str, Any]:
+    """Applications by name with their status, message and deployments; empty where Serve does not run."""
+    return {
+        name: {
+            "status": found.status.value,
+            "message": found.message,
+            "deployments": {
+                deployment: {"status": detail.status.value, "replicas": {str(state): count for state, count in detail.replica_states.items()}}
+                for deployment, detail in found.deployments.items()
+            },
+        }
+        for name, found in serve.status().applications.items()
+    }
+
+
+def undeploy(name: str = "genopt") -> bool:
+    """Removes an application, and Serve itself when nothing else is left.
+
+    Returns:
+        Whether there was such an application.
+    """
+    known = serve.status().applications
+    if name not in known:
+        return False
+    serve.delete(name)
+    if set(known) == {name}:
+        serve.shutdown()
+    return True
+
+
+def _read(path: Path) -> _Config:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entry, http = content["applications"][0], content["http_options"]
+        arguments = ServeArguments.model_validate(entry["args"])
+        listed = {item["name"]: item for item in entry["deployments"]}
+        return _Config(
+            name=entry["name"], route_prefix=entry["route_prefix"], host=http["host"], port=http["port"], http_options=http,
+            proxy_location=content["proxy_location"], arguments=arguments,
+            overrides=_with_environment(listed, arguments, entry.get("runtime_env", {})),
+        )  # fmt: skip
+    except OSError as error:
+        raise DeploymentError(f"{path} cannot be read ({error.strerror}); give the serve.yaml of a finished run.") from None
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValidationError) as error:
+        cause = str(error).splitlines()[0]
+        raise DeploymentError(f"{path} is not a serve.yaml of genopt ({cause}); write it again with `genopt report`.") from None
+
+
+def _with_environment(
+    overrides: Mapping[str, Mapping[str, Any]], arguments: ServeArguments, environment: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Adds the application's runtime environment to its deployments, as `serve deploy` does."""
+    if not environment:
+        return {name: dict(options) for name, options in overrides.items()}
+    resources = {ENGINE: {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus}, INGRESS: {"num_cpus": 0.1}}
+    return {
+        name: {**overrides.get(name, {}), "ray_actor_options": {**resources[name], "runtime_env": dict(environment)}} for name in (ENGINE, INGRESS)
+    }
+
+
+def _require_loopback(host: str) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise DeploymentError(f"Serving on {host} needs an API key, which this version does not have; set http_options.host to 127.0.0.1.")
+
+
+def _require_port(host: str, port: int) -> None:
+    """The port must be free, unless it is our own Serve that listens there."""
+    ours = bool(serve.status().proxies)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            if not ours:
+                raise DeploymentError(f"Port {port} on {host} is taken; stop what listens there or set another http_options.port.") from None
+            return
+    if ours:
+        raise DeploymentError(f"Serve already runs on another port than {port}; use that port or end Serve first with `serve shutdown`.")
+
+
+def _wait(name: str, endpoint: Endpoint, deadline: float, progress: Callable[[str], None]) -> None:
+    said = ""
+    while time.monotonic() < deadline:
+        found = serve.status().applications[name]
+        if found.status.value != said:
+            said = found.status.value
+            progress(f"{name}: {said.lower().replace('_', ' ')}")
+        if found.status == ApplicationStatus.DEPLOY_FAILED:
+            raise DeploymentError(f"{endpoint.variant} could not be deployed ({_cause(found)}); see the engine's log for the cause.")
+        if found.status == ApplicationStatus.RUNNING and _answers(endpoint):
+            return
+        time.sleep(_POLL_S)
+    raise DeploymentError(f"{endpoint.url} did not become ready in time; see `serve status` for what is missing, or wait longer.")
+
+
+def _cause(found: ApplicationStatusOverview) -> str:
+    lines = [line.strip() for deployment in found.deployments.values() for line in deployment.message.splitlines() if "Error" in line]
+    return str(lines[-1])[:300] if lines else str(found.message)[:300]
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    try:
+        answer = httpx.get(f"{endpoint.url}/readyz", timeout=10)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200 and answer.headers.get("X-Genopt-Variant") == endpoint.variant

@@ -1,0 +1,168 @@
+"""What a run writes into `serve.yaml`: a Serve config that `serve deploy` takes as it is. Does not import Ray."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from genopt.plan import Plan, Record
+
+INGRESS = "Ingress"
+ENGINE = "Engine"
+LONGEST_STREAM_S = 600.0
+_GROWTH = 1.10
+
+
+class ServeArguments(Record):
+    """What the application is built from; `args` in `serve.yaml`.
+
+    Attributes:
+        model_id: Name under which clients ask for the model.
+        variant: The plan that is served; its engine and options are opened.
+        artifact: Folder that the engine opens.
+        model_folder: The original model: tokenizer, chat template, stop tokens, context length.
+        log_folder: Where the engine's process writes its log; None takes the system's temporary folder.
+        threads: CPU threads of the engine; None leaves the libraries' defaults.
+        num_cpus: CPUs that a replica reserves.
+        num_gpus: GPUs that a replica reserves; with 0 its engine sees none.
+        max_batch: Most requests that the engine continues at once.
+        batch_wait_ms: How long the first request of a batch waits for company.
+        max_context: Upper bound of prompt and answer in tokens, where the model's own is to be lowered.
+        call_limit_s: Limit of opening the engine and of one batch.
+        stall_s: Longest accepted time without a token before a busy replica counts as stuck.
+    """
+
+    model_id: str = Field(min_length=1)
+    variant: Plan
+    artifact: str
+    model_folder: str
+    log_folder: str | None = None
+    threads: int | None = Field(default=None, gt=0)
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    max_batch: int = Field(default=4, gt=0)
+    batch_wait_ms: float = Field(default=5.0, ge=0)
+    max_context: int | None = Field(default=None, gt=1)
+    call_limit_s: float = Field(default=LONGEST_STREAM_S, gt=0)
+    stall_s: float = Field(default=60.0, gt=0)
+
+
+class Scaling(Record):
+    """How many requests a replica takes and how many replicas there are.
+
+    Attributes:
+        target_ongoing_requests: Load per replica that autoscaling aims at.
+        max_ongoing_requests: Most requests that one replica accepts.
+        max_queued_requests: Most requests that wait per proxy before callers are turned away with 429.
+        min_replicas: Replicas that always run.
+        max_replicas: Most replicas.
+    """
+
+    target_ongoing_requests: int = Field(gt=0)
+    max_ongoing_requests: int = Field(gt=0)
+    max_queued_requests: int = Field(gt=0)
+    min_replicas: int = Field(ge=0)
+    max_replicas: int = Field(gt=0)
+
+
+def autoscaling(knee: Mapping[int, float], *, max_replicas: int = 1) -> Scaling:
+    """Turns measured throughput per concurrency into limits.
+
+    The target is the concurrency at which throughput stops growing by more than 10 % from one
+    measured point to the next: below it a replica has unused throughput, above it requests only wait
+    longer for the same total. A replica accepts half as many again, so that the next batch is
+    already there when one ends, and a new replica is asked for before callers are turned away. Four times that may
+    queue per proxy: at the knee a full queue is then a few batches of waiting, after which a quick
+    429 serves a caller better than a late answer.
+
+    Args:
+        knee: Tokens per second by number of concurrent streams; measured points only.
+        max_replicas: Upper bound of replicas; 1 where there is one device.
+
+    Returns:
+        The limits. Without a measurement the target is 1, the only concurrency that needs none.
+    """
+    points = sorted(knee.items())
+    target = points[0][0] if points else 1
+    for (_, before), (concurrency, after) in itertools.pairwise(points):
+        if after <= before * _GROWTH:
+            break
+        target = concurrency
+    accepted = max(target + 1, math.ceil(target * 1.5))
+    return Scaling(
+        target_ongoing_requests=target, max_ongoing_requests=accepted, max_queued_requests=4 * accepted,
+        min_replicas=1, max_replicas=max_replicas,
+    )  # fmt: skip
+
+
+def serve_config(
+    *,
+    application: str,
+    model_id: str,
+    variant: Plan,
+    artifact: Path,
+    model_folder: Path,
+    host: str,
+    port: int,
+    scaling: Scaling,
+    threads: int | None,
+    num_cpus: float,
+    num_gpus: float,
+    log_folder: Path | None = None,
+    pythonpath: str | None = None,
+) -> dict[str, Any]:
+    """A Serve config (Ray's `ServeDeploySchema`) with one application.
+
+    Limits and replica counts stand under `deployments` and not in `args`: Serve applies a change there
+    without restarting replicas, while any change in `args` restarts all of them.
+
+    Args:
+        application: Name of the Serve application.
+        model_id: Name under which clients ask for the model.
+        variant: The plan that is served.
+        artifact: Folder that the engine opens.
+        model_folder: The original model's folder.
+        host: Address to listen on.
+        port: Port to listen on.
+        scaling: Limits, for example from `autoscaling`.
+        threads: CPU threads of the engine, or None for the libraries' defaults.
+        num_cpus: CPUs that a replica reserves.
+        num_gpus: GPUs that a replica reserves.
+        log_folder: Where the engine's process writes its log.
+        pythonpath: Set for replicas where genopt runs from a checkout and is not installed.
+    """
+    arguments = ServeArguments(
+        model_id=model_id, variant=variant, artifact=str(artifact.absolute()), model_folder=str(model_folder.absolute()),
+        log_folder=None if log_folder is None else str(log_folder.absolute()), threads=threads, num_cpus=num_cpus, num_gpus=num_gpus,
+        max_batch=scaling.target_ongoing_requests,
+    )  # fmt: skip
+    entry: dict[str, Any] = {
+        "name": application,
+        "route_prefix": "/",
+        "import_path": "genopt.serving.app:build",
+        "args": arguments.model_dump(mode="json"),
+        "deployments": [
+            {
+                "name": ENGINE,
+                "max_ongoing_requests": scaling.max_ongoing_requests,
+                "max_queued_requests": scaling.max_queued_requests,
+                "autoscaling_config": {
+                    "target_ongoing_requests": scaling.target_ongoing_requests,
+                    "min_replicas": scaling.min_replicas,
+                    "max_replicas": scaling.max_replicas,
+                },
+            }
+        ],
+    }
+    if pythonpath is not None:
+        entry["runtime_env"] = {"env_vars": {"PYTHONPATH": pythonpath}}
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": host, "port": port, "request_timeout_s": LONGEST_STREAM_S},
+        "applications": [entry],
+    }

@@ -1,0 +1,105 @@
+"""An engine without a model or library: it continues every prompt with the bytes of a text, over and over."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.errors import SpecError
+from genopt.plan import JsonValue, Record
+
+
+class FakeOptions(Record):
+    """Options of the fake engine.
+
+    Attributes:
+        text: Its UTF-8 bytes are the token ids, as in `genopt.testing.tiny_tokenizer`.
+        delay_ms: Time per step; all requests of a batch step together.
+        stop_after: Tokens after which a sequence stops by itself; None continues to its limit.
+        crash_token: A prompt with this token ends the process.
+    """
+
+    text: str = Field(default="abc ", min_length=1)
+    delay_ms: float = Field(default=0.0, ge=0)
+    stop_after: int | None = Field(default=None, ge=0)
+    crash_token: int | None = None
+
+
+class FakeSession:
+    """A `TextSession` that computes nothing.
+
+    Args:
+        options: What it writes and how fast.
+    """
+
+    def __init__(self, options: FakeOptions) -> None:
+        self._options = options
+        self._pattern = options.text.encode()
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        """See `TextSession.generate`."""
+        if any(self._options.crash_token in request.prompt_ids for request in requests):
+            os._exit(1)
+        started = time.monotonic_ns()
+        tokens: list[list[int]] = [[] for _ in requests]
+        times: list[list[int]] = [[] for _ in requests]
+        reasons: dict[int, str] = {}
+        for step in itertools.count():
+            for index, request in enumerate(requests):
+                if index not in reasons and step == self._options.stop_after:
+                    reasons[index] = "stop"
+                elif index not in reasons and step == request.max_new_tokens:
+                    reasons[index] = "length"
+            active = [index for index in range(len(requests)) if index not in reasons]
+            if not active:
+                break
+            time.sleep(self._options.delay_ms / 1000)
+            for index in active:
+                token = self._pattern[step % len(self._pattern)]
+                tokens[index].append(token)
+                times[index].append(time.monotonic_ns())
+                if on_token is not None and not on_token(index, token):
+                    reasons[index] = "cancelled"
+        return [
+            Generation(token_ids=tuple(tokens[index]), timestamps_ns=tuple(times[index]), started_ns=started, finish_reason=reasons[index])
+            for index in range(len(requests))
+        ]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """Log-probability 0 for everything: each next token was certain."""
+        return Scores(
+            log_probs=tuple((0.0,) * (len(sequence) - 1) for sequence in sequences), top_ids=tuple(tuple(sequence[1:]) for sequence in sequences)
+        )
+
+    def memory(self) -> Memory:
+        """Nothing is held."""
+        return Memory(rss_bytes=0, peak_rss_bytes=0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FakeEngine:
+    """See `genopt.engines.base.Engine`."""
+
+    name = "fake"
+    accepts = frozenset({"hf"})
+
+    @staticmethod
+    def check(options: dict[str, JsonValue]) -> None:
+        """See `Engine.check`."""
+        try:
+            FakeOptions.model_validate(options)
+        except ValidationError as error:
+            raise SpecError(f"Bad options of the fake engine ({error.errors()[0]['msg']}); see FakeOptions.") from None
+
+    @staticmethod
+    def open(artifact: Path, options: dict[str, JsonValue]) -> FakeSession:
+        """See `Engine.open`."""
+        return FakeSession(FakeOptions.model_validate(options))

@@ -1,0 +1,17 @@
+"""Registers the fake engine the way another distribution would: through an entry point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_plugin(folder: Path) -> None:
+    """Makes `folder` offer the engine `fake` to every process that has it on `PYTHONPATH`.
+
+    Args:
+        folder: Created if missing.
+    """
+    info = folder / "genopt_fake_engine-0.0.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: genopt-fake-engine\nVersion: 0.0.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[genopt.engines]\nfake = genopt.testing.fake_engine:FakeEngine\n", encoding="utf-8")

@@ -1,0 +1,44 @@
+"""A tokenizer for tests: token id i is the byte i, and two special tokens follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+BOS_ID = 256
+EOS_ID = 257
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte: GPT-2's `bytes_to_unicode`, which the ByteLevel parts use."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    rest = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(rest)) for byte in range(256)]
+
+
+def write_tiny_tokenizer(folder: Path, *, context: int = 512) -> None:
+    """Writes `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and `config.json`.
+
+    Args:
+        folder: Created if missing.
+        context: Context length in tokens.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE(vocab={character: byte for byte, character in enumerate(_byte_characters())}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    contents = {
+        "tokenizer_config.json": {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": CHAT_TEMPLATE},
+        "generation_config.json": {"eos_token_id": EOS_ID, "bos_token_id": BOS_ID},
+        "config.json": {"max_position_embeddings": context},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,282 @@
+"""The served API on a real Ray and Serve, asked by the official client."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import ray
+import yaml
+from ray import serve
+
+from genopt.errors import DeploymentError
+from genopt.plan import Plan
+from genopt.serving import client, deployment
+from genopt.serving.manifest import Scaling, serve_config
+from genopt.testing.plugin import write_plugin
+from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
+
+pytestmark = pytest.mark.ray
+
+TEXT = "héllo wörld "
+CONTEXT = 400
+CRASH = 7
+WAIT_S = 45.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _config(folder: Path, *, variant: str = "fast", port: int, host: str = "127.0.0.1", model_folder: Path | None = None) -> Path:
+    content = serve_config(
+        application="genopt", model_id="tiny", host=host, port=port, artifact=folder, model_folder=model_folder or folder / "model",
+        variant=Plan(name=variant, engine="fake", options={"text": TEXT, "delay_ms": 10, "crash_token": CRASH}),
+        scaling=Scaling(target_ongoing_requests=4, max_ongoing_requests=6, max_queued_requests=2, min_replicas=1, max_replicas=1),
+        threads=1, num_cpus=1, num_gpus=0, log_folder=folder / "logs",
+    )  # fmt: skip
+    path = folder / f"serve-{variant}.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("serving")
+    write_tiny_tokenizer(path / "model", context=CONTEXT)
+    write_plugin(path / "plugin")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        source = str(Path(deployment.__file__).parents[2])
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "plugin"), source]))
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def endpoint(cluster: None, folder: Path) -> deployment.Endpoint:
+    said: list[str] = []
+    found = deployment.deploy(_config(folder, port=_free_port()), wait_s=WAIT_S, progress=said.append)
+    assert said[-1] == "genopt: running"
+    return found
+
+
+@pytest.fixture(scope="module")
+def openai_client(endpoint: deployment.Endpoint) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="unused", max_retries=0, timeout=30) as found:
+        yield found
+
+
+def _expected(tokens: int) -> str:
+    return (TEXT.encode() * tokens)[:tokens].decode(errors="ignore")
+
+
+QUESTION = [{"role": "user", "content": "Say something."}]
+
+
+def test_a_chat_answer_has_text_usage_and_the_reason_of_its_end(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=20)
+    assert answer.choices[0].message.content == _expected(20)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 20
+    assert answer.usage.prompt_tokens == len("<|user|>Say something.<|assistant|>") + 1
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 20
+
+
+def test_a_stream_is_the_same_text_in_whole_characters(openai_client: openai.OpenAI) -> None:
+    options = {"include_usage": True}
+    chunks = list(openai_client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=30, stream=True, stream_options=options))
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(texts) == _expected(30)
+    assert sum(1 for text in texts if text) > 5
+    assert not any("\ufffd" in text for text in texts)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert chunks[-1].usage.completion_tokens == 30
+
+
+@pytest.mark.parametrize("prompt", ["abc", ["abc"], list(b"abc")])
+def test_text_completions_take_a_string_one_string_or_token_ids(openai_client: openai.OpenAI, prompt: object) -> None:
+    answer = openai_client.completions.create(model="tiny", prompt=prompt, max_tokens=5)
+    assert answer.choices[0].text == _expected(5)
+    assert answer.usage.prompt_tokens == 3
+
+
+def test_text_completions_stream(openai_client: openai.OpenAI) -> None:
+    chunks = list(openai_client.completions.create(model="tiny", prompt="abc", max_tokens=12, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == _expected(12)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_across_tokens_ends_the_text_before_it(openai_client: openai.OpenAI, stream: bool) -> None:
+    answer = openai_client.completions.create(model="tiny", prompt="abc", max_tokens=100, stop=["wör", "never"], stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+    assert "".join(choice.text for choice in choices) == "héllo "
+    assert choices[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_choices_come_with_their_index(openai_client: openai.OpenAI, stream: bool) -> None:
+    answer = openai_client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=8, n=2, stream=stream)
+    texts = {0: "", 1: ""}
+    if stream:
+        for chunk in answer:
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    else:
+        texts = {choice.index: choice.message.content for choice in answer.choices}
+        assert answer.usage.completion_tokens == 16
+    assert texts == {0: _expected(8), 1: _expected(8)}
+
+
+def test_the_default_length_fits_the_context(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.completions.create(model="tiny", prompt="x" * (CONTEXT - 10))
+    assert answer.usage.completion_tokens == 10
+
+
+def test_models_health_and_the_variant_header(openai_client: openai.OpenAI, endpoint: deployment.Endpoint) -> None:
+    assert [model.id for model in openai_client.models.list()] == ["tiny"]
+    assert openai_client.models.retrieve("tiny").id == "tiny"
+    for path in ("/healthz", "/readyz", "/v1/models"):
+        answer = httpx.get(endpoint.url + path)
+        assert (answer.status_code, answer.headers["X-Genopt-Variant"]) == (200, "fast")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "other", "prompt": "a"}, 404, "model"),
+        ({"model": "tiny", "prompt": "x" * CONTEXT}, 413, "prompt"),
+        ({"model": "tiny", "prompt": "x", "max_tokens": CONTEXT}, 400, "max_tokens"),
+        ({"model": "tiny", "prompt": [999]}, 400, "prompt"),
+        ({"model": "tiny", "prompt": ""}, 400, "prompt"),
+        ({"model": "tiny", "prompt": "x", "temperature": -1}, 400, "temperature"),
+        ({"model": "tiny"}, 400, "prompt"),
+        (["not", "an object"], 400, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_request_is_refused_in_openais_shape(endpoint: deployment.Endpoint, body: object, status: int, param: str | None, stream: bool) -> None:
+    sent = {**body, "stream": stream} if isinstance(body, dict) else body
+    answer = httpx.post(f"{endpoint.url}/v1/completions", json=sent)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert "Traceback" not in answer.text
+
+
+def test_an_unknown_path_and_a_broken_body_have_openais_shape(endpoint: deployment.Endpoint) -> None:
+    assert httpx.get(f"{endpoint.url}/v1/nothing").json()["error"]["code"] == "http_error"
+    assert httpx.post(f"{endpoint.url}/v1/completions", content=b"{").json()["error"]["code"] == "invalid_json"
+
+
+def test_parallel_requests_share_a_batch(openai_client: openai.OpenAI) -> None:
+    engine = serve.get_deployment_handle("Engine", "genopt")
+    before = engine.batch_sizes.remote().result()
+    started = threading.Barrier(4)
+
+    def one(_: int) -> str:
+        started.wait()
+        chunks = openai_client.completions.create(model="tiny", prompt="abc", max_tokens=60, stream=True)
+        return "".join(chunk.choices[0].text for chunk in chunks)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(4))) == [_expected(60)] * 4
+    after = engine.batch_sizes.remote().result()
+    batches = sum(after.values()) - sum(before.values())
+    assert batches < 4
+    assert max(size for size in after if after[size] > before.get(size, 0)) > 1
+
+
+def test_a_caller_that_goes_away_frees_the_engine(openai_client: openai.OpenAI) -> None:
+    stream = openai_client.completions.create(model="tiny", prompt="abc", max_tokens=CONTEXT - 10, stream=True)
+    next(iter(stream))
+    stream.close()
+    began = time.monotonic()
+    openai_client.completions.create(model="tiny", prompt="abc", max_tokens=1)
+    assert time.monotonic() - began < 0.5 * (CONTEXT - 10) * 0.010
+
+
+def test_more_than_fits_the_queue_is_turned_away_with_retry_after(endpoint: deployment.Endpoint) -> None:
+    body = {"model": "tiny", "prompt": "abc", "max_tokens": 100}
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: httpx.post(f"{endpoint.url}/v1/completions", json=body, timeout=60), range(24)))
+    turned_away = [answer for answer in answers if answer.status_code == 429]
+    assert turned_away
+    assert all(int(answer.headers["Retry-After"]) >= 1 and answer.json()["error"]["type"] == "rate_limit_error" for answer in turned_away)
+    assert {answer.status_code for answer in answers} == {200, 429}
+
+
+def test_our_own_client_streams_an_answer(endpoint: deployment.Endpoint) -> None:
+    pieces: list[str] = []
+    answer = client.ask(endpoint.url, "Say something.", model="tiny", max_tokens=20, on_text=pieces.append)
+    assert answer == "".join(pieces) == _expected(20)
+    with pytest.raises(DeploymentError, match="not served here"):
+        client.ask(endpoint.url, "Say something.", model="other", max_tokens=20, on_text=pieces.append)
+
+
+def test_a_public_address_a_taken_port_and_another_port_are_refused(endpoint: deployment.Endpoint, folder: Path) -> None:
+    for config, reason in [
+        (_config(folder, variant="public", port=8000, host="0.0.0.0"), "API key"),
+        (_config(folder, variant="elsewhere", port=_free_port()), "another port"),
+    ]:
+        with pytest.raises(DeploymentError, match=reason):
+            deployment.deploy(config, wait_s=5, progress=lambda text: None)
+
+
+def test_a_dead_engine_is_refused_at_once_and_its_replica_replaced(endpoint: deployment.Endpoint, openai_client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError, match="engine failed") as failure:
+        openai_client.completions.create(model="tiny", prompt=[CRASH], max_tokens=5)
+    assert failure.value.status_code == 503
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        answer = httpx.post(f"{endpoint.url}/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 5}, timeout=WAIT_S)
+        healthy = answer.status_code == 200 and deployment.status()["genopt"]["status"] == "RUNNING"
+        if healthy or time.monotonic() > deadline:
+            break
+        threading.Event().wait(0.25)
+    assert answer.json()["choices"][0]["text"] == _expected(5), json.dumps(deployment.status())
+
+
+def test_undeploying_frees_the_port_and_a_foreign_listener_is_noticed(endpoint: deployment.Endpoint, folder: Path) -> None:
+    assert deployment.status()["genopt"]["status"] == "RUNNING"
+    assert deployment.undeploy()
+    assert not deployment.undeploy()
+    assert deployment.status() == {}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = _config(folder, variant="taken", port=taken.getsockname()[1])
+        with pytest.raises(DeploymentError, match="is taken"):
+            deployment.deploy(config, wait_s=5, progress=lambda text: None)
+
+
+def test_a_variant_that_cannot_start_is_a_deployment_error_with_its_cause(cluster: None, folder: Path) -> None:
+    config = _config(folder, variant="broken", port=_free_port(), model_folder=folder / "nothing")
+    with pytest.raises(DeploymentError, match=r"has no tokenizer\.json"):
+        deployment.deploy(config, wait_s=WAIT_S, progress=lambda text: None)
+    assert deployment.undeploy()

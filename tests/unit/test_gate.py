@@ -1,0 +1,168 @@
+"""The gate's verdicts, and that it errs no more often than it says."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genopt.errors import SpecError
+from genopt.plan import Quality
+from genopt.quality.gate import SequentialGate
+
+LogProbs = list[tuple[float, ...]]
+BAR = 0.99
+WINDOW = 8
+SEQUENCES = (5, 17, 33, 65)
+LOOKS = tuple(count * WINDOW for count in SEQUENCES)
+
+
+def scores(count: int, *, ratio: float, spread: float, seed: int = 0, window: int = WINDOW) -> tuple[LogProbs, LogProbs]:
+    """Scores of an original and of a candidate whose true ratio is `ratio`; `spread` is between sequences, in nats per token."""
+    generator = np.random.default_rng(seed)
+    reference = -generator.gamma(2.0, 1.3, (count, window))
+    shift = math.log(ratio) + generator.normal(0, spread, (count, 1))
+    candidate = reference + shift
+    return [tuple(row) for row in reference.tolist()], [tuple(row) for row in candidate.tolist()]
+
+
+def judge(reference: LogProbs, candidate: LogProbs, look: int = 0, *, gate: SequentialGate | None = None) -> Quality:
+    return (gate or SequentialGate(BAR, LOOKS)).decide(reference, candidate, look, agreement=0.9)
+
+
+def test_a_clearly_bad_candidate_is_rejected_at_the_first_look() -> None:
+    found = judge(*scores(5, ratio=0.8, spread=0.02))
+    assert found.verdict == "reject"
+    assert found.ci_low < 0.8 < found.ci_high < BAR
+
+
+def test_a_clearly_good_candidate_is_accepted_at_the_first_look() -> None:
+    found = judge(*scores(5, ratio=0.9995, spread=0.0008))
+    assert found.verdict == "accept"
+    assert BAR <= found.ci_low <= found.ratio <= found.ci_high
+
+
+def test_a_candidate_slightly_but_surely_below_the_bar_is_rejected() -> None:
+    found = judge(*scores(5, ratio=0.975, spread=0.001))
+    assert found.verdict == "reject"
+    assert 0.97 < found.ci_high < BAR
+
+
+def test_few_sequences_get_the_paired_t_interval() -> None:
+    differences = np.array([-0.02, -0.01, 0.0, -0.03])
+    found = judge([(-2.0, -2.0)] * 4, [(-2.0 + each, -2.0 + each) for each in differences.tolist()])
+    reach = 3.18245 * differences.std(ddof=1) / math.sqrt(4)
+    assert found.ci_low == pytest.approx(math.exp(-0.015 - reach), rel=1e-5)
+    assert found.ci_high == pytest.approx(math.exp(-0.015 + reach), rel=1e-5)
+
+
+def test_what_lies_near_the_bar_needs_more_tokens() -> None:
+    reference, candidate = scores(65, ratio=0.995, spread=0.006)
+    verdicts = [judge(reference[:count], candidate[:count], look).verdict for look, count in enumerate(SEQUENCES)]
+    assert verdicts[0] == "inconclusive"
+    assert verdicts[-1] == "accept"
+
+
+def test_an_identical_candidate_is_accepted_with_a_ratio_of_one() -> None:
+    reference, _ = scores(5, ratio=1.0, spread=0.0)
+    found = judge(reference, reference)
+    assert (found.verdict, found.ratio, found.ci_low, found.ci_high) == ("accept", 1.0, 1.0, 1.0)
+
+
+def test_the_ratio_is_of_perplexities_over_all_tokens() -> None:
+    found = judge([(-1.0, -2.0, -3.0), (-2.0,)], [(-1.1, -2.1, -3.1), (-2.5,)])
+    assert found.metric == "likelihood_ratio"
+    assert found.n == 4
+    assert found.ratio == pytest.approx(math.exp(2.0 - 2.2))
+    assert found.details["nll_reference"] == pytest.approx(2.0)
+    assert found.details["nll_candidate"] == pytest.approx(2.2)
+    assert found.details["delta_nll"] == pytest.approx(0.2)
+    assert (found.details["top1_agreement"], found.details["look"], found.details["sequences"]) == (0.9, 0, 2)
+
+
+@given(seed=st.integers(0, 1000), ratio=st.floats(0.7, 1.04), count=st.integers(2, 30))
+@settings(max_examples=30)
+def test_the_interval_surrounds_the_ratio_and_is_repeatable(seed: int, ratio: float, count: int) -> None:
+    reference, candidate = scores(count, ratio=ratio, spread=0.05, seed=seed)
+    found = judge(reference, candidate)
+    assert found.ci_low <= found.ratio <= found.ci_high
+    assert judge(reference, candidate) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rows: rows[:-1], "scores are missing"),
+        (lambda rows: [*rows[:-1], rows[-1][:-1]], "scores are missing"),
+        (lambda rows: [(math.nan, *rows[0][1:]), *rows[1:]], "not a finite number"),
+        (lambda rows: [(-math.inf, *rows[0][1:]), *rows[1:]], "not a finite number"),
+        (lambda rows: [tuple(value + 0.1 for value in row) for row in rows], "than a compressed model can honestly gain"),
+    ],
+)
+def test_implausible_scores_are_anomalous_and_say_why(change: object, reason: str) -> None:
+    reference, candidate = scores(5, ratio=1.0, spread=0.001)
+    assert callable(change)
+    found = judge(reference, change(candidate))
+    assert found.verdict == "anomalous"
+    assert reason in str(found.details["anomaly"])
+    assert Quality.model_validate(json.loads(json.dumps(found.model_dump(mode="json"), allow_nan=False))) == found
+
+
+def test_no_tokens_are_anomalous() -> None:
+    assert judge([], []).verdict == "anomalous"
+
+
+def test_one_sequence_decides_nothing() -> None:
+    found = judge(*scores(1, ratio=0.5, spread=0.0))
+    assert (found.verdict, found.ci_low) == ("inconclusive", 0.0)
+
+
+def test_an_unknown_agreement_is_null() -> None:
+    reference, candidate = scores(5, ratio=1.0, spread=0.001)
+    found = SequentialGate(BAR, LOOKS).decide(reference, candidate, 0, agreement=math.nan)
+    assert found.details["top1_agreement"] is None
+
+
+def test_the_looks_spend_the_error_rate_and_no_more() -> None:
+    reference, candidate = scores(5, ratio=1.0, spread=0.001)
+    gate = SequentialGate(BAR, LOOKS, alpha=0.05)
+    levels = [float(str(judge(reference, candidate, look, gate=gate).details["level"])) for look in range(len(LOOKS))]
+    assert sum(1 - level for level in levels) == pytest.approx(0.05)
+    assert all(0.95 < level < 1 for level in levels)
+    only = judge(reference, candidate, gate=SequentialGate(BAR, (100,)))
+    assert only.details["level"] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("looks", [(), (0, 10), (10, 10), (20, 10)])
+def test_looks_must_increase(looks: tuple[int, ...]) -> None:
+    with pytest.raises(SpecError, match="increasing"):
+        SequentialGate(BAR, looks)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_error_rate_is_a_probability(alpha: float) -> None:
+    with pytest.raises(SpecError, match="not a probability"):
+        SequentialGate(BAR, LOOKS, alpha=alpha)
+
+
+@pytest.mark.parametrize(("count", "trials", "least"), [(3, 300, 0.92), (5, 300, 0.92), (25, 150, 0.9)])
+def test_the_reported_interval_covers_the_truth(count: int, trials: int, least: float) -> None:
+    covered = 0
+    for trial in range(trials):
+        found = judge(*scores(count, ratio=0.97, spread=0.02, seed=trial))
+        covered += found.ci_low <= 0.97 <= found.ci_high
+    assert covered / trials >= least
+
+
+def test_a_candidate_at_the_bar_is_wrongly_decided_within_the_error_rate() -> None:
+    """Over all looks together: 5 % on both sides, plus what 150 simulated runs may deviate from that."""
+    gate, wrong, trials = SequentialGate(BAR, LOOKS), 0, 150
+    for trial in range(trials):
+        reference, candidate = scores(SEQUENCES[-1], ratio=BAR, spread=0.02, seed=10_000 + trial)
+        verdicts = (judge(reference[:count], candidate[:count], look, gate=gate).verdict for look, count in enumerate(SEQUENCES))
+        wrong += any(verdict != "inconclusive" for verdict in verdicts)
+    assert wrong / trials <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / trials)

@@ -1,0 +1,160 @@
+"""Stages and sessions in processes of their own: results, errors, deaths and deadlines arrive as typed values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genopt.engines.base import GenerationRequest
+from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageCrashedError, StageError, StageTimeoutError
+from genopt.process import SessionProcess, run_stage
+from genopt.testing.plugin import write_plugin
+
+TECHNIQUES = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from genopt.errors import InfeasibleError
+
+class Technique:
+    @staticmethod
+    def check(source, params):
+        if params.get("refuse"):
+            raise InfeasibleError("It cannot be done here; use another machine.", {"bits": 4})
+
+    @staticmethod
+    def apply(source, destination, params, context, progress):
+        progress(f"threads {os.environ['OMP_NUM_THREADS']}, limit {context.time_limit_s:.0f}")
+        how = params.get("how")
+        if how == "raise": raise ValueError("no such layer")
+        if how == "exit": os._exit(7)
+        if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            Path(destination, "child").write_text(str(child.pid))
+            time.sleep(600)
+        Path(destination, "made").write_text("x")
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> dict[str, str]:
+    """Environment of children that find the engine `fake` and the technique `scripted`."""
+    folder = tmp_path / "plugins"
+    write_plugin(folder)
+    info = folder / "scripted-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[genopt.techniques]\nscripted = scripted_technique:Technique\n")
+    (folder / "scripted_technique.py").write_text(TECHNIQUES)
+    root = Path(__file__).parents[2]
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(root)])}
+
+
+def transform(tmp_path: Path, plugins: dict[str, str], *, technique: str = "scripted", timeout_s: float = 30.0, **params: Any) -> dict[str, Any]:
+    destination = tmp_path / "made"
+    destination.mkdir()
+    payload = {
+        "technique": technique, "source": str(tmp_path), "destination": str(destination), "params": params,
+        "context": {"original": str(tmp_path), "calibration": None, "seed": 0, "threads": 1},
+    }  # fmt: skip
+    return run_stage("transform", payload, log=tmp_path / "logs" / "stage.log", timeout_s=timeout_s, threads=1, environment=plugins)
+
+
+def test_a_stage_returns_its_result_and_leaves_its_log(tmp_path: Path, plugins: dict[str, str]) -> None:
+    assert transform(tmp_path, plugins) == {}
+    assert (tmp_path / "made" / "made").is_file()
+    assert "threads 1, limit 30" in (tmp_path / "logs" / "stage.log").read_text()
+
+
+def test_a_stages_own_error_keeps_its_type(tmp_path: Path, plugins: dict[str, str]) -> None:
+    with pytest.raises(InfeasibleError, match="use another machine") as caught:
+        transform(tmp_path, plugins, refuse=True)
+    assert caught.value.details == {"bits": 4}
+
+
+def test_an_unknown_technique_is_a_spec_error(tmp_path: Path, plugins: dict[str, str]) -> None:
+    with pytest.raises(SpecError, match="There is no technique 'none'"):
+        transform(tmp_path, plugins, technique="none")
+
+
+def test_a_foreign_error_is_a_stage_error_with_its_trace_in_the_log(tmp_path: Path, plugins: dict[str, str]) -> None:
+    with pytest.raises(StageError, match="ValueError: no such layer"):
+        transform(tmp_path, plugins, how="raise")
+    assert "Traceback" in (tmp_path / "logs" / "stage.log").read_text()
+
+
+def test_a_stage_that_dies_is_told_from_one_that_was_killed(tmp_path: Path, plugins: dict[str, str]) -> None:
+    with pytest.raises(StageCrashedError, match="exit code 7"):
+        transform(tmp_path, plugins, how="exit")
+    (tmp_path / "made").rename(tmp_path / "first")
+    with pytest.raises(OutOfMemoryError, match="lack of memory"):
+        transform(tmp_path, plugins, how="kill")
+
+
+def test_a_stage_that_hangs_is_stopped_with_all_its_children(tmp_path: Path, plugins: dict[str, str]) -> None:
+    with pytest.raises(StageTimeoutError, match="limit of 3 s"):
+        transform(tmp_path, plugins, how="hang", timeout_s=3.0)
+    child = Path("/proc", (tmp_path / "made" / "child").read_text(), "status")
+    assert not child.exists() or "State:\tZ" in child.read_text()
+
+
+@pytest.fixture
+def session(tmp_path: Path, plugins: dict[str, str]) -> Iterator[SessionProcess]:
+    options: dict[str, Any] = {"text": "abc", "crash_token": 99}
+    with SessionProcess("fake", tmp_path, options, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins) as opened:
+        yield opened
+
+
+def ask(*prompt: int, tokens: int = 4) -> list[GenerationRequest]:
+    return [GenerationRequest(prompt_ids=prompt, max_new_tokens=tokens)]
+
+
+def test_a_session_generates_scores_and_reports(session: SessionProcess) -> None:
+    assert session.load_s > 0
+    assert bytes(session.generate(ask(1))[0].token_ids) == b"abca"
+    assert session.score([[1, 2, 3]]).log_probs == ((0.0, 0.0),)
+    assert session.memory().rss_bytes == 0
+
+
+def test_tokens_arrive_one_by_one_and_can_be_cancelled(session: SessionProcess) -> None:
+    seen: list[int] = []
+
+    def until_two(_index: int, token: int) -> bool:
+        seen.append(token)
+        return len(seen) < 2
+
+    answer = session.generate(ask(1, tokens=200_000), until_two)[0]
+    assert bytes(seen[:2]) == b"ab"
+    assert answer.finish_reason == "cancelled"
+
+
+def test_a_session_that_dies_says_so_and_ends(session: SessionProcess) -> None:
+    with pytest.raises(StageCrashedError, match="exit code 1"):
+        session.generate(ask(99))
+
+
+def test_a_closed_session_refuses_calls(session: SessionProcess) -> None:
+    session.close()
+    session.close()
+    with pytest.raises(StageError, match="open it first"):
+        session.memory()
+
+
+def test_an_engine_that_refuses_its_options_is_a_spec_error(tmp_path: Path, plugins: dict[str, str]) -> None:
+    closed = SessionProcess("fake", tmp_path, {"text": ""}, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins)
+    with pytest.raises(SpecError, match="Bad options"):
+        closed.open()
+
+
+def test_an_engine_that_does_not_answer_is_stopped(tmp_path: Path, plugins: dict[str, str]) -> None:
+    options: dict[str, Any] = {"delay_ms": 60_000.0}
+    with SessionProcess("fake", tmp_path, options, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins) as session:
+        process = Path("/proc", str(session.pid))
+        session.timeout_s = 0.2
+        with pytest.raises(StageTimeoutError, match="did not answer 'generate'"):
+            session.generate(ask(1))
+        assert not process.exists()

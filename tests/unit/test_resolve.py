@@ -1,0 +1,304 @@
+"""What a user may call a model, and everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genopt.errors import ModelError
+from genopt.models.inspect import ASSUMED_CONTEXT, read_header
+from genopt.models.resolve import ResolvedModel, resolve
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 128, "eos_token_id": 2}
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+WIDTH = {"BF16": 2, "F32": 4}
+
+
+def write_safetensors(path: Path, tensors: Tensors) -> None:
+    header, end = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        elements = 1
+        for side in shape:
+            elements *= side
+        begin, end = end, end + elements * WIDTH[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+
+
+def write_model(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    (folder / "tokenizer.json").write_text("{}")
+    write_safetensors(folder / "model.safetensors", {"embed": ("BF16", (10, 4)), "norm": ("F32", (4,))})
+    return folder
+
+
+def write_pipeline(folder: Path, name: str = "StableDiffusionPipeline") -> Path:
+    folder.mkdir(parents=True)
+    components = {"unet": ["diffusers", "UNet"], "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDIM"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name, "safety_checker": [None, None], **components}))
+    for component in components:
+        (folder / component).mkdir()
+    write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", {"conv": ("F32", (3, 3))})
+    write_safetensors(folder / "text_encoder" / "model.safetensors", {"embed": ("F32", (2,))})
+    return folder
+
+
+def found(model: Path | str, tmp_path: Path, **options: Any) -> ResolvedModel:
+    return resolve(str(model), cache=tmp_path / "cache", progress=lambda _message: None, **options)
+
+
+def test_a_local_language_model(tmp_path: Path) -> None:
+    model = found(write_model(tmp_path / "tiny"), tmp_path)
+    assert (model.library, model.modality, model.task) == ("transformers", "text", "text-generation")
+    assert (model.architecture, model.parameters, model.dtype, model.max_context) == ("LlamaForCausalLM", 44, "bfloat16", 128)
+    assert model.bytes == (tmp_path / "tiny" / "model.safetensors").stat().st_size
+    assert model.path == str(tmp_path / "tiny")
+    assert (model.revision, model.note) == (None, "")
+
+
+def test_the_digest_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
+    first, second = found(write_model(tmp_path / "a"), tmp_path), found(write_model(tmp_path / "b"), tmp_path)
+    changed = found(write_model(tmp_path / "c", eos_token_id=3), tmp_path)
+    assert first.digest == second.digest != changed.digest
+
+
+def test_shards_count_together(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    (folder / "model.safetensors").unlink()
+    for shard in ("one", "two"):
+        write_safetensors(folder / f"{shard}.safetensors", {shard: ("F32", (5,))})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"one": "one.safetensors", "two": "two.safetensors"}}))
+    model = found(folder, tmp_path)
+    assert (model.parameters, model.dtype) == (10, "float32")
+
+
+def test_a_diffusion_pipeline(tmp_path: Path) -> None:
+    model = found(write_pipeline(tmp_path / "pipe"), tmp_path)
+    assert (model.library, model.modality, model.task) == ("diffusers", "image", "text-to-image")
+    assert (model.architecture, model.parameters, model.max_context) == ("StableDiffusionPipeline", 11, 0)
+
+
+def test_context_of_models_that_name_it_otherwise_or_not_at_all(tmp_path: Path) -> None:
+    assert found(write_model(tmp_path / "gpt2", max_position_embeddings=None, n_positions=64), tmp_path).max_context == 64
+    assert found(write_model(tmp_path / "nested", max_position_embeddings=None, text_config={"n_ctx": 32}), tmp_path).max_context == 32
+    assert found(write_model(tmp_path / "none", max_position_embeddings=None), tmp_path).max_context == ASSUMED_CONTEXT
+
+
+def test_a_quantized_checkpoint_is_named_so(tmp_path: Path) -> None:
+    model = found(write_model(tmp_path / "tiny", quantization_config={"quant_method": "gptq"}), tmp_path)
+    assert "gptq" in model.note
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def listed_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+
+
+def classifier(folder: Path) -> None:
+    write_model(folder, architectures=["BertForSequenceClassification"])
+
+
+def nameless(folder: Path) -> None:
+    write_model(folder, architectures=None)
+
+
+def own_code(folder: Path) -> None:
+    write_model(folder, model_type="not-in-transformers", auto_map={"AutoModelForCausalLM": "modeling.Own"})
+
+
+def truncated(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def extended(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as stream:
+        stream.write(b"x")
+
+
+def empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def long_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+
+
+def no_json_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"no")
+
+
+def listed_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"[]")
+
+
+def unknown_dtype(folder: Path) -> None:
+    text = b'{"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 1]}}'
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"x")
+
+
+def wrong_shape(folder: Path) -> None:
+    text = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+
+
+def missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+
+
+def empty_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (no_config, "config.json"), (adapter, "adapter"), (no_weights, "no safetensors weights"), (pickled, "pickled"),
+        (no_tokenizer, "tokenizer.json"), (broken_config, "not valid JSON"), (listed_config, "JSON object"),
+        (classifier, "BertForSequenceClassification"), (nameless, "architectures"), (own_code, "--trust-remote-code"),
+        (truncated, "corrupt"), (extended, "corrupt"), (empty, "not a whole safetensors file"), (long_header, "not a whole safetensors file"),
+        (no_json_header, "corrupt"), (listed_header, "corrupt"), (unknown_dtype, "corrupt"), (wrong_shape, "corrupt"),
+        (missing_shard, "is missing"), (empty_index, "no shards"),
+    ],
+)  # fmt: skip
+def test_a_bad_folder_is_one_sentence_with_the_remedy(spoil: Callable[[Path], None], says: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    spoil(folder)
+    with pytest.raises(ModelError) as caught:
+        found(folder, tmp_path)
+    assert says in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_classifier_is_told_what_genopt_takes(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"causal language models .* and text-to-image pipelines"):
+        found(write_model(tmp_path / "bert", architectures=["BertForSequenceClassification"]), tmp_path)
+
+
+def test_trusted_code_is_accepted(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    own_code(folder)
+    assert found(folder, tmp_path, trust_remote_code=True).architecture == "LlamaForCausalLM"
+
+
+def test_code_beside_a_model_that_transformers_defines_itself_is_not_needed(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny", auto_map={"AutoModelForCausalLM": "modeling.Own"})
+    assert found(folder, tmp_path).architecture == "LlamaForCausalLM"
+
+
+def test_a_pipeline_that_takes_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="StableDiffusionImg2ImgPipeline"):
+        found(write_pipeline(tmp_path / "pipe", "StableDiffusionImg2ImgPipeline"), tmp_path)
+
+
+def test_a_pipeline_without_a_component_is_refused(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "pipe")
+    (folder / "scheduler").rmdir()
+    with pytest.raises(ModelError, match="'scheduler'"):
+        found(folder, tmp_path)
+
+
+def test_a_pipeline_with_pickled_weights_is_refused(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "pipe")
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="pickled"):
+        found(folder, tmp_path)
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "a/b/c", "~no-such-user/x", "x" * 300 + "/y/z"])
+def test_a_missing_folder_names_the_choices(model: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"There is no folder .*smollm2-135m"):
+        found(model, tmp_path)
+
+
+def test_a_single_file_is_told_to_give_its_folder(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    with pytest.raises(ModelError, match="give the folder that holds it"):
+        found(folder / "model.safetensors", tmp_path)
+
+
+def test_a_missing_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="There is no file"):
+        found(tmp_path / "none.gguf", tmp_path)
+
+
+def test_a_gguf_file_with_other_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "fake.gguf"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModelError, match="is not a GGUF file"):
+        found(path, tmp_path)
+
+
+def test_a_hub_id_without_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline = (
+        "import sys; from pathlib import Path; from genopt.errors import ModelError; from genopt.models.resolve import resolve\n"
+        "try: resolve('nobody/nothing', cache=Path(sys.argv[1]), progress=print)\n"
+        "except ModelError as error: print(error)\n"
+        "print(sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))"
+    )
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    done = subprocess.run([sys.executable, "-c", offline, str(tmp_path)], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert "give a local folder, or use a built-in name (smollm2-135m)." in lines[-2]
+    assert lines[-1] == "[]"
+
+
+JSON = st.recursive(st.none() | st.integers() | st.floats() | st.text(max_size=4), lambda inner: st.lists(inner, max_size=3), max_leaves=5)
+ENTRIES = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "U8"]) | JSON, "shape": JSON, "data_offsets": JSON}) | JSON
+
+
+@given(header=st.dictionaries(st.text(max_size=3), ENTRIES, max_size=3) | JSON, rest=st.binary(max_size=16))
+def test_no_header_is_worse_than_a_model_error(header: Any, rest: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("header") / "model.safetensors"
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + rest)
+    try:
+        tensors = read_header(path)
+    except ModelError:
+        return
+    assert all(name in header for name in tensors)
+
+
+def test_a_header_counts_scalars_and_empty_tensors(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "t.safetensors", {"scalar": ("F32", ()), "empty": ("F32", (0, 3))})
+    assert read_header(tmp_path / "t.safetensors") == {"scalar": ("float32", 1), "empty": ("float32", 0)}

@@ -1,0 +1,99 @@
+"""The run folder: nothing is overwritten, and what was journalled survives a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from genopt.errors import RunFolderError, StorageError
+from genopt.store.run_folder import RunFolder
+
+
+def created(path: Path) -> RunFolder:
+    return RunFolder.create(path, "model: m\n", {"python": "3.11"})
+
+
+def test_a_new_run_folder_has_its_parts(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    assert {path.name for path in run.path.iterdir()} == {"spec.yaml", "environment.json", "records", "profile", "logs"}
+    assert run.environment() == {"python": "3.11"}
+    assert run.logs.is_dir()
+
+
+def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
+    assert created(tmp_path).path == tmp_path
+
+
+@pytest.mark.parametrize("kind", ["run", "folder", "file"])
+def test_nothing_is_overwritten(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    if kind == "run":
+        created(path)
+    elif kind == "folder":
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    else:
+        path.write_text("mine")
+    with pytest.raises(RunFolderError, match="already exists; choose another --out"):
+        created(path)
+
+
+def test_a_run_can_be_opened_again(tmp_path: Path) -> None:
+    created(tmp_path / "run")
+    assert RunFolder.existing(tmp_path / "run").environment() == {"python": "3.11"}
+
+
+def test_another_folder_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        RunFolder.existing(tmp_path)
+
+
+def test_the_journal_keeps_order_and_content(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    assert list(run.events()) == []
+    run.append("started", seed=1)
+    run.append("finished", name="a\nb")
+    events = list(RunFolder.existing(run.path).events())
+    assert [(event["event"], event.get("seed"), event.get("name")) for event in events] == [("started", 1, None), ("finished", None, "a\nb")]
+    assert events[0]["time"] <= events[1]["time"]
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    run.append("started")
+    run.append("finished")
+    journal = run.path / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    assert [event["event"] for event in run.events()] == ["started"]
+
+
+def test_a_journal_takes_no_nan(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    with pytest.raises(ValueError, match="JSON"):
+        run.append("measured", value=float("nan"))
+    assert list(run.events()) == []
+
+
+def test_a_journal_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    (run.path / "journal.jsonl").mkdir()
+    with pytest.raises(StorageError, match="--out"):
+        run.append("started")
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    rows = [{"name": "a", "value": 1.5}, {"name": "b", "value": None}]
+    run.write_records("samples", rows)
+    assert run.read_records("samples").to_pylist() == rows
+
+
+def test_missing_records_name_those_there_are(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    run.write_records("empty", [])
+    with pytest.raises(RunFolderError, match="it has none yet"):
+        run.read_records("empty")
+    run.write_records("samples", [{"a": 1}])
+    with pytest.raises(RunFolderError, match="it has samples"):
+        run.read_records("empty")

@@ -1,0 +1,167 @@
+"""The winner holds the bar and the limits, beats the baseline, and does not depend on noise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genopt.plan import Artifact, Candidate, Metric, Quality, Ratio
+from genopt.search.selection import Selection, choose
+from genopt.spec import Objective
+
+
+def made(
+    name: str,
+    *,
+    speed: float = 1.5,
+    width: float = 0.02,
+    held: float = 0.995,
+    size: int = 100,
+    peak: float = 1000.0,
+    throughput: float = 30.0,
+    ttft_ms: float = 50.0,
+    status: str = "accepted",
+) -> Candidate:
+    quality = Quality(metric="likelihood_ratio", ratio=held + 0.001, ci_low=held, ci_high=held + 0.002, n=1000, verdict="accept")
+    return Candidate.model_validate({
+        "name": name, "status": status, "reason": "", "engine": "torch", "quality": quality,
+        "artifact": Artifact(digest=name, path=name, bytes=size),
+        "metrics": {
+            "ttft_ms": Metric(value=ttft_ms, unit="ms", p50=ttft_ms, p90=ttft_ms, p99=2 * ttft_ms),
+            "throughput_tok_s@1": Metric(value=1.0, unit="tok/s"),
+            "throughput_tok_s@16": Metric(value=throughput, unit="tok/s", ci_low=0.99 * throughput, ci_high=1.01 * throughput),
+            "peak_memory_bytes": Metric(value=peak, unit="bytes"),
+        },
+        "speedup": {
+            "vs_original": Ratio(value=2 * speed, ci_low=2 * speed * (1 - width), ci_high=2 * speed * (1 + width)),
+            "vs_baseline": Ratio(value=speed, ci_low=speed * (1 - width), ci_high=speed * (1 + width)),
+        },
+    })  # fmt: skip
+
+
+ORIGINAL = made("original", speed=0.5, throughput=10.0, held=0.999, size=400, peak=2000.0).model_copy(update={"quality": None})
+BASELINE = made("baseline", speed=1.0, throughput=20.0, held=0.999, size=400, peak=2000.0)
+
+
+def pick(
+    *candidates: Candidate, objective: Objective = "latency", slo: Mapping[str, float] | None = None, aa: Mapping[str, float] | None = None
+) -> Selection:
+    return choose([ORIGINAL, BASELINE, *candidates], objective=objective, bar=0.99, slo=slo or {}, aa=aa)
+
+
+def test_the_fastest_accepted_candidate_wins_on_latency() -> None:
+    found = pick(made("slow", speed=1.5), made("fast", speed=3.0), made("broken", speed=9.0, status="rejected"))
+    assert found.winner == "fast"
+    assert "3.00x the baseline" in found.decision
+
+
+@pytest.mark.parametrize("status", ["rejected", "inconclusive", "infeasible", "failed", "skipped"])
+def test_only_accepted_candidates_compete(status: str) -> None:
+    found = pick(made("fast", speed=3.0, status=status))
+    assert found.winner is None
+    assert "the baseline is kept" in found.decision
+
+
+def test_a_candidate_under_the_bar_does_not_compete() -> None:
+    assert pick(made("fast", speed=3.0, held=0.98)).winner is None
+
+
+def test_the_references_never_win() -> None:
+    found = choose([ORIGINAL, made("baseline", speed=5.0)], objective="latency", bar=0.99, slo={})
+    assert found.winner is None
+    assert found.decision == "No candidate was tried; the baseline is kept."
+
+
+def test_a_winner_must_surely_beat_the_baseline() -> None:
+    found = pick(made("same", speed=1.01, width=0.02))
+    assert found.winner is None
+    assert "none is surely better than the baseline in speed" in found.decision
+
+
+def test_limits_are_in_seconds_and_exclude() -> None:
+    candidates = made("fast", speed=3.0, ttft_ms=100.0), made("slow", speed=2.0, ttft_ms=40.0)
+    assert pick(*candidates, slo={"ttft_p99": 0.2}).winner == "fast"
+    assert pick(*candidates, slo={"ttft_p99": 0.1}).winner == "slow"
+    found = pick(*candidates, slo={"ttft_p99": 0.01})
+    assert found.winner is None
+    assert "none meets ttft_p99" in found.decision
+
+
+def test_an_unmeasured_limit_is_not_met() -> None:
+    assert pick(made("fast"), slo={"tpot_p99": 10.0}).winner is None
+
+
+def test_ties_are_broken_by_quality_then_size_then_name() -> None:
+    fast = made("fast", speed=2.02, held=0.9951, size=200)
+    assert pick(fast, made("better", speed=2.0, held=0.9981, size=300)).winner == "better"
+    assert pick(fast, made("smaller", speed=2.0, held=0.9953, size=100)).winner == "smaller"
+    assert pick(fast, made("alike", speed=2.0, held=0.9951, size=200)).winner == "alike"
+    found = pick(fast, made("much-slower", speed=1.5, held=0.9981))
+    assert found.winner == "fast"
+
+
+def test_a_tie_is_told() -> None:
+    found = pick(made("a", speed=2.0, held=0.998), made("b", speed=2.01))
+    assert "within measurement noise of b" in found.decision
+
+
+def test_noise_between_equal_runs_widens_the_tie() -> None:
+    candidates = made("fast", speed=2.0, width=0.01), made("better", speed=1.9, width=0.01, held=0.998)
+    assert pick(*candidates).winner == "fast"
+    assert pick(*candidates, aa={"value": 1.0, "ci_low": 0.95, "ci_high": 1.05}).winner == "better"
+
+
+@given(jitter=st.lists(st.floats(-0.015, 0.015), min_size=3, max_size=3))
+def test_noisy_timings_choose_the_same_winner(jitter: list[float]) -> None:
+    names = {"a": 0.9962, "b": 0.9981, "c": 0.9915}
+    candidates = [made(name, speed=2.0 * (1 + noise), held=held) for (name, held), noise in zip(names.items(), jitter, strict=True)]
+    assert pick(*candidates).winner == "b"
+
+
+@pytest.mark.parametrize(
+    ("objective", "winner"), [("latency", "quick"), ("throughput", "wide"), ("memory", "small"), ("balanced", "even")]
+)  # fmt: skip
+def test_each_objective_has_its_own_winner(objective: Objective, winner: str) -> None:
+    candidates = (
+        made("quick", speed=3.0, throughput=22.0, peak=1900.0), made("wide", speed=1.2, throughput=60.0, peak=1900.0),
+        made("small", speed=1.1, throughput=22.0, peak=400.0), made("even", speed=2.5, throughput=50.0, peak=600.0),
+    )  # fmt: skip
+    found = pick(*candidates, objective=objective)
+    assert found.winner == winner
+    assert set(found.pareto) >= {"quick", "small", "even"}
+
+
+def test_equal_memory_is_decided_by_the_artifact() -> None:
+    found = pick(made("a", peak=1000.0, size=90), made("b", peak=1004.0, size=80, held=0.991), objective="memory")
+    assert found.winner == "b"
+
+
+@pytest.mark.parametrize("objective", ["throughput", "memory", "balanced"])
+def test_what_was_not_measured_does_not_win(objective: Objective) -> None:
+    bare = made("bare", speed=5.0).model_copy(update={"metrics": {}})
+    assert pick(bare, objective=objective).winner is None
+
+
+def test_the_front_holds_references_and_accepted_candidates_only() -> None:
+    found = pick(made("good", speed=2.0, held=0.998), made("worse", speed=1.9, held=0.991), made("lost", speed=9.0, status="rejected"))
+    assert found.pareto == ["baseline", "good"]
+    assert not {"worse", "lost"} & set(found.pareto)
+
+
+@given(speeds=st.permutations([1.2, 1.7, 2.4]), order=st.permutations(range(3)))
+def test_the_order_of_candidates_does_not_matter(speeds: list[float], order: list[int]) -> None:
+    candidates = [made(f"c{index}", speed=speed) for index, speed in enumerate(speeds)]
+    assert pick(*candidates).winner == pick(*(candidates[index] for index in order)).winner == f"c{speeds.index(2.4)}"
+
+
+def test_every_decision_is_whole_sentences() -> None:
+    pools = [(), (made("a", status="failed"),), (made("a", speed=1.0),), (made("a"), made("b"))]
+    objectives: tuple[Objective, ...] = ("latency", "memory")
+    for pool, objective in itertools.product(pools, objectives):
+        decision = pick(*pool, objective=objective).decision
+        assert decision.endswith(".")
+        assert "\n" not in decision

@@ -1,0 +1,199 @@
+"""The store: work is done once, and a crash or a full disk leaves nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genopt.errors import StorageError
+from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, open_root, step_key
+from genopt.store.files import write_atomically
+
+KEY = "a" * 64
+
+
+def make(folder: Path) -> tuple[str, ...]:
+    (folder / "weights").mkdir()
+    (folder / "weights" / "a.bin").write_bytes(b"12345")
+    return ("hf",)
+
+
+def full(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def files(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path.parent.name != "locks")
+
+
+def test_an_artifact_is_named_by_its_bytes_and_found_by_its_step(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    built = store.build(KEY, make)
+    assert (built.bytes, built.traits) == (5, ("hf",))
+    assert Path(built.path).name == built.digest == folder_digest(Path(built.path))[0]
+    assert store.find(KEY) == built
+    assert not list((tmp_path / "building").iterdir())
+
+
+def test_two_steps_with_the_same_bytes_share_them(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    assert store.build(KEY, make).path == store.build("b" * 64, make).path
+
+
+def test_an_artifact_whose_files_were_removed_is_built_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    path = Path(store.build(KEY, make).path)
+    path.rename(tmp_path / "elsewhere")
+    assert store.find(KEY) is None
+    assert store.build(KEY, make).path == str(path)
+
+
+def test_threads_build_a_step_once(tmp_path: Path) -> None:
+    calls, start = [], threading.Barrier(6)
+
+    def counted(folder: Path) -> tuple[str, ...]:
+        calls.append(folder)
+        return make(folder)
+
+    def build() -> None:
+        start.wait()
+        digests.append(ArtifactStore(tmp_path).build(KEY, counted).digest)
+
+    digests: list[str] = []
+    threads = [threading.Thread(target=build) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert len(digests) == 6
+    assert len(set(digests)) == 1
+
+
+BUILDER = """
+import os, sys
+from pathlib import Path
+from genopt.store.artifacts import ArtifactStore
+def make(folder):
+    with open(sys.argv[3], "a") as calls: calls.write("x")
+    (folder / "half").write_bytes(b"12")
+    if sys.argv[2] == "die": os._exit(9)
+    return ()
+ArtifactStore(Path(sys.argv[1])).build("a" * 64, make)
+"""
+
+
+def start_builder(store: Path, how: str, calls: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", BUILDER, str(store), how, str(calls)])
+
+
+def test_processes_build_a_step_once(tmp_path: Path) -> None:
+    builders = [start_builder(tmp_path / "store", "live", tmp_path / "calls") for _ in range(3)]
+    assert [builder.wait(timeout=30) for builder in builders] == [0, 0, 0]
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_a_builder_that_dies_leaves_no_artifact_and_no_lock(tmp_path: Path) -> None:
+    assert start_builder(tmp_path / "store", "die", tmp_path / "calls").wait(timeout=30) == 9
+    store = ArtifactStore(tmp_path / "store")
+    assert store.find(KEY) is None
+    store.discard_unfinished()
+    assert files(tmp_path / "store") == []
+    assert store.build(KEY, make).bytes == 5
+
+
+def test_a_step_that_raises_leaves_nothing_and_keeps_its_error(tmp_path: Path) -> None:
+    def broken(folder: Path) -> tuple[str, ...]:
+        make(folder)
+        raise KeyError("weights")
+
+    with pytest.raises(KeyError):
+        ArtifactStore(tmp_path).build(KEY, broken)
+    assert files(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_building_leaves_nothing(tmp_path: Path) -> None:
+    def filling(folder: Path) -> tuple[str, ...]:
+        make(folder)
+        with Path("/dev/full").open("wb") as stream:
+            stream.write(b"x")
+        return ()
+
+    with pytest.raises(StorageError, match=r"No space is left .*--store"):
+        ArtifactStore(tmp_path).build(KEY, filling)
+    assert files(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space is left"):
+        ArtifactStore(tmp_path).build(KEY, make)
+    assert files(tmp_path) == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    write_atomically(path, "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="No space is left"):
+            write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert files(tmp_path) == ["state.json"]
+    write_atomically(path, b"new")
+    assert path.read_text() == "new"
+
+
+def test_a_file_where_a_folder_belongs_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="--store"):
+        write_atomically(tmp_path / "file" / "state.json", "new")
+
+
+def test_a_store_that_is_not_a_folder_is_refused() -> None:
+    with pytest.raises(StorageError, match="give a local or shared folder"):
+        open_root("s3://bucket/store")
+
+
+def test_the_store_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_root(f"file://{tmp_path}/here") == tmp_path / "here"
+    assert default_root() == Path(os.environ["GENOPT_STORE"])
+    monkeypatch.delenv("GENOPT_STORE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_root() == tmp_path / "genopt"
+
+
+def test_a_folder_digest_sees_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = folder_digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = folder_digest(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({first[0], second[0], folder_digest(tmp_path)[0]}) == 3
+    assert first[1] == 1
+
+
+TEXT = st.text(max_size=6)
+
+
+@given(parent=TEXT, technique=TEXT, version=st.integers(0, 9), value=st.integers() | TEXT)
+def test_a_step_key_depends_on_all_of_its_parts(parent: str, technique: str, version: int, value: int | str) -> None:
+    key = step_key(parent, technique, version, {"p": value, "q": 1}, {"seed": 0})
+    assert key == step_key(parent, technique, version, {"q": 1, "p": value}, {"seed": 0})
+    others = {
+        step_key(parent + "x", technique, version, {"p": value, "q": 1}, {"seed": 0}),
+        step_key(parent, technique + "x", version, {"p": value, "q": 1}, {"seed": 0}),
+        step_key(parent, technique, version + 1, {"p": value, "q": 1}, {"seed": 0}),
+        step_key(parent, technique, version, {"p": value}, {"seed": 0}),
+        step_key(parent, technique, version, {"p": value, "q": 1}, {"seed": 1}),
+    }
+    assert len(others) == 5
+    assert key not in others
