@@ -46,20 +46,27 @@ def _any_script() -> Iterator[None]:
 
 @_any_script()
 def pareto(report: Report) -> str:
-    """Speed against quality of all measured candidates with their 95% intervals, as an `<svg>` element.
+    """`pareto_figure` as an `<svg>` element; an empty text where nothing was measured."""
+    if not _points(report):
+        return ""
+    return _svg(pareto_figure(report), "Speed against quality of every measured candidate, with 95% intervals")
 
-    Anomalous candidates are left out: their numbers are not believed, and would stretch the axes.
 
-    Returns:
-        An empty text where nothing was measured.
-    """
-    points = [
+def _points(report: Report) -> list[tuple[Candidate, Ratio, Quality | None]]:
+    """Measured candidates; anomalous ones are left out: their numbers are not believed, and would stretch the axes."""
+    return [
         (candidate, candidate.speedup["vs_original"], candidate.quality) for candidate in report.candidates
         if "vs_original" in candidate.speedup and (candidate.quality.verdict != "anomalous" if candidate.quality else candidate.name in REFERENCES)
     ]  # fmt: skip
-    if not points:
-        return ""
+
+
+@_any_script()
+def pareto_figure(report: Report) -> Figure:
+    """Speed against quality of all measured candidates with their 95% intervals; without any, axes alone."""
+    points = _points(report)
     figure, axes = _axes(8.6, 4.6)
+    if not points:
+        return figure
     floor = min(report.quality_bar, *(_quality(quality)[1] for _, _, quality in points))
     axes.axhspan(report.quality_bar, 2, color=_COLOUR["accepted"], alpha=0.06, linewidth=0)
     axes.axhline(report.quality_bar, color=_COLOUR["muted"], linewidth=1, linestyle=(0, (5, 3)))
@@ -77,7 +84,7 @@ def pareto(report: Report) -> str:
         text.set_color(_COLOUR["muted"])
     figure.tight_layout()
     _label(figure, axes, points, report)
-    return _svg(figure, "Speed against quality of every measured candidate, with 95% intervals")
+    return figure
 
 
 @_any_script()

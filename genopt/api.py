@@ -1,0 +1,107 @@
+"""The Python interface: `optimize` makes a run, `load_run` opens one. Importing it loads neither ray nor torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genopt.progress import Listener, Silent
+from genopt.spec import build
+from genopt.store.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+    from genopt.plan import Candidate
+    from genopt.report.model import Report
+    from genopt.serving.deployment import Endpoint
+
+
+class Run:
+    """A run on disk, finished or not.
+
+    Args:
+        path: Its folder.
+
+    Raises:
+        RunFolderError: It is not a run folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._folder = RunFolder.existing(Path(path).expanduser())
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self._folder.path
+
+    @property
+    def report(self) -> Report:
+        """What the run found, as report.json has it."""
+        from genopt.report.assemble import assemble
+
+        return assemble(self._folder)
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The candidate to deploy; None where the baseline is kept."""
+        return self.report.winning
+
+    def records(self, name: str = "candidates") -> pa.Table:
+        """A table of records: `candidates` (one row each) or `samples` (the raw timings).
+
+        Raises:
+            RunFolderError: The run has no such table.
+        """
+        return self._folder.read_records(name)
+
+    def plot_pareto(self) -> Figure:
+        """Speed against quality of all candidates."""
+        from genopt.report.plots import pareto_figure
+
+        return pareto_figure(self.report)
+
+    def deploy(self, *, wait_s: float = 600.0, address: str | None = None) -> Endpoint:
+        """Serves the winner on Ray Serve and returns where it answers.
+
+        Args:
+            wait_s: Longest wait until it answers.
+            address: Ray cluster to join; None joins a local one or starts an embedded one.
+
+        Raises:
+            DeploymentError: There is no winner, or it did not become ready.
+            ClusterError: The cluster does not answer.
+        """
+        from genopt.distributed.rollout import deploy_run
+
+        return deploy_run(self._folder, address=address, wait_s=wait_s)
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Opens a run folder.
+
+    Raises:
+        RunFolderError: It is not a run folder.
+    """
+    return Run(path)
+
+
+def optimize(model: str, *, listener: Listener | None = None, **settings: Any) -> Run:
+    """Optimizes a model within a wall-clock budget; see `genopt.spec.RunSpec` for the settings.
+
+    Args:
+        model: Hugging Face id, local folder, `.gguf` file or built-in name.
+        listener: Told what happens; silent unless given.
+        settings: Keys of the run spec, such as `budget="60m"` and `quality=0.99`.
+
+    Returns:
+        The run; its `winner` is None where no candidate passed.
+
+    Raises:
+        GenoptError: The run could not produce a report, with the cause and the remedy.
+    """
+    from genopt.distributed.run import start_run
+
+    return Run(start_run(build({"model": model, **settings}), listener or Silent()).path)
