@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +16,7 @@ from rich.text import Text
 from genopt.plan import Candidate, Record
 from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
+from genopt.search.estimate import Forecast
 
 STYLES = {
     "accepted": "green", "rejected": "red", "failed": "red", "inconclusive": "yellow", "infeasible": "dim", "skipped": "dim",
@@ -197,3 +198,43 @@ def _finished_row(candidate: Candidate) -> tuple[Text, ...]:
     state = _state(candidate, None)
     cells = (wording.ratio(candidate.speedup.get("vs_original")), _pace(candidate), _quality(candidate))
     return Text(candidate.name), Text(state, style=STYLES[state]), Text("done", style="dim"), *(Text(cell) for cell in cells)
+
+
+def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None:
+    """Prints what a run would try."""
+    out = console or Console(stderr=True)
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for heading in ("candidate", "engine", "techniques", "expected", "disk", "ruled out because"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        expected = wording.duration(row.expected_s) if row.expected_s is not None else wording.NONE
+        disk = f"≤ {wording.size(row.disk_bytes)}" if row.disk_bytes else wording.NONE
+        cells = (row.name, row.engine, ", ".join(row.techniques) or wording.NONE, expected, disk, row.reason)
+        table.add_row(*map(Text, cells), style="dim" if row.reason else None)
+    out.print(table)
+    remark = "Expected times are guesses until the first candidates were measured; the search adds candidates until the budget ends."
+    out.print(Text(remark, style="dim"))
+
+
+def print_profile(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints where a model's time goes."""
+    out = console or Console(stderr=True)
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for heading in ("where", "share", "bound by", "measured", "advice"):
+        table.add_column(heading, overflow="fold")
+    for item in found["bottlenecks"]:
+        table.add_row(item["name"], f"{100 * item['share']:.0f}%", item["bound"], Text(item["detail"]), Text(item["advice"]))
+    out.print(table)
+    ceilings = ", ".join(f"{name} {value:.1f}" for name, value in found["ceilings"].items())
+    out.print(Text(f"Measured limits of this machine: {ceilings}.", style="dim"))
+    out.print(Text(str(found["advice"]), style="bold"))
+
+
+def print_status(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints what is deployed."""
+    out = console or Console(stderr=True)
+    if not found:
+        out.print("Nothing is deployed.")
+    for name, application in found.items():
+        replicas = "; ".join(f"{deployment} {detail['replicas']}" for deployment, detail in application["deployments"].items())
+        out.print(Text(f"{name}: {application['status'].lower()} {application['message']} {replicas}".strip()))

@@ -104,3 +104,8 @@ class Candidate(Record):
     metrics: dict[str, Metric] = Field(default_factory=dict)
     quality: Quality | None = None
     speedup: dict[str, Ratio] = Field(default_factory=dict)
+
+
+def plan_of(candidate: Candidate) -> Plan:
+    """The plan behind a candidate."""
+    return Plan(name=candidate.name, steps=candidate.steps, engine=candidate.engine, options=candidate.options)

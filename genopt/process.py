@@ -122,7 +122,7 @@ class SessionProcess:
         threads: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._request = {"engine": engine, "artifact": str(artifact), "options": dict(options)}
+        self._engine, self._artifact, self._options = engine, str(artifact), dict(options)
         self._log = log
         self.timeout_s = timeout_s
         self._environment = child_environment(threads, environment)
@@ -146,7 +146,7 @@ class SessionProcess:
             )  # fmt: skip
         threading.Thread(target=self._pump, args=(self._process.stdout, self._lines), daemon=True).start()
         try:
-            self.call("open", **self._request)
+            self.call("open", engine=self._engine, artifact=self._artifact, options=self._options)
         except BaseException:
             self.close()
             raise

@@ -10,9 +10,8 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from genopt.errors import SpecError
-from genopt.plan import Record
+from genopt.plan import Plan, Record
 
-SCHEMA_VERSION = 1
 Objective = Literal["latency", "throughput", "memory", "balanced"]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -77,12 +76,14 @@ class RunSpec(Record):
         store: Folder of content-addressed artifacts.
         out: Run folder to create.
         deploy: Deploy the winner at the end.
+        host: Address that a deployment listens on.
+        port: Port that a deployment listens on.
         max_trials: Upper bound of searched candidates; None searches until the budget ends.
         seed: Seed of everything random.
         trust_remote_code: Run code that comes with the model.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     model: str = Field(min_length=1)
     task: str | None = None
     budget: Duration = Field(default=3600.0, gt=0)
@@ -100,6 +101,8 @@ class RunSpec(Record):
     store: str | None = None
     out: str | None = None
     deploy: bool = False
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
     max_trials: int | None = Field(default=None, ge=0)
     seed: int = 0
     trust_remote_code: bool = False
@@ -110,6 +113,13 @@ class RunSpec(Record):
         if not value or min(value) < 1:
             raise ValueError("concurrency needs at least one number, each 1 or more")
         return tuple(sorted({1, *value}))
+
+
+    def wants(self, plan: Plan) -> bool:
+        """Whether `include` and `exclude` leave a candidate in; both look into its name, engine and techniques."""
+        words = (plan.name, plan.engine, *(step.technique for step in plan.steps))
+        included = not self.include or any(part in word for part in self.include for word in words)
+        return included and not any(part in word for part in self.exclude for word in words)
 
 
 def build(values: dict[str, Any]) -> RunSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from pathlib import Path
 
 import ray
@@ -18,6 +19,17 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+NAMESPACE = "genopt"
+CONNECT_S = 5.0
+
+
+class Connection(Record):
+    """How this process is connected; an embedded Ray ends with it."""
+
+    embedded: bool
+    description: str
 
 
 class Node(Record):
@@ -37,35 +49,53 @@ def _running_local_cluster() -> str | None:
     return sorted(found)[0] if found else None
 
 
-def connect(address: str | None, *, namespace: str) -> str:
+def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool = True) -> Connection:
     """Connects this process to Ray and says how.
 
     Args:
         address: Cluster to join; None joins `RAY_ADDRESS` or a cluster on this machine, else starts an embedded one.
-        namespace: Ray namespace of the run.
+        namespace: Ray namespace.
+        embedded: Start an embedded Ray where none runs.
 
     Raises:
         ClusterError: The cluster does not answer.
     """
     if ray.is_initialized():
-        return "the Ray that this process is connected to"
+        return Connection(embedded=False, description="the Ray that this process is connected to")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    target = address or os.environ.get("RAY_ADDRESS") or _running_local_cluster()
+    asked = address or os.environ.get("RAY_ADDRESS")
+    target = None if asked == "local" else asked or _running_local_cluster()
+    if target is None and not embedded:
+        raise ClusterError("No Ray cluster runs on this machine; start one with `ray start --head`, or give --address.")
+    if target is not None and target != "auto":
+        _require_listener(target)
     try:
         if target is None:
             ray.init(
                 address="local", include_dashboard=False, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False,
                 object_store_memory=200 * 2**20,
             )  # fmt: skip
-            return "an embedded Ray on this machine"
+            return Connection(embedded=True, description="an embedded Ray on this machine")
         ray.init(address=target, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_job_environment())
     except ray.exceptions.AuthenticationError:
         raise ClusterError(f"The Ray cluster at {target} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from None
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"No Ray cluster answers at {target} ({cause[:160]}); check --address, or leave it out to run on this machine.") from None
-    return f"the Ray cluster at {target}"
+    return Connection(embedded=False, description=f"the Ray cluster at {target}")
+
+
+def _require_listener(target: str) -> None:
+    """Fails in seconds where nothing listens: Ray itself tries for minutes."""
+    host, _, port = target.rpartition(":")
+    if "://" in target or not host or not port.isdigit():
+        raise ClusterError(f"{target!r} is not the address of a Ray cluster; give HOST:PORT of its head, such as 10.0.0.1:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        cause = error.strerror or str(error) or type(error).__name__
+        raise ClusterError(f"No Ray cluster answers at {target} ({cause}); check --address, or leave it out to run on this machine.") from None
 
 
 def _job_environment() -> dict[str, dict[str, str]]:
@@ -89,6 +119,22 @@ def nodes() -> list[Node]:
     if not found:
         raise ClusterError("The Ray cluster has no node with processors; start one with `ray start --head --num-cpus N`.")
     return sorted(found, key=lambda node: (-node.gpus, -node.cpus, node.node_id))
+
+
+def measuring_nodes() -> tuple[Node, ...]:
+    """The largest node and all like it on other hosts: ratios are comparable only between equal machines.
+
+    Two nodes of one host would disturb each other's timing, so that only one of them measures.
+
+    Raises:
+        ClusterError: There is no node with processors.
+    """
+    found = nodes()
+    hosts: dict[str, Node] = {}
+    for node in found:
+        if (node.cpus, node.gpus) == (found[0].cpus, found[0].gpus):
+            hosts.setdefault(node.hostname, node)
+    return tuple(hosts.values())
 
 
 def disconnect() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from genopt.plan import Candidate, Plan
+from genopt.plan import Candidate, plan_of
+from genopt.search.estimate import time_boxes_s
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Evaluation, References
 
@@ -41,16 +42,14 @@ class Outcome:
         self.candidates.append(found.candidate)
         self._samples.extend(found.samples)
         if found.candidate.metrics:
-            self.seconds.setdefault(found.candidate.engine, []).append(found.seconds)
+            own = max(1.0, found.seconds - time_boxes_s(plan_of(found.candidate)))
+            self.seconds.setdefault(found.candidate.engine, []).append(own)
         self._folder.append("candidate_finished", candidate=found.candidate.model_dump(mode="json"), seconds=found.seconds)
         self.flush()
 
     def identities(self) -> set[str]:
         """Identities of everything that ended."""
-        return {
-            Plan(name=item.name, steps=item.steps, engine=item.engine, options=item.options).identity()
-            for item in self.candidates if item.status != "skipped"
-        }  # fmt: skip
+        return {plan_of(item).identity() for item in self.candidates if item.status != "skipped"}
 
     def flush(self) -> None:
         """Writes the Parquet tables."""

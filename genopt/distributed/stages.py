@@ -21,11 +21,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from genopt import catalog
 from genopt.distributed.cluster import Node
 from genopt.errors import BudgetError, GenoptError, to_wire
-from genopt.plan import Artifact, Plan, Record
+from genopt.measure import machine
+from genopt.plan import Artifact, Plan, Record, Status
 from genopt.process import run_stage
 from genopt.store.artifacts import ArtifactStore, step_key
-from genopt.tasks.base import BenchConfig, Evaluation
-from genopt.tasks.text_bench import failed
+from genopt.tasks.base import BenchConfig, Evaluation, failed
 
 BUILD_CPUS = 1.0
 
@@ -35,7 +35,8 @@ class BuildFacts(Record):
 
     store: str
     original: Artifact
-    calibration: str | None
+    calibration: str
+    calibration_digest: str
     logs: str
     seed: int
     threads: int
@@ -45,6 +46,17 @@ class BuildFacts(Record):
 def node_cpus(node: Node) -> float:
     """Processors that a measuring stage takes on a node."""
     return max(0.5, node.cpus - 0.5)
+
+
+def on_node(node: Node) -> NodeAffinitySchedulingStrategy:
+    """Pins a task or actor to a node."""
+    return NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+
+
+@ray.remote(num_cpus=0.1)
+def machine_task() -> dict[str, Any]:
+    """What the node is: `hardware`, `environment` and the `libraries` that decide the bytes of artifacts."""
+    return {"hardware": machine.hardware(), "environment": machine.environment(), "libraries": machine.libraries()}
 
 
 def _gpu_environment() -> dict[str, str]:
@@ -83,7 +95,7 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
     store, current = ArtifactStore(Path(facts.store)), facts.original
     for step in plan.steps:
         technique = catalog.load("techniques", step.technique)
-        context = {"seed": facts.seed, "calibration": facts.calibration if technique.needs_calibration else None, "libraries": facts.libraries}
+        context = {"seed": facts.seed, "calibration": facts.calibration_digest if technique.needs_calibration else None, "libraries": facts.libraries}
         key = step_key(current.digest, step.technique, technique.version, step.params, context)
         source = current
 
@@ -102,7 +114,6 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
     return current
 
 
-@ray.remote(num_cpus=0, max_concurrency=2, max_restarts=0)
 class BenchActor:
     """Holds one node's bench; `state` answers while another call works.
 
@@ -146,8 +157,8 @@ class BenchActor:
 
 def start_bench(node: Node, task: str, config: BenchConfig) -> ActorHandle[Any]:
     """Starts the bench of one node."""
-    placed = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-    return BenchActor.options(scheduling_strategy=placed).remote(task, config.model_dump(mode="json"))  # type: ignore[no-any-return]
+    actor = ray.remote(num_cpus=0, max_concurrency=2, max_restarts=0)(BenchActor)
+    return actor.options(scheduling_strategy=on_node(node)).remote(task, config.model_dump(mode="json"))
 
 
 @ray.remote(max_retries=0)
@@ -163,18 +174,14 @@ def references_task(bench: ActorHandle[Any], deadline: float) -> dict[str, Any]:
 
 def references_on(bench: ActorHandle[Any], node: Node, deadline: float) -> ray.ObjectRef[Any]:
     """Submits the measurement of a node's references."""
-    placed = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-    options = references_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=placed)
-    return options.remote(bench, deadline)  # type: ignore[no-any-return]
+    options = references_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=on_node(node))
+    return options.remote(bench, deadline)
 
 
-def evaluate_on(
-    bench: ActorHandle[Any], node: Node, plan: Plan, built: ray.ObjectRef[Any], deadline: float
-) -> ray.ObjectRef[Any]:
+def evaluate_on(bench: ActorHandle[Any], node: Node, plan: Plan, built: ray.ObjectRef[Any], deadline: float) -> ray.ObjectRef[Any]:
     """Submits the evaluation of a candidate that is being built; the result is an `Evaluation` as plain values."""
-    placed = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-    options = evaluate_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=placed)
-    return options.remote(bench, plan.model_dump(mode="json"), built, deadline)  # type: ignore[no-any-return]
+    options = evaluate_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=on_node(node))
+    return options.remote(bench, plan.model_dump(mode="json"), built, deadline)
 
 
 @ray.remote(max_retries=0)
@@ -182,7 +189,7 @@ def evaluate_task(bench: ActorHandle[Any], plan: dict[str, Any], built: dict[str
     """Evaluates a built candidate on the bench of the node that this task holds; failures are in the result."""
     candidate = Plan.model_validate(plan)
     if "error" in built:
-        status = "infeasible" if built["error"]["type"] == "InfeasibleError" else "failed"
+        status: Status = "infeasible" if built["error"]["type"] == "InfeasibleError" else "failed"
         return _ended(candidate, status, str(built["error"]["message"]), built["seconds"])
     try:
         found: dict[str, Any] = ray.get(
@@ -196,5 +203,5 @@ def evaluate_task(bench: ActorHandle[Any], plan: dict[str, Any], built: dict[str
     return found
 
 
-def _ended(plan: Plan, status: str, reason: str, seconds: float) -> dict[str, Any]:
+def _ended(plan: Plan, status: Status, reason: str, seconds: float) -> dict[str, Any]:
     return Evaluation(candidate=failed(plan, status, reason), seconds=seconds).model_dump(mode="json")

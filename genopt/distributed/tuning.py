@@ -6,11 +6,12 @@ reports once. Nothing that matters lives in Tune's state: results go to the run'
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -23,35 +24,34 @@ from genopt import catalog
 from genopt.distributed.cluster import Node
 from genopt.distributed.stages import BuildFacts, build_task, evaluate_on
 from genopt.plan import JsonValue, Plan, Record
-from genopt.tasks.base import Evaluation
+from genopt.spec import RunSpec
+from genopt.tasks.base import Evaluation, Task
 
 SPEED, QUALITY = "speed", "quality"
+REPEATS = 20
+"""Suggestions of known points in a row after which the sampler is passed over."""
 
 
 class SearchRequest(Record):
     """What the search may do.
 
     Attributes:
+        spec: The run's spec: quality bar, seed, what is wanted and how many trials.
         task: Catalogue name of the task.
         space: Choices by flat name.
         seeds: Points to try first.
         known: Identities of plans that were tried already.
         deadline: Unix time after which no trial may run.
         expected_s: How long one trial takes.
-        max_trials: Upper bound, or None.
-        bar: Quality bar.
-        seed: Seed of the sampler.
     """
 
+    spec: RunSpec
     task: str
     space: dict[str, tuple[JsonValue, ...]]
     seeds: tuple[dict[str, JsonValue], ...]
     known: tuple[str, ...]
     deadline: float
     expected_s: float
-    max_trials: int | None
-    bar: float
-    seed: int
 
 
 class QualityOptunaSearch(OptunaSearch):
@@ -67,27 +67,41 @@ class QualityOptunaSearch(OptunaSearch):
     def __init__(self, request: SearchRequest) -> None:
         space = {name: tune.choice(list(choices)) for name, choices in request.space.items()}
         super().__init__(
-            space=space, metric=[SPEED, QUALITY], mode=["max", "max"], points_to_evaluate=[dict(seed) for seed in request.seeds], seed=request.seed
-        )
+            space=space, metric=[SPEED, QUALITY], mode=["max", "max"], points_to_evaluate=[dict(seed) for seed in request.seeds],
+            seed=request.spec.seed,
+        )  # fmt: skip
         self._request = request
         self._expected_s = request.expected_s
         self._seen = set(request.known)
-        self._repeats = 0
+        self._task: Task = catalog.load("tasks", request.task)
 
     def suggest(self, trial_id: str) -> Any:
         """The next point; finished when the time is up or the space is exhausted."""
-        task = catalog.load("tasks", self._request.task)
-        while time.time() + self._expected_s <= self._request.deadline and self._repeats < 200:
+        if time.time() + self._expected_s > self._request.deadline:
+            return self.FINISHED
+        for _ in range(REPEATS):
             choices = super().suggest(trial_id)
-            if not isinstance(choices, dict):
-                return choices
-            identity = task.plan(choices).identity()
-            if identity not in self._seen:
-                self._seen.add(identity)
-                return choices
-            self._repeats += 1
+            if not isinstance(choices, dict) or self._is_new(choices):
+                break
             super().on_trial_complete(trial_id, None, error=True)
-        return self.FINISHED
+        else:  # the sampler goes round in circles, as samplers do in small spaces: take any point that is left
+            left = next((point for point in self._points() if self._is_new(point)), None)
+            if left is None:
+                return self.FINISHED
+            self._ot_study.enqueue_trial(left)
+            choices = super().suggest(trial_id)
+        if isinstance(choices, dict):
+            self._seen.add(self._task.plan(choices).identity())
+        return choices
+
+    def _is_new(self, choices: Mapping[str, JsonValue]) -> bool:
+        plan = self._task.plan(choices)
+        return plan.identity() not in self._seen and self._request.spec.wants(plan)
+
+    def _points(self) -> Iterator[dict[str, JsonValue]]:
+        """The whole space."""
+        names = list(self._request.space)
+        return (dict(zip(names, values, strict=True)) for values in itertools.product(*self._request.space.values()))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended."""
@@ -95,16 +109,23 @@ class QualityOptunaSearch(OptunaSearch):
             super().on_trial_complete(trial_id, None, error=True)
             return
         if not error and result is not None:
-            self._ot_trials[trial_id].set_constraint("quality", self._request.bar - result[QUALITY])
+            self._ot_trials[trial_id].set_constraint("quality", self._request.spec.quality - result[QUALITY])
             self._expected_s = max(self._expected_s, float(result["seconds"]))
         super().on_trial_complete(trial_id, result, error=error)
 
 
-class _Forward(tune.Callback):  # type: ignore[misc]
+class _Forward(tune.Callback):
     """Hands every finished trial to the driver."""
 
-    def __init__(self, finished: Callable[[Evaluation], None], started: Callable[[Plan], None], task: str) -> None:
-        self._finished, self._started, self._task = finished, started, task
+    def __init__(self, finished: Callable[[Evaluation], None], started: Callable[[Plan], None], tick: Callable[[], None], task: str) -> None:
+        self._finished, self._started, self._tick, self._task = finished, started, tick, task
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks to restore a search, and ours are restored from the journal instead."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._tick()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._started(catalog.load("tasks", self._task).plan(trial.config))
@@ -120,6 +141,7 @@ def search(
     benches: Sequence[tuple[ActorHandle[Any], Node]],
     finished: Callable[[Evaluation], None],
     started: Callable[[Plan], None],
+    tick: Callable[[], None],
 ) -> None:
     """Runs trials until the deadline, the bound or the end of the space; results arrive through `finished`.
 
@@ -129,6 +151,7 @@ def search(
         benches: Where candidates can be evaluated.
         finished: Called in this thread with every result.
         started: Called in this thread when a point is submitted.
+        tick: Called in this thread now and then.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trainable = tune.with_resources(tune.with_parameters(_trial, request=request, facts=facts, benches=list(benches)), {"cpu": 0.01})
@@ -136,11 +159,11 @@ def search(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=QualityOptunaSearch(request), num_samples=request.max_trials if request.max_trials is not None else -1,
+                search_alg=QualityOptunaSearch(request), num_samples=-1 if request.spec.max_trials is None else request.spec.max_trials,
                 max_concurrent_trials=len(benches), time_budget_s=max(1.0, request.deadline - time.time() + 5), reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="search", storage_path=folder, verbose=0, callbacks=[_Forward(finished, started, request.task)],
+                name="search", storage_path=folder, verbose=0, callbacks=[_Forward(finished, started, tick, request.task)],
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )  # fmt: skip

@@ -1,1 +1,1 @@
-"""profiling of genopt; see the package's modules."""
+"""Where a model's time goes, against what the machine was measured to reach."""

@@ -22,7 +22,6 @@ class Budget:
         self.total_s = total_s
         self._clock = clock
         self._start = clock() - spent_s
-        self._phases: dict[str, float] = {}
 
     @property
     def spent_s(self) -> float:
@@ -46,12 +45,3 @@ class Budget:
     def until_share(self, *phases: str) -> float:
         """Seconds left until the end of the named phases' cumulative share of the budget; never negative."""
         return max(0.0, min(self.left_s, sum(SHARES[phase] for phase in phases) * self.total_s - self.spent_s))
-
-    def charge(self, phase: str, seconds: float) -> None:
-        """Adds wall time to a phase."""
-        self._phases[phase] = self._phases.get(phase, 0.0) + seconds
-
-    @property
-    def phases(self) -> dict[str, float]:
-        """Wall time by phase."""
-        return dict(self._phases)

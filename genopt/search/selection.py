@@ -63,6 +63,7 @@ def choose(
     if not better:
         return Selection(winner=None, decision=_kept(others, accepted, within, bar, slo, objective), pareto=pareto)
     tied = _tied(better, scores, _noise(aa))
+    tied = [one for one in tied if one.name in pareto] or tied
     winner = min(tied, key=lambda one: _preference(one, objective))
     return Selection(winner=winner.name, decision=_won(winner, tied, scores[winner.name], bar, objective), pareto=pareto)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from genopt.errors import DeploymentError
 from genopt.plan import Record
 from genopt.serving.app import application
-from genopt.serving.manifest import ENGINE, INGRESS, ServeArguments
+from genopt.serving.manifest import ENGINE, INGRESS, ServeArguments, port_is_free
 
 _POLL_S = 0.25
 
@@ -146,14 +145,10 @@ def _require_loopback(host: str) -> None:
 def _require_port(host: str, port: int) -> None:
     """The port must be free, unless it is our own Serve that listens there."""
     ours = bool(serve.status().proxies)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            if not ours:
-                raise DeploymentError(f"Port {port} on {host} is taken; stop what listens there or set another http_options.port.") from None
-            return
+    if not port_is_free(host, port):
+        if not ours:
+            raise DeploymentError(f"Port {port} on {host} is taken; stop what listens there or choose another with --port.")
+        return
     if ours:
         raise DeploymentError(f"Serve already runs on another port than {port}; use that port or end Serve first with `serve shutdown`.")
 

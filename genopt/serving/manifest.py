@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,17 @@ class Scaling(Record):
     max_queued_requests: int = Field(gt=0)
     min_replicas: int = Field(ge=0)
     max_replicas: int = Field(gt=0)
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def autoscaling(knee: Mapping[int, float], *, max_replicas: int = 1) -> Scaling:

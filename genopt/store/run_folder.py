@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
@@ -26,6 +28,16 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @staticmethod
+    def require_new(path: Path) -> None:
+        """Makes sure that a run folder can be made there.
+
+        Raises:
+            RunFolderError: Something is already there; nothing is overwritten.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(f"{path} already exists; choose another --out, or continue that run with `genopt resume {path}`.")
+
     @classmethod
     def create(cls, path: Path, spec_yaml: str, environment: Mapping[str, Any]) -> RunFolder:
         """Makes a new run folder.
@@ -34,10 +46,9 @@ class RunFolder:
             RunFolderError: Something is already there; nothing is overwritten.
             StorageError: It cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunFolderError(f"{path} already exists; choose another --out, or continue that run with `genopt resume {path}`.")
+        cls.require_new(path)
         try:
-            for name in ("records", "profile", "logs"):
+            for name in ("records", "profile", "logs", "data"):
                 (path / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(path, error) from None
@@ -55,6 +66,25 @@ class RunFolder:
         if not (path / "spec.yaml").is_file():
             raise RunFolderError(f"{path} is not a run folder (it has no spec.yaml); give the folder that `genopt optimize` printed.")
         return cls(path)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Makes this process the folder's one writer, and drops a last journal line that a crash cut off.
+
+        Raises:
+            RunFolderError: Another process writes to it.
+        """
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(f"Another process works on {self.path}; wait until it ends.") from None
+            journal = self.path / "journal.jsonl"
+            if journal.exists():
+                content = journal.read_bytes()
+                if not content.endswith(b"\n"):
+                    write_atomically(journal, content[: content.rfind(b"\n") + 1])
+            yield
 
     @property
     def logs(self) -> Path:

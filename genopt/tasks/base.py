@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from genopt.plan import Artifact, Candidate, JsonValue, Plan, Record
+from genopt.plan import Artifact, Candidate, JsonValue, Plan, Record, Status
 
 Progress = Callable[[str], None]
 
@@ -55,6 +54,38 @@ class Evaluation(Record):
     seconds: float = 0.0
 
 
+def failed(plan: Plan, status: Status, reason: str, artifact: Artifact | None = None) -> Candidate:
+    """A candidate that ended without a verdict: `failed`, `infeasible` or `skipped`."""
+    return Candidate(
+        name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact
+    )  # fmt: skip
+
+
+def session_options(plan: Plan, threads: int) -> dict[str, JsonValue]:
+    """The engine's options of a plan on a node that gives it `threads` threads.
+
+    The option `spare_threads`, which any plan may carry, leaves that many of them to others.
+    """
+    options = {name: value for name, value in plan.options.items() if name != "spare_threads"}
+    spare = plan.options.get("spare_threads", 0)
+    options.setdefault("threads", max(1, threads - (spare if isinstance(spare, int) else 0)))
+    return options
+
+
+class Prepared(Record):
+    """What a task's prepare stage leaves behind.
+
+    Attributes:
+        data: File that the task's bench and profile stage read.
+        calibration: File that transforms calibrate on.
+        calibration_digest: Digest of its text.
+    """
+
+    data: str
+    calibration: str
+    calibration_digest: str
+
+
 class References(Record):
     """The two references and how noisy the machine is."""
 
@@ -96,8 +127,12 @@ class Task(Protocol):
         """The plans of `original` and `baseline`."""
 
     @staticmethod
-    def catalogue(model_folder: Path) -> list[Plan]:
-        """The candidates that every run tries first."""
+    def catalogue() -> list[Plan]:
+        """The candidates that every run tries first, cheap and promising ones first."""
+
+    @staticmethod
+    def families(plan: Plan) -> frozenset[str]:
+        """Which families of remedies a plan belongs to, in the words of the profile's `family_order`."""
 
     @staticmethod
     def space() -> Mapping[str, Sequence[JsonValue]]:

@@ -16,14 +16,14 @@ from genopt.engines.base import GenerationRequest
 from genopt.errors import GenoptError, InfeasibleError, StageError
 from genopt.measure.statistics import combine
 from genopt.measure.text_speed import Comparison, TextWorkload, compare, measure_aa
-from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio
+from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
 from genopt.quality.gate import SequentialGate
-from genopt.tasks.base import BenchConfig, Evaluation, Progress, References
+from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, failed, session_options
 from genopt.tasks.text_data import TextSet
 
-LOOKS = (2_048, 8_192, 16_384, 32_768, 65_536)
+LOOKS = (2_048, 8_192, 16_384, 32_768, 65_000)
 """Cumulative evaluation tokens at which the gate may decide."""
 CHECK_TOKENS = 24
 """New tokens per prompt of the generation check."""
@@ -78,14 +78,13 @@ class TextBench:
         left = deadline - time.time()
         if left <= 1:
             raise StageError("The budget ended before this candidate could be opened; give a larger --budget.")
-        options = {name: value for name, value in plan.options.items() if name != "spare_threads"}
-        spare = int(str(plan.options.get("spare_threads", 0)))
-        options.setdefault("threads", max(1, self._config.threads - spare))
+        options = session_options(plan, self._config.threads)
+        threads = options["threads"]
         log = Path(self._config.logs) / f"{plan.name}.session.log"
-        threads = int(str(options["threads"]))
         return SessionProcess(
-            plan.engine, artifact, options, log=log, timeout_s=left, threads=threads, environment=self._config.environment
-        )
+            plan.engine, artifact, options, log=log, timeout_s=left,
+            threads=threads if isinstance(threads, int) else None, environment=self._config.environment,
+        )  # fmt: skip
 
     def references(self, deadline: float, progress: Progress) -> References:
         """See `Bench.references`."""
@@ -243,14 +242,6 @@ class TextBench:
         self._sessions.clear()
 
 
-def failed(plan: Plan, status: str, reason: str, artifact: Artifact | None = None) -> Candidate:
-    """A candidate that ended without a verdict: `failed`, `infeasible` or `skipped`."""
-    return Candidate.model_validate(
-        {"name": plan.name, "status": status, "reason": reason, "steps": plan.steps, "engine": plan.engine, "options": plan.options,
-         "artifact": artifact}
-    )  # fmt: skip
-
-
 def _rows(found: Comparison, name: str) -> tuple[dict[str, object], ...]:
     return tuple({"candidate": name, **sample} for sample in found.raw)
 
@@ -261,7 +252,7 @@ def _agreement(reference: list[tuple[int, ...]], candidate: list[tuple[int, ...]
     return sum(pairs) / len(pairs) if pairs else math.nan
 
 
-def _outcome(quality: Quality, speed: Ratio, bar: float) -> tuple[str, str]:
+def _outcome(quality: Quality, speed: Ratio, bar: float) -> tuple[Status, str]:
     """Status and the reason that the report shows."""
     interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] of the original over {quality.n} tokens"
     pace = f"{speed.value:.2f}x the baseline's speed"

@@ -13,12 +13,14 @@ from pydantic import Field
 from genopt.errors import DataError, ModelError
 from genopt.plan import Record
 from genopt.store.files import write_atomically
+from genopt.tasks.base import Prepared
 
 WINDOW = 512
 """Tokens per evaluated sequence."""
 EVALUATION_TOKENS = 65_536
+"""128 windows; each scores one token less than it has."""
 CALIBRATION_TOKENS = 65_536
-PROMPTS = 4
+PROMPTS = 8
 
 
 class TextSet(Record):
@@ -67,7 +69,7 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     """
     from tokenizers import Tokenizer
 
-    from genopt.quality.text_data import load_documents, split, windows
+    from genopt.quality.text_data import load_documents, overlap, split, windows
 
     folder, destination = Path(payload["model"]), Path(payload["destination"])
     if not (folder / "tokenizer.json").is_file():
@@ -81,6 +83,7 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     evaluation, calibration = split(load_documents(_path(payload["eval_data"])), payload["seed"])
     if payload["calib_data"] is not None:
         calibration = load_documents(_path(payload["calib_data"]))
+        overlap(evaluation, calibration)
     window = min(WINDOW, int(payload["max_context"]))
     evaluated = windows(evaluation, encode, window, EVALUATION_TOKENS)
     calibrated = windows(calibration, encode, window, CALIBRATION_TOKENS)
@@ -96,7 +99,8 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         calibration=str(table), source=evaluation.source, digest=evaluation.digest, calibration_digest=calibration.digest,
     )  # fmt: skip
     write_atomically(destination / "text_set.json", text_set.model_dump_json())
-    return {"path": str(destination / "text_set.json")}
+    found = Prepared(data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=calibration.digest)
+    return found.model_dump(mode="json")
 
 
 def _path(value: str | None) -> Path | None:
@@ -107,13 +111,14 @@ def profile(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     """Profiles the original; see `genopt.profiling.text.profile_text`.
 
     Args:
-        payload: `model` (folder), `threads`, `prompt_ids`, `trace_folder`.
+        payload: `model` (folder), `data` (the prepare stage's file), `threads`, `trace_folder`.
         time_limit_s: Seconds it may take.
     """
     from genopt.profiling.text import profile_text
 
+    prompt = TextSet.model_validate_json(Path(payload["data"]).read_text(encoding="utf-8")).prompts[0]
     found = profile_text(
-        Path(payload["model"]), threads=payload["threads"], prompt_ids=payload["prompt_ids"], decode_steps=16,
+        Path(payload["model"]), threads=payload["threads"], prompt_ids=prompt, decode_steps=16,
         time_limit_s=time_limit_s, progress=_print, trace_folder=Path(payload["trace_folder"]),
     )  # fmt: skip
     content: dict[str, Any] = found.model_dump(mode="json")

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
-from genopt.errors import SpecError
+from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record
 
 
@@ -23,12 +23,22 @@ class FakeOptions(Record):
         delay_ms: Time per step; all requests of a batch step together.
         stop_after: Tokens after which a sequence stops by itself; None continues to its limit.
         crash_token: A prompt with this token ends the process.
+        crash: Every request ends the process.
+        loss: Nats that each token's log-probability loses, a little more or less from token to token.
+        open_s: Time that opening takes.
+        needs_gpu: Refuses to open, as an engine does that lacks its hardware.
+        threads: Ignored.
     """
 
     text: str = Field(default="abc ", min_length=1)
     delay_ms: float = Field(default=0.0, ge=0)
     stop_after: int | None = Field(default=None, ge=0)
     crash_token: int | None = None
+    crash: bool = False
+    loss: float = Field(default=0.0, ge=0)
+    open_s: float = Field(default=0.0, ge=0)
+    needs_gpu: bool = False
+    threads: int | None = Field(default=None, gt=0)
 
 
 class FakeSession:
@@ -44,7 +54,7 @@ class FakeSession:
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
         """See `TextSession.generate`."""
-        if any(self._options.crash_token in request.prompt_ids for request in requests):
+        if self._options.crash or any(self._options.crash_token in request.prompt_ids for request in requests):
             os._exit(1)
         started = time.monotonic_ns()
         tokens: list[list[int]] = [[] for _ in requests]
@@ -72,9 +82,11 @@ class FakeSession:
         ]
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """Log-probability 0 for everything: each next token was certain."""
+        """Each next token was certain, but for the `loss`."""
+        loss = self._options.loss
         return Scores(
-            log_probs=tuple((0.0,) * (len(sequence) - 1) for sequence in sequences), top_ids=tuple(tuple(sequence[1:]) for sequence in sequences)
+            log_probs=tuple(tuple(-loss * (0.5 + (token % 16) / 15) for token in sequence[1:]) for sequence in sequences),
+            top_ids=tuple(tuple(sequence[1:]) for sequence in sequences),
         )
 
     def memory(self) -> Memory:
@@ -95,11 +107,15 @@ class FakeEngine:
     def check(options: dict[str, JsonValue]) -> None:
         """See `Engine.check`."""
         try:
-            FakeOptions.model_validate(options)
+            found = FakeOptions.model_validate(options)
         except ValidationError as error:
             raise SpecError(f"Bad options of the fake engine ({error.errors()[0]['msg']}); see FakeOptions.") from None
+        if found.needs_gpu:
+            raise InfeasibleError("The fake engine was told that it needs a GPU; leave needs_gpu out.")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> FakeSession:
         """See `Engine.open`."""
-        return FakeSession(FakeOptions.model_validate(options))
+        found = FakeOptions.model_validate(options)
+        time.sleep(found.open_s)
+        return FakeSession(found)

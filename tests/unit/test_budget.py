@@ -78,13 +78,3 @@ def test_a_phase_lends_what_it_leaves_to_the_later_ones(total: float, spent: flo
     assert limits == sorted(limits)
     assert limits[0] == 0.0
     assert limits[-1] == pytest.approx(budget.left_s)
-
-
-def test_phases_add_up() -> None:
-    budget = Budget(60.0, clock=Clock())
-    budget.charge("profile", 2.0)
-    budget.charge("profile", 3.0)
-    budget.charge("tune", 1.0)
-    phases = budget.phases
-    phases["tune"] = 99.0
-    assert budget.phases == {"profile": 5.0, "tune": 1.0}

@@ -1,0 +1,426 @@
+"""The `genopt` command: parses, calls one function, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genopt.errors import GenoptError, NoWinnerError
+
+if TYPE_CHECKING:
+    from genopt.distributed.rollout import Endpoint
+    from genopt.report.model import Report
+    from genopt.spec import RunSpec
+    from genopt.store.run_folder import RunFolder
+
+QUESTION = "What is the capital of France?"
+
+app = typer.Typer(
+    name="genopt", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Makes generative models faster on a Ray cluster, proves that their quality holds, and serves the winner.\n\n"
+    "Exit codes: 0 done with a winner; 1 failure; 2 usage; 3 no candidate passed, baseline kept; 4 the budget ended before a baseline; "
+    "5 deployment refused; 130 interrupted, report written.",
+)  # fmt: skip
+
+Model = Annotated[str | None, typer.Argument(help="Hugging Face id, folder, .gguf file or built-in name (smollm2-135m).", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file with a key per flag; flags on the command line win.")]
+TaskName = Annotated[str | None, typer.Option(help="Task; inferred from the model unless given.")]
+BudgetTime = Annotated[str | None, typer.Option(help="Wall-clock time from start to report, such as 10m.  [default: 60m]")]
+Quality = Annotated[str | None, typer.Option(help="Share of the original's quality that must be held.  [default: 99%]")]
+ObjectiveName = Annotated[str | None, typer.Option(help="latency, throughput, memory or balanced.  [default: latency]")]
+Slo = Annotated[str | None, typer.Option(help="Latency limits, such as ttft_p99=300ms,tpot_p99=30ms.")]
+EvalData = Annotated[str | None, typer.Option(help="Text to judge quality on: txt, jsonl or parquet.  [default: Python's help texts]")]
+CalibData = Annotated[str | None, typer.Option(help="Text to calibrate on; must differ from the evaluation text.")]
+Include = Annotated[list[str] | None, typer.Option(help="Keep candidates whose name, engine or technique contains this; repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Drop candidates whose name, engine or technique contains this; repeatable.")]
+Concurrency = Annotated[str | None, typer.Option(help="Streams at which throughput is measured, such as 1,8,32.  [default: 1,4]")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine, else an embedded one]")]
+Store = Annotated[str | None, typer.Option(help="Folder of artifacts, shared by all nodes.  [default: $GENOPT_STORE or the user's cache]")]
+Out = Annotated[str | None, typer.Option(help="Run folder to create.  [default: runs/MODEL-TIME]")]
+Deploy = Annotated[bool | None, typer.Option("--deploy", help="Serve the winner at the end.")]
+Port = Annotated[int | None, typer.Option(help="Port of the deployment.  [default: 8000]")]
+MaxTrials = Annotated[int | None, typer.Option(help="Most candidates that the search may add.  [default: until the budget ends]")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.  [default: 0]")]
+TrustRemoteCode = Annotated[bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+
+
+@app.callback()
+def _globals(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure; works after any verb.")] = False) -> None:
+    """Taken out by `main`, and declared here so that `--help` shows it."""
+
+
+def _spec(model: str | None, config: Path | None, **flags: Any) -> RunSpec:
+    """The spec of a file with the given flags laid over it."""
+    from genopt.spec import build, load
+
+    values = load(config) if config is not None else {}
+    if model is not None:
+        values["model"] = model
+    values.update({name: value for name, value in flags.items() if value is not None and value != []})
+    return build(values)
+
+
+def _streams(concurrency: str | None) -> list[str] | None:
+    return concurrency.split(",") if concurrency is not None else None
+
+
+@app.command()
+def quickstart(
+    budget: Annotated[str, typer.Option(help="Wall-clock time of the optimization.")] = "10m",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="End after the first answer instead of serving until Ctrl-C.")] = False,
+    out: Out = None,
+    store: Store = None,
+    address: Address = None,
+    port: Annotated[int, typer.Option(help="Port of the deployment.")] = 8000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """Fetches SmolLM2-135M-Instruct, optimizes it, serves the winner and asks it one question."""
+    from genopt.distributed.preparation import default_folder
+
+    folder = str(out or default_folder("", prefix="quickstart"))
+    spec = _spec("smollm2-135m", None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True)
+    found, report = _optimize(spec)
+    with _deployed(found, report, address) as endpoint:
+        _ask(endpoint)
+        _say(f"report   {found.path.absolute() / 'report.html'}")
+        if not no_wait:
+            _serve_until_interrupted(endpoint)
+    if no_wait:
+        _say(f"The deployment has ended; serve it again with `genopt deploy {found.path}`.")
+
+
+@app.command()
+def optimize(
+    model: Model = None,
+    config: Config = None,
+    task: TaskName = None,
+    budget: BudgetTime = None,
+    quality: Quality = None,
+    objective: ObjectiveName = None,
+    slo: Slo = None,
+    eval_data: EvalData = None,
+    calib_data: CalibData = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    concurrency: Concurrency = None,
+    address: Address = None,
+    store: Store = None,
+    out: Out = None,
+    deploy: Deploy = None,
+    port: Port = None,
+    max_trials: MaxTrials = None,
+    seed: Seed = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Optimizes a model within a wall-clock budget and writes a report; the main job."""
+    spec = _spec(
+        model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data, calib_data=calib_data,
+        include=include, exclude=exclude, concurrency=_streams(concurrency), address=address, store=store, out=out, deploy=deploy, port=port,
+        max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    _conclude(*_optimize(spec), spec, as_json)
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    budget: Annotated[str | None, typer.Option(help="New total budget, what was used before included.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Continues an interrupted run with the rest of its budget."""
+    from genopt.console import LiveTable, print_summary
+    from genopt.distributed.run import resume_run
+    from genopt.report.assemble import assemble
+    from genopt.spec import build, load
+    from genopt.store.run_folder import RunFolder
+
+    folder = RunFolder.existing(run)
+    spec = build(load(folder.path / "spec.yaml"))
+    total = build({"model": spec.model, "budget": budget}).budget if budget is not None else None
+    with LiveTable() as table:
+        resume_run(folder, table, total_s=total)
+    report = assemble(folder)
+    print_summary(report)
+    _conclude(folder, report, spec, as_json)
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    config: Config = None,
+    task: TaskName = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    store: Store = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Shows what a run would try, what it is expected to need, and what is ruled out; runs nothing."""
+    from genopt.distributed.dry_run import dry_run
+
+    spec = _spec(model, config, task=task, include=include, exclude=exclude, store=store, trust_remote_code=trust_remote_code)
+    rows = dry_run(spec, _say)
+    if as_json:
+        _print_json([row.model_dump(mode="json") for row in rows])
+        return
+    from genopt.console import print_plan
+
+    print_plan(rows)
+
+
+@app.command()
+def profile(
+    model: Model = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the profiler's traces.  [default: none are kept]")] = None,
+    store: Store = None,
+    trust_remote_code: TrustRemoteCode = None,
+    as_json: Json = False,
+) -> None:
+    """Measures where a model's time goes and how far it is from this machine's limits."""
+    from genopt.console import print_profile
+    from genopt.distributed.dry_run import profile_model
+
+    found = profile_model(_spec(model, None, store=store, trust_remote_code=trust_remote_code), out, _say)
+    if as_json:
+        _print_json(found)
+    else:
+        print_profile(found)
+
+
+@app.command()
+def report(
+    run: RunPath,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Writes a run's reports again from its records."""
+    from genopt.console import print_summary
+    from genopt.report.write import write_reports
+    from genopt.store.run_folder import RunFolder
+
+    folder = RunFolder.existing(run)
+    found = write_reports(folder)
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        print_summary(found)
+    if show:
+        typer.launch((folder.path / "report.html").absolute().as_uri())
+
+
+@app.command()
+def deploy(
+    run: RunPath,
+    variant: Annotated[str | None, typer.Option(help="Another accepted candidate, `original` or `baseline`.  [default: the winner]")] = None,
+    port: Port = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Serves a run's winner; on an embedded Ray until Ctrl-C, on a cluster until `genopt undeploy`."""
+    from genopt.store.run_folder import RunFolder
+
+    folder = RunFolder.existing(run)
+    with _deployment(folder, variant, port, address) as endpoint:
+        if as_json:
+            _print_json(endpoint.model_dump(mode="json"))
+        _say_where(endpoint)
+        if endpoint.embedded:
+            _serve_until_interrupted(endpoint)
+
+
+@app.command()
+def undeploy(
+    run: Annotated[Path | None, typer.Argument(help="Run folder to record it in.", show_default=False)] = None,
+    address: Address = None,
+) -> None:
+    """Takes a deployment on a cluster down."""
+    from genopt.distributed import cluster, rollout
+    from genopt.store.run_folder import RunFolder
+
+    try:
+        removed = rollout.undeploy(RunFolder.existing(run) if run is not None else None, address=address)
+    finally:
+        cluster.disconnect()
+    _say("The deployment has ended." if removed else "Nothing of genopt is deployed there.")
+
+
+@app.command()
+def status(address: Address = None, as_json: Json = False) -> None:
+    """Shows what is deployed on a cluster."""
+    from genopt.console import print_status
+    from genopt.distributed import cluster, rollout
+
+    try:
+        found = rollout.status(address=address)
+    finally:
+        cluster.disconnect()
+    if as_json:
+        _print_json(found)
+    else:
+        print_status(found)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def submit(
+    verb: Annotated[list[str], typer.Argument(help="After `--`: a verb with its arguments, such as optimize MODEL.", show_default=False)],
+    address: Annotated[str | None, typer.Option(help="The cluster's dashboard.  [default: RAY_API_SERVER_ADDRESS or this machine's]")] = None,
+    working_dir: Annotated[Path | None, typer.Option(help="Folder to take along; needed for files that the verb names.")] = None,
+) -> None:
+    """Runs a verb as a Ray job, follows its log and ends with its exit code; Ctrl-C stops the job."""
+    from genopt.distributed.jobs import submit_verb
+
+    raise typer.Exit(submit_verb(verb, address=address, working_dir=working_dir, write=sys.stdout.write))
+
+
+@app.command()
+def doctor(address: Address = None, store: Store = None, as_json: Json = False) -> None:
+    """Checks this machine, or every node of a cluster; exit code 1 where something would go wrong."""
+    from genopt.distributed.diagnosis import diagnose
+
+    problems = diagnose(address, store)
+    if as_json:
+        _print_json([problem.model_dump(mode="json") for problem in problems])
+    for problem in problems:
+        _say(f"✗ {problem.what}: {problem.remedy}")
+    if problems:
+        raise typer.Exit(1)
+    _say("✓ nothing to mend")
+
+
+def _optimize(spec: RunSpec) -> tuple[RunFolder, Report]:
+    """Runs a spec under the live table and prints how it ended."""
+    from genopt.console import LiveTable, print_summary
+    from genopt.distributed.run import start_run
+    from genopt.report.assemble import assemble
+
+    with LiveTable() as table:
+        folder = start_run(spec, table)
+    found = assemble(folder)
+    print_summary(found)
+    return folder, found
+
+
+def _conclude(folder: RunFolder, found: Report, spec: RunSpec, as_json: bool) -> None:
+    """Deploys where that was asked for, prints the report, and fails without a winner."""
+    if spec.deploy and found.winner is not None:
+        with _deployed(folder, found, spec.address) as endpoint:
+            _say_where(endpoint)
+            if as_json:
+                _print_json(_report(folder))
+            if endpoint.embedded:
+                _serve_until_interrupted(endpoint)
+        return
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    if found.winner is None:
+        raise NoWinnerError(f"No winner: {found.decision} See {folder.path / 'report.html'} for what was tried.")
+
+
+def _report(folder: RunFolder) -> Any:
+    return json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _deployed(folder: RunFolder, found: Report, address: str | None) -> Iterator[Endpoint]:
+    if found.winner is None:
+        raise NoWinnerError(f"No winner: {found.decision} See {folder.path / 'report.html'} for what was tried.")
+    with _deployment(folder, None, None, address) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def _deployment(folder: RunFolder, variant: str | None, port: int | None, address: str | None) -> Iterator[Endpoint]:
+    """A deployment that ends with the block where Ray is embedded, and stays where it is not."""
+    from genopt.distributed.rollout import deployed
+
+    with deployed(folder, variant=variant, port=port, address=address, progress=_say) as endpoint:
+        yield endpoint
+
+
+def _ask(endpoint: Endpoint) -> None:
+    from genopt.serving.client import ask, curl_line
+
+    _say(f"question {QUESTION}")
+    print("answer   ", end="", flush=True)
+    ask(endpoint.url, QUESTION, model=endpoint.model, max_tokens=64, on_text=lambda text: print(text, end="", flush=True))
+    print(flush=True)
+    _say(f"try it   {curl_line(endpoint.url, endpoint.model, QUESTION)}")
+
+
+def _say_where(endpoint: Endpoint) -> None:
+    from genopt.serving.client import curl_line
+
+    _say(f"{endpoint.variant} answers at {endpoint.url}/v1 as {endpoint.model!r}")
+    _say(curl_line(endpoint.url, endpoint.model, QUESTION))
+
+
+def _serve_until_interrupted(endpoint: Endpoint) -> None:
+    _say(f"Serving {endpoint.variant} at {endpoint.url}/v1 until Ctrl-C.")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        _say("Ending the deployment.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2), flush=True)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """The first signal interrupts, the second waits for the report, the third gives up."""
+    signal.signal(number, _on_second_signal)
+    raise KeyboardInterrupt
+
+
+def _on_second_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    _say("Still ending and writing the report; once more to give up.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code.
+
+    Args:
+        arguments: Command line without the program's name; `sys.argv` unless given.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    own = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:own]
+    words = [word for place, word in enumerate(words) if place >= own or word != "--debug"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    try:
+        app(args=words, prog_name="genopt")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except GenoptError as error:
+        return _failure(error, error.exit_code, "--json" in words[:own], debug)
+    except Exception as error:  # noqa: BLE001 - the last resort: one sentence instead of a traceback
+        return _failure(error, 1, "--json" in words[:own], debug)
+    return 0
+
+
+def _failure(error: Exception, code: int, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    message = str(error) if isinstance(error, GenoptError) else f"{type(error).__name__}: {error}; run with --debug for the traceback."
+    if as_json:
+        _print_json({"error": {"message": message, "type": type(error).__name__, "exit_code": code}})
+    _say(f"genopt: {message}")
+    return code

@@ -1,0 +1,89 @@
+"""What can be said about a model without a cluster: the plan of a run, and a profile."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from genopt import catalog
+from genopt.distributed.preparation import require_task, resolve_model
+from genopt.errors import GenoptError
+from genopt.measure import machine
+from genopt.plan import Plan
+from genopt.process import run_stage
+from genopt.progress import Silent
+from genopt.search.estimate import Forecast, expected_s
+from genopt.spec import RunSpec
+from genopt.store.artifacts import open_root
+from genopt.tasks.base import Prepared, Task
+
+PROFILE_LIMIT_S = 600.0
+
+
+class _Told(Silent):
+    """Passes on what a resolution says."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def activity(self, text: str) -> None:
+        self._say(text)
+
+
+def dry_run(spec: RunSpec, say: Callable[[str], None]) -> list[Forecast]:
+    """The first candidates of a run, with what rules them out here; nothing is built or measured.
+
+    Raises:
+        GenoptError: The model cannot be used.
+    """
+    store = open_root(spec.store)
+    model = resolve_model(spec, store, _Told(say))
+    task: Task = catalog.load("tasks", require_task(spec, model))
+    plans = [*task.references(), *(plan for plan in task.catalogue() if spec.wants(plan))]
+    return [_forecast(plan, Path(model.path), model.parameters) for plan in plans]
+
+
+def _forecast(plan: Plan, folder: Path, parameters: int) -> Forecast:
+    techniques = tuple(step.technique for step in plan.steps)
+    reason = ""
+    try:
+        catalog.load("engines", plan.engine).check({name: value for name, value in plan.options.items() if name != "spare_threads"})
+        for step in plan.steps[:1]:  # later steps see a model that does not exist yet
+            catalog.load("techniques", step.technique).check(folder, step.params)
+    except GenoptError as error:
+        reason = str(error)
+    seconds = None if reason else expected_s(plan)
+    return Forecast(
+        name=plan.name, engine=plan.engine, techniques=techniques, expected_s=seconds, disk_bytes=4 * parameters if techniques else 0, reason=reason
+    )  # fmt: skip
+
+
+def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Profiles a model on this machine, in processes of their own.
+
+    Args:
+        spec: Names the model.
+        out: Folder that keeps the traces and logs; None keeps none.
+        say: Told what happens.
+
+    Raises:
+        GenoptError: The model cannot be used or the profile failed.
+    """
+    model = resolve_model(spec, open_root(spec.store), _Told(say))
+    task: Task = catalog.load("tasks", require_task(spec, model))
+    threads = int(machine.hardware()["cpus_usable"])
+    with tempfile.TemporaryDirectory(prefix="genopt-profile-") as scratch:
+        kept = out.absolute() if out is not None else Path(scratch)
+        kept.mkdir(parents=True, exist_ok=True)
+        say("tokenizing a text")
+        payload = {
+            "model": model.path, "eval_data": None, "calib_data": None, "seed": spec.seed, "prompt_tokens": spec.prompt_tokens,
+            "max_context": model.max_context, "destination": str(Path(scratch, "data")),
+        }  # fmt: skip
+        log = kept / "profile.log"
+        prepared = Prepared.model_validate(run_stage(task.prepare_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads))
+        say("profiling prefill and decode")
+        payload = {"model": model.path, "data": prepared.data, "threads": threads, "trace_folder": str(kept)}
+        return run_stage(task.profile_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads)

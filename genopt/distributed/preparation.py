@@ -1,0 +1,190 @@
+"""What must be true before a run measures anything: inputs that can be used, a model, a cluster, a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from genopt import catalog
+from genopt.distributed import cluster, stages
+from genopt.errors import BudgetError, DeploymentError, ModelError, RunFolderError, SpecError, StorageError
+from genopt.models.resolve import ResolvedModel, resolve
+from genopt.plan import Record
+from genopt.progress import Listener
+from genopt.quality.text_data import load_documents
+from genopt.report.assemble import assemble
+from genopt.search.budget import Budget
+from genopt.serving.manifest import port_is_free
+from genopt.spec import RunSpec, build, dump, load
+from genopt.store.artifacts import default_root, open_root
+from genopt.store.run_folder import RunFolder
+from genopt.tasks.base import Task
+
+LEAST_BUDGET_S = 30.0
+"""No run ends sooner: Ray, two engines and a compiler have to start."""
+SPACE_PER_BYTE = 4.0
+"""Free disk asked for per byte of the model: an fp32 export of a bf16 model takes twice its size, its variants as much again."""
+
+
+class Preparation(Record):
+    """A run that may begin; Ray is connected and the folder held by this process.
+
+    Attributes:
+        spec: The resolved spec.
+        model: The model.
+        task: Catalogue name of its task.
+        path: The run's folder.
+        store: The artifact store.
+        nodes: Nodes that measure.
+        libraries: Versions that decide the bytes of artifacts.
+    """
+
+    spec: RunSpec
+    model: ResolvedModel
+    task: str
+    path: Path
+    store: Path
+    nodes: tuple[cluster.Node, ...]
+    libraries: dict[str, str]
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.path)
+
+
+def default_folder(model: str, prefix: str | None = None) -> Path:
+    """`runs/<model>-<time>` below the current folder, or below the store in a Ray job, whose current folder is temporary."""
+    base = default_root() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path()
+    name = prefix or "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in Path(model).name)[:60] or "run"
+    return Path(base, "runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+@contextmanager
+def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[Preparation]:
+    """Checks the inputs, finds the model, connects to Ray and makes the run's folder; leaves Ray at the end.
+
+    Raises:
+        GenoptError: Something is missing, with the remedy; nothing was written then.
+    """
+    path = Path(spec.out).expanduser() if spec.out else default_folder(spec.model)
+    _require_inputs(spec, path)
+    listener.budget(budget.spent_s, budget.total_s)
+    store = open_root(spec.store)
+    phases: dict[str, float] = {}
+    with _timed(phases, "resolve", listener, spec.model):
+        model = resolve_model(spec, store, listener)
+    task = require_task(spec, model)
+    with _timed(phases, "connect", listener, "joining or starting Ray"):
+        how = cluster.connect(spec.address)
+    try:
+        listener.activity(f"using {how.description}")
+        nodes = cluster.measuring_nodes()
+        facts = ray.get(stages.machine_task.options(scheduling_strategy=stages.on_node(nodes[0])).remote())
+        resolved = spec.model_copy(update={"task": task, "store": str(store), "out": None})
+        folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
+        with folder.hold():
+            _begin(folder, budget, how, nodes)
+            folder.append("model_resolved", model=model.model_dump(mode="json"))
+            for name, seconds in phases.items():
+                folder.append("phase", name=name, seconds=seconds)
+            yield Preparation(spec=spec, model=model, task=task, path=path, store=store, nodes=nodes, libraries=facts["libraries"])
+    finally:
+        cluster.disconnect()
+
+
+@contextmanager
+def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float | None) -> Iterator[tuple[Preparation, Budget]]:
+    """As `prepare_run`, for a run folder that exists; the budget goes on where it stopped.
+
+    Raises:
+        RunFolderError: The run is finished, in use, or its model changed.
+        BudgetError: Too little of the budget is left.
+    """
+    spec, earlier = build(load(folder.path / "spec.yaml")), assemble(folder)
+    if not earlier.interrupted and total_s is None:
+        raise RunFolderError(f"{folder.path} is finished; search on with a larger total budget, for example --budget {2 * spec.budget:.0f}s.")
+    budget = Budget(total_s or earlier.budget.total_s, spent_s=earlier.budget.spent_s)
+    if budget.left_s < LEAST_BUDGET_S:
+        raise BudgetError(
+            f"Only {budget.left_s:.0f} s of the run's budget are left, and measuring the baseline again takes longer; "
+            f"give a larger total, for example --budget {budget.total_s + 600:.0f}s."
+        )
+    with folder.hold():
+        store = open_root(spec.store)
+        listener.phase("resolve", spec.model)
+        model = resolve_model(spec, store, listener)
+        if earlier.model.digest not in ("", model.digest):
+            raise RunFolderError(f"The model {spec.model} has changed since {folder.path} began; start a new run.")
+        listener.phase("connect", "joining or starting Ray")
+        how = cluster.connect(spec.address)
+        try:
+            nodes = cluster.measuring_nodes()
+            facts = ray.get(stages.machine_task.options(scheduling_strategy=stages.on_node(nodes[0])).remote())
+            _begin(folder, budget, how, nodes)
+            folder.append("model_resolved", model=model.model_dump(mode="json"))
+            task, libraries = require_task(spec, model), facts["libraries"]
+            yield Preparation(spec=spec, model=model, task=task, path=folder.path, store=store, nodes=nodes, libraries=libraries), budget
+        finally:
+            cluster.disconnect()
+
+
+def _begin(folder: RunFolder, budget: Budget, how: cluster.Connection, nodes: tuple[cluster.Node, ...]) -> None:
+    """Records where the run runs; host names stay out of the report."""
+    shape = {"how": how.description, "nodes": len(nodes), "cpus": nodes[0].cpus, "gpus": nodes[0].gpus}
+    folder.append("run_started", budget_s=budget.total_s, spent_s=budget.spent_s, cluster=shape)
+
+
+@contextmanager
+def _timed(phases: dict[str, float], name: str, listener: Listener, detail: str) -> Iterator[None]:
+    listener.phase(name, detail)
+    started = time.monotonic()
+    yield
+    phases[name] = time.monotonic() - started
+
+
+def _require_inputs(spec: RunSpec, path: Path) -> None:
+    """Refuses at once what would fail late."""
+    RunFolder.require_new(path)
+    if spec.budget < LEAST_BUDGET_S:
+        raise BudgetError(
+            f"A budget of {spec.budget:g} s is below what a baseline needs (at least {LEAST_BUDGET_S:.0f} s, minutes for most models); "
+            "give for example --budget 10m."
+        )
+    for data in (spec.eval_data, spec.calib_data):
+        if data is not None:
+            load_documents(Path(data).expanduser())
+    if spec.deploy and not port_is_free(spec.host, spec.port):
+        raise DeploymentError(f"Port {spec.port} on {spec.host} is taken; stop what listens there or choose another with --port.")
+
+
+def resolve_model(spec: RunSpec, store: Path, listener: Listener) -> ResolvedModel:
+    """Finds the model and makes sure that the store has room for its candidates."""
+    model = resolve(spec.model, cache=store / "models", progress=listener.activity, trust_remote_code=spec.trust_remote_code)
+    free, needed = shutil.disk_usage(store).free, int(SPACE_PER_BYTE * model.bytes)
+    if free < needed:
+        raise StorageError(
+            f"The store {store} has {free / 1e9:.1f} GB free and candidates of this model need about {needed / 1e9:.1f} GB; "
+            "free some or point --store (GENOPT_STORE) to a larger disk."
+        )
+    return model
+
+
+def require_task(spec: RunSpec, model: ResolvedModel) -> str:
+    """The task's name; it exists, fits the model, and has candidates that the spec wants."""
+    name = spec.task or model.task
+    if name not in catalog.names("tasks"):
+        raise ModelError(f"There is no task {name!r} for {model.architecture} models yet; genopt optimizes {', '.join(catalog.names('tasks'))}.")
+    task: Task = catalog.load("tasks", name)
+    if task.modality != model.modality:
+        raise SpecError(f"The task {name!r} does not fit {spec.model}, which makes {model.modality}; leave --task out.")
+    if not any(spec.wants(plan) for plan in task.catalogue()):
+        known = ", ".join(plan.name for plan in task.catalogue())
+        raise SpecError(f"No candidate is left by --include and --exclude; the first ones are {known}.")
+    return name

@@ -1,0 +1,160 @@
+"""From a finished run to an answering deployment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genopt.distributed import cluster
+from genopt.errors import DeploymentError
+from genopt.plan import Artifact, Candidate, plan_of
+from genopt.report.assemble import assemble
+from genopt.report.model import REFERENCES, Report
+from genopt.report.write import write_reports
+from genopt.serving import deployment
+from genopt.serving.manifest import autoscaling, serve_config
+from genopt.spec import build, load
+from genopt.store.files import write_atomically
+from genopt.store.run_folder import RunFolder
+from genopt.tasks.base import session_options
+
+APPLICATION = "genopt"
+
+
+def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None = None, port: int | None = None) -> Path:
+    """Writes `serve.yaml` for a variant: the winner, or the baseline where there is none.
+
+    Args:
+        folder: The run's folder.
+        report: What the run found.
+        variant: Name of the candidate to serve instead.
+        port: Port to listen on instead of the spec's.
+
+    Raises:
+        DeploymentError: There is no such candidate, or it was not accepted.
+    """
+    spec, chosen = build(load(folder.path / "spec.yaml")), _candidate(report, variant or report.winner or "baseline")
+    shape = next(event["cluster"] for event in folder.events() if event["event"] == "run_started")
+    threads = max(1, int(shape["cpus"]))
+    options = session_options(plan_of(chosen), threads)
+    artifact = chosen.artifact or Artifact(digest=report.model.digest, path=report.model.path, bytes=report.model.bytes)
+    knee = {int(name.partition("@")[2]): metric.value for name, metric in chosen.metrics.items() if name.startswith("throughput_tok_s@")}
+    config = serve_config(
+        application=APPLICATION, model_id=Path(report.model.id).name, variant=plan_of(chosen).model_copy(update={"options": options}),
+        artifact=Path(artifact.path), model_folder=Path(report.model.path), host=spec.host, port=port or spec.port,
+        scaling=autoscaling(knee, max_replicas=max(1, int(shape["gpus"]) or int(shape["nodes"]))), threads=threads,
+        num_cpus=min(1.0, shape["cpus"] / 2), num_gpus=min(1.0, shape["gpus"]), log_folder=folder.logs,
+    )  # fmt: skip
+    path = folder.path / "serve.yaml"
+    write_atomically(path, yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def _candidate(report: Report, name: str) -> Candidate:
+    found = next((candidate for candidate in report.candidates if candidate.name == name), None)
+    if found is None:
+        known = ", ".join(candidate.name for candidate in report.candidates if candidate.status == "accepted") or "none yet"
+        raise DeploymentError(f"The run has no candidate {name!r}; it accepted {known}.")
+    if found.status != "accepted" and name not in REFERENCES:
+        raise DeploymentError(f"{name} is {found.status} ({found.reason}); deploy an accepted candidate.")
+    return found
+
+
+class Endpoint(deployment.Endpoint):
+    """A deployment that answers; with an embedded Ray it ends with this process."""
+
+    embedded: bool
+
+
+@contextmanager
+def deployed(
+    folder: RunFolder, *, variant: str | None = None, port: int | None = None, address: str | None = None, progress: Callable[[str], None]
+) -> Iterator[Endpoint]:
+    """`deploy_run`, and at the end of the block leaves Ray; where it is embedded the deployment ends, and the run records it."""
+    try:
+        endpoint = deploy_run(folder, variant=variant, port=port, address=address, progress=progress)
+        try:
+            yield endpoint
+        finally:
+            if endpoint.embedded:
+                deployment.undeploy(APPLICATION)
+                folder.append("undeployed")
+                write_reports(folder)
+    finally:
+        cluster.disconnect()
+
+
+def deploy_run(
+    folder: RunFolder,
+    *,
+    variant: str | None = None,
+    port: int | None = None,
+    address: str | None = None,
+    wait_s: float = 600.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Endpoint:
+    """Serves a run's winner, waits until it answers, and records it in the run.
+
+    Args:
+        folder: The run's folder.
+        variant: Name of another accepted candidate, or of a reference.
+        port: Port to listen on instead of the spec's.
+        address: Ray cluster to join; None joins a local one or starts an embedded one, which ends with this process.
+        wait_s: Longest wait in seconds.
+        progress: Told what is waited for.
+
+    Raises:
+        DeploymentError: Nothing to deploy, or it did not become ready.
+        ClusterError: The cluster does not answer.
+    """
+    report = assemble(folder)
+    if report.winner is None and variant is None:
+        raise DeploymentError(f"{report.decision} Deploy it with `genopt deploy {folder.path} --variant baseline`.")
+    config = write_serve_config(folder, report, variant=variant, port=port)
+    arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"][0]["args"]
+    for needed in (arguments["artifact"], arguments["model_folder"]):
+        if not Path(needed).is_dir():
+            raise DeploymentError(f"{needed} is gone from the store; run the optimization again, or restore the store it was made with.")
+    connection = cluster.connect(address)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    found = deployment.deploy(config, wait_s=wait_s, progress=progress)
+    endpoint = Endpoint(**found.model_dump(), embedded=connection.embedded)
+    folder.append("deployed", url=endpoint.url, application=APPLICATION, variant=endpoint.variant)
+    write_reports(folder)
+    return endpoint
+
+
+def undeploy(folder: RunFolder | None = None, *, address: str | None = None) -> bool:
+    """Takes the deployment down.
+
+    Args:
+        folder: A run to record it in.
+        address: Ray cluster to join.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ClusterError: There is no cluster.
+    """
+    cluster.connect(address, embedded=False)
+    removed = deployment.undeploy(APPLICATION)
+    if folder is not None and removed:
+        folder.append("undeployed")
+        write_reports(folder)
+    return removed
+
+
+def status(*, address: str | None = None) -> dict[str, Any]:
+    """What is deployed on a cluster; see `genopt.serving.deployment.status`.
+
+    Raises:
+        ClusterError: There is no cluster.
+    """
+    cluster.connect(address, embedded=False)
+    return deployment.status()

@@ -1,0 +1,293 @@
+"""One run, from a spec to a written report.
+
+The driver holds only metadata: it resolves the model, connects to Ray, lets stages measure, and writes
+what it learns into the journal at once, so that at any moment there is a valid answer. Ctrl-C and the
+deadline both end with a report of the best so far.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from genopt import catalog
+from genopt.distributed import cluster, rollout, stages
+from genopt.distributed.fanout import TICK_S, FanOut, Slot
+from genopt.distributed.outcome import Outcome
+from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
+from genopt.distributed.tuning import SearchRequest, search
+from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError, from_wire
+from genopt.plan import Artifact, Plan
+from genopt.progress import Listener
+from genopt.report.write import write_reports
+from genopt.search.budget import Budget
+from genopt.search.estimate import expected_s
+from genopt.spec import RunSpec
+from genopt.store.run_folder import RunFolder
+from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed
+
+PROFILE_LIMIT_S = 60.0
+"""The profile is stopped after this many seconds; it needs a fraction of them."""
+
+
+def start_run(spec: RunSpec, listener: Listener) -> RunFolder:
+    """Runs a spec from start to written report.
+
+    Args:
+        spec: What to do.
+        listener: Told what happens.
+
+    Returns:
+        The run's folder; its report may name no winner.
+
+    Raises:
+        InterruptedRunError: Ctrl-C; the report was written where a run folder existed.
+        BudgetError: The budget ended before the baseline was measured.
+        GenoptError: Anything else that made the run impossible, with the remedy.
+    """
+    budget = Budget(spec.budget)
+    try:
+        with prepare_run(spec, budget, listener) as prepared:
+            return _Run(prepared, budget, listener).go()
+    except KeyboardInterrupt:
+        raise InterruptedRunError("Interrupted before there was a run folder; nothing was written.") from None
+
+
+def resume_run(folder: RunFolder, listener: Listener, *, total_s: float | None = None) -> RunFolder:
+    """Continues an interrupted run with what is left of its budget; finished candidates are kept.
+
+    Args:
+        folder: The run's folder.
+        listener: Told what happens.
+        total_s: A new total budget in seconds, earlier sessions included.
+
+    Raises:
+        GenoptError: As `start_run`.
+    """
+    try:
+        with prepare_resumption(folder, listener, total_s=total_s) as (prepared, budget):
+            return _Run(prepared, budget, listener).go()
+    except KeyboardInterrupt:
+        raise InterruptedRunError("Interrupted before the run went on; its folder is as it was.") from None
+
+
+class _Run:
+    """The stages of one session of a run, in order.
+
+    Args:
+        prepared: Spec, model, folder and nodes; Ray is connected.
+        budget: The clock.
+        listener: Told what happens.
+    """
+
+    def __init__(self, prepared: Preparation, budget: Budget, listener: Listener) -> None:
+        self._spec, self._model, self._folder = prepared.spec, prepared.model, prepared.folder
+        self._nodes, self._store = prepared.nodes, prepared.store
+        self._task: Task = catalog.load("tasks", prepared.task)
+        self._libraries = prepared.libraries
+        self._budget, self._listener = budget, listener
+        self._outcome = Outcome(prepared.folder)
+        self._slots: list[Slot] = []
+        self._references_s = 0.0
+
+    def go(self) -> RunFolder:
+        """Does all that the budget allows and writes the report, whatever happens."""
+        self._outcome.replay()
+        try:
+            reason = self._stages()
+        except KeyboardInterrupt:
+            self._finish("interrupted with Ctrl-C", interrupted=True)
+            found = "the report has what was found" if self._outcome.references else "there is no baseline yet"
+            message = f"Interrupted: {found}; continue with `genopt resume {self._folder.path}`."
+            raise InterruptedRunError(message, {"run": str(self._folder.path)}) from None
+        except GenoptError as error:
+            self._finish(str(error), interrupted=not isinstance(error, BudgetError))
+            raise
+        except Exception as error:
+            self._finish(f"{type(error).__name__}: {error}", interrupted=True)
+            raise
+        self._finish(reason, interrupted=False)
+        return self._folder
+
+    def _stages(self) -> str:
+        with self._phase("prepare", "tokenizing the evaluation and calibration texts"):
+            prepared = self._prepare()
+        with self._phase("profile", "where the original's time goes"):
+            order = self._profile(prepared)
+        with self._phase("baseline", "measuring the original and the baseline"):
+            self._measure_references(prepared)
+        facts = self._build_facts(prepared)
+        fan_out = FanOut(
+            self._slots, facts, estimate=self._expected_s, started=lambda plan, seconds: self._listener.started(plan.name, seconds),
+            finished=self._ended, tick=self._tick,
+        )  # fmt: skip
+        with self._phase("candidates", "one per technique and engine"):
+            until = time.time() + self._budget.until_share("profile", "compress", "measure")
+            late = fan_out.run(self._catalogue(order), until, self._deadline())
+        with self._phase("search", "Ray Tune proposes further candidates"):
+            self._search(facts)
+        if late:
+            with self._phase("candidates", "those that were put off"):
+                for plan in fan_out.run(late, self._deadline(), self._deadline()):
+                    self._skip(plan)
+        return "the search space was exhausted" if self._budget.left_s > self._typical_s() else "the budget was used up"
+
+    @contextmanager
+    def _phase(self, name: str, detail: str) -> Iterator[None]:
+        self._listener.phase(name, detail)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._folder.append("phase", name=name, seconds=time.monotonic() - started)
+
+    def _deadline(self) -> float:
+        """Unix time at which stages must have ended."""
+        return time.time() + self._budget.left_s
+
+    def _tick(self) -> None:
+        """Shows time and what the benches do."""
+        self._listener.budget(self._budget.spent_s, self._budget.total_s)
+        if self._slots:
+            asked = [bench.state.remote() for bench, _ in self._slots]
+            done, _ = ray.wait(asked, num_returns=len(asked), timeout=TICK_S)
+            self._listener.activity(" · ".join(filter(None, ray.get(done))))
+
+    def _wait(self, reference: ray.ObjectRef[Any]) -> dict[str, Any]:
+        """Waits for a stage's answer; Ctrl-C gets through."""
+        while not ray.wait([reference], timeout=TICK_S)[0]:
+            self._tick()
+        answer: dict[str, Any] = ray.get(reference)
+        if "error" in answer:
+            raise from_wire(answer["error"])
+        return answer
+
+    def _stage(self, kind: str, payload: dict[str, Any], deadline: float, cpus: float) -> dict[str, Any]:
+        log = str(self._folder.logs / f"{kind}.log")
+        options = stages.run_stage_task.options(num_cpus=cpus, scheduling_strategy=stages.on_node(self._nodes[0]))
+        found: dict[str, Any] = self._wait(options.remote(kind, payload, log, deadline, self._threads()))["result"]
+        return found
+
+    def _threads(self) -> int:
+        return max(1, int(self._nodes[0].cpus))
+
+    def _prepare(self) -> Prepared:
+        payload = {
+            "model": self._model.path, "eval_data": self._spec.eval_data, "calib_data": self._spec.calib_data, "seed": self._spec.seed,
+            "prompt_tokens": self._spec.prompt_tokens, "max_context": self._model.max_context,
+            "destination": str((self._folder.path / "data").absolute()),
+        }  # fmt: skip
+        return Prepared.model_validate(self._stage(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))
+
+    def _profile(self, prepared: Prepared) -> list[str]:
+        """Profiles the original and returns the order of remedies that follows; a profile that fails costs only itself."""
+        earlier = next((event["profile"] for event in self._folder.events() if event["event"] == "profile"), None)
+        if earlier is None:
+            payload = {
+                "model": self._model.path, "data": prepared.data, "threads": self._threads(),
+                "trace_folder": str((self._folder.path / "profile").absolute()),
+            }  # fmt: skip
+            deadline = time.time() + min(PROFILE_LIMIT_S, self._budget.until_share("profile"))
+            try:
+                earlier = self._stage(self._task.profile_stage, payload, deadline, stages.node_cpus(self._nodes[0]))
+            except StageError as error:
+                self._listener.activity(f"no profile: {error}")
+                self._folder.append("profile_failed", reason=str(error))
+                return []
+            self._folder.append("profile", profile=earlier)
+        self._listener.activity(str(earlier.get("advice", "")))
+        return list(earlier.get("family_order", []))
+
+    def _measure_references(self, prepared: Prepared) -> None:
+        """Starts a bench on every node; the first one's references are those of the report."""
+        deadline, started = self._deadline(), time.monotonic()
+        self._slots = [(stages.start_bench(node, self._task.name, self._bench_config(prepared, node)), node) for node in self._nodes]
+        waiting = [stages.references_on(bench, node, deadline) for bench, node in self._slots]
+        try:
+            found = [References.model_validate(self._wait(reference)["result"]) for reference in waiting]
+        except (StageTimeoutError, StageError) as error:
+            if isinstance(error, StageTimeoutError) or self._budget.left_s <= 1:
+                raise BudgetError(
+                    f"The budget of {self._budget.total_s:.0f} s ended before the baseline was measured; give a larger --budget, "
+                    f"for example --budget {2 * self._budget.total_s:.0f}s."
+                ) from None
+            raise
+        self._outcome.set_references(found[0])
+        self._references_s = time.monotonic() - started
+        for candidate in (found[0].original, found[0].baseline):
+            self._listener.finished(candidate)
+
+    def _bench_config(self, prepared: Prepared, node: cluster.Node) -> BenchConfig:
+        model, spec = self._model, self._spec
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(self._store / "inductor"), "HF_HUB_OFFLINE": "1"}
+        if node.gpus == 0:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        return BenchConfig(
+            original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
+            concurrency=spec.concurrency, output_tokens=spec.output_tokens, threads=max(1, int(node.cpus)), parameters=model.parameters,
+            seed=spec.seed, environment=environment,
+        )  # fmt: skip
+
+    def _original(self) -> Artifact:
+        return Artifact(digest=self._model.digest, path=self._model.path, bytes=self._model.bytes, traits=("hf",))
+
+    def _build_facts(self, prepared: Prepared) -> stages.BuildFacts:
+        return stages.BuildFacts(
+            store=str(self._store), original=self._original(), calibration=prepared.calibration, calibration_digest=prepared.calibration_digest,
+            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=self._threads(), libraries=self._libraries,
+        )  # fmt: skip
+
+    def _catalogue(self, order: list[str]) -> list[Plan]:
+        """First candidates that are wanted and did not end before, in the order that the profile suggests."""
+        done = self._outcome.identities()
+        plans = [plan for plan in self._task.catalogue() if self._spec.wants(plan) and plan.identity() not in done]
+        ranks = {family: rank for rank, family in enumerate(order)}
+        return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
+
+    def _search(self, facts: stages.BuildFacts) -> None:
+        spec = self._spec
+        request = SearchRequest(
+            spec=spec, task=self._task.name, space={name: tuple(choices) for name, choices in self._task.space().items()},
+            seeds=tuple(self._task.seeds()), known=tuple(sorted(self._outcome.identities())), deadline=self._deadline(),
+            expected_s=self._typical_s(),
+        )  # fmt: skip
+        if spec.max_trials != 0:
+            search(
+                request, facts, self._slots, finished=self._ended,
+                started=lambda plan: self._listener.started(plan.name, self._expected_s(plan)), tick=self._tick,
+            )  # fmt: skip
+
+    def _typical_s(self) -> float:
+        """Expected seconds of one searched candidate."""
+        return self._expected_s(self._task.plan(self._task.seeds()[0]))
+
+    def _expected_s(self, plan: Plan) -> float:
+        references = self._outcome.references
+        load_s = {references.baseline.engine: references.baseline.metrics["load_s"].value} if references else {}
+        return expected_s(plan, self._outcome.seconds, load_s, self._references_s)
+
+    def _ended(self, found: Evaluation) -> None:
+        self._outcome.add(found)
+        self._listener.finished(found.candidate)
+
+    def _skip(self, plan: Plan) -> None:
+        reason = f"it needs about {self._expected_s(plan):.0f} s and the budget left {self._budget.left_s:.0f} s; give a larger --budget"
+        self._ended(Evaluation(candidate=failed(plan, "skipped", reason)))
+
+    def _finish(self, reason: str, *, interrupted: bool) -> None:
+        """Ends all processes of the run and writes the report."""
+        self._listener.phase("report", "")
+        started = time.monotonic()
+        for bench, _ in self._slots:
+            ray.kill(bench)
+        self._outcome.flush()
+        self._folder.append("phase", name="report", seconds=time.monotonic() - started)
+        self._folder.append("run_finished", spent_s=self._budget.spent_s, interrupted=interrupted, reason=reason)
+        report = write_reports(self._folder)
+        if report.candidates:
+            rollout.write_serve_config(self._folder, report)
+        self._listener.budget(self._budget.spent_s, self._budget.total_s)

@@ -1,0 +1,208 @@
+"""Generates and scores with models in ONNX Runtime GenAI's format, on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.ort_model import DecodeBatch, Logits, OrtModel
+from genopt.engines.sampling import Sampler
+from genopt.errors import InfeasibleError, SpecError
+from genopt.plan import JsonValue, Record
+
+ROWS = 8
+"""Rows of logits that are normalized at once, so that they stay in the cache of a core."""
+
+
+class OrtGenaiOptions(Record):
+    """Options of the engine.
+
+    Attributes:
+        threads: Threads of each operator; None takes one per core.
+        max_context: Longest prompt with its answer, in tokens; None takes the model's.
+        spin: Let idle threads wait in a loop: faster on free cores, slower and wasteful on busy ones.
+    """
+
+    threads: int | None = Field(default=None, gt=0)
+    max_context: int | None = Field(default=None, ge=3)
+    spin: bool = True
+
+
+class _Row:
+    """A request under way."""
+
+    def __init__(self, index: int, request: GenerationRequest) -> None:
+        self.index = index
+        self.request = request
+        self.sampler = Sampler(request)
+        self.tokens: list[int] = []
+        self.times: list[int] = []
+        self.finish_reason = ""
+
+    def take(self, logits: Logits, on_token: OnToken | None) -> None:
+        """Chooses the next token, reports it, and notices the end."""
+        token = self.sampler.choose(logits)
+        if token in self.request.stop_token_ids:
+            self.finish_reason = "stop"
+            return
+        self.tokens.append(token)
+        self.times.append(time.monotonic_ns())
+        if on_token is not None and not on_token(self.index, token):
+            self.finish_reason = "cancelled"
+        elif len(self.tokens) == self.request.max_new_tokens:
+            self.finish_reason = "length"
+
+
+class OrtGenaiSession:
+    """See `genopt.engines.base.TextSession`.
+
+    Args:
+        folder: Artifact with the trait `onnx_genai`.
+        options: Runtime options.
+    """
+
+    def __init__(self, folder: Path, options: OrtGenaiOptions) -> None:
+        self._model = OrtModel(folder, threads=options.threads, spin=options.spin)
+        self._context = min(self._model.shape.context, options.max_context or self._model.shape.context)
+        self._workers = options.threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="log-softmax")
+
+    def warm_up(self) -> None:
+        """Runs a prompt and a decode step once."""
+        self.generate([GenerationRequest(prompt_ids=(0,) * min(8, self._context - 2), max_new_tokens=2)])
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        """See `TextSession.generate`.
+
+        Raises:
+            SpecError: A prompt with its answer is longer than the context, or has ids outside of the vocabulary.
+        """
+        started = time.monotonic_ns()
+        for request in requests:
+            self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
+        rows = [_Row(index, request) for index, request in enumerate(requests)]
+        if rows:
+            self._run(rows, on_token)
+        return [
+            Generation(token_ids=tuple(row.tokens), timestamps_ns=tuple(row.times), started_ns=started, finish_reason=row.finish_reason)
+            for row in rows
+        ]
+
+    def _run(self, rows: Sequence[_Row], on_token: OnToken | None) -> None:
+        longest = max(len(row.request.prompt_ids) + row.request.max_new_tokens for row in rows)
+        batch = DecodeBatch(self._model, len(rows), longest)
+        active: list[_Row] = []
+        for row in rows:
+            row.take(batch.prefill(len(active), row.request.prompt_ids), on_token)
+            if not row.finish_reason:
+                active.append(row)
+        while active:
+            logits = batch.step([row.tokens[-1] for row in active])
+            for row, values in zip(active, logits, strict=True):
+                row.take(values, on_token)
+            for place in reversed(range(len(active))):
+                if active[place].finish_reason:
+                    batch.drop(place, len(active))
+                    last = active.pop()
+                    if place < len(active):
+                        active[place] = last
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """See `TextSession.score`.
+
+        Raises:
+            SpecError: A sequence is longer than the context, or has ids outside of the vocabulary.
+        """
+        for sequence in sequences:
+            self._check(sequence, len(sequence) - 1)
+        results = [self._score(sequence) for sequence in sequences]
+        return Scores(log_probs=tuple(tuple(values) for values, _ in results), top_ids=tuple(tuple(tops) for _, tops in results))
+
+    def _score(self, sequence: Sequence[int]) -> tuple[list[float], list[int]]:
+        targets = np.asarray(sequence[1:], np.int64)
+        cache = self._model.cache(1, len(targets))
+        log_probs: list[float] = []
+        tops: list[int] = []
+        for logits in self._model.read(sequence[:-1], cache, 0):
+            share = -(-len(logits) // self._workers)
+            starts = range(0, len(logits), share)
+            pieces = [(logits[start : start + share], targets[len(tops) + start : len(tops) + start + share]) for start in starts]
+            for values, top in self._pool.map(_normalize, *zip(*pieces, strict=True)):
+                log_probs.extend(values.tolist())
+                tops.extend(top.tolist())
+        return log_probs, tops
+
+    def _check(self, ids: Sequence[int], length: int) -> None:
+        if length > self._context:
+            raise SpecError(f"{length} tokens are more than this session's context of {self._context}; shorten the prompt or the answer.")
+        if min(ids) < 0 or max(ids) >= self._model.shape.vocabulary:
+            raise SpecError(f"Token ids must lie between 0 and {self._model.shape.vocabulary - 1}; use this model's tokenizer.")
+
+    def memory(self) -> Memory:
+        """See `TextSession.memory`."""
+        import psutil
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Memory(rss_bytes=psutil.Process().memory_info().rss, peak_rss_bytes=peak)
+
+    def close(self) -> None:
+        """See `TextSession.close`."""
+        self._pool.shutdown()
+        del self._model
+
+
+def _normalize(logits: Logits, targets: NDArray[np.int64]) -> tuple[Logits, NDArray[np.int64]]:
+    """Log-probability of each row's target, and each row's most probable id."""
+    log_probs = np.empty(len(logits), np.float32)
+    tops = np.empty(len(logits), np.int64)
+    scratch = np.empty((min(ROWS, len(logits)), logits.shape[1]), np.float32)
+    for start in range(0, len(logits), ROWS):
+        block = logits[start : start + ROWS]
+        every, part = np.arange(len(block)), slice(start, start + len(block))
+        tops[part] = block.argmax(axis=1)
+        highest = block[every, tops[part]]
+        shifted = np.subtract(block, highest[:, None], out=scratch[: len(block)])
+        total = np.exp(shifted, out=shifted).sum(axis=1)
+        log_probs[part] = block[every, targets[part]] - highest - np.log(total)
+    return log_probs, tops
+
+
+class OrtGenaiEngine:
+    """See `genopt.engines.base.Engine`."""
+
+    name = "ort_genai"
+    accepts = frozenset({"onnx_genai"})
+
+    @staticmethod
+    def check(options: dict[str, JsonValue]) -> None:
+        """See `Engine.check`."""
+        _options(options)
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise InfeasibleError("onnxruntime is not installed; install it with: pip install onnxruntime.")
+
+    @staticmethod
+    def open(artifact: Path, options: dict[str, JsonValue]) -> OrtGenaiSession:
+        """See `Engine.open`."""
+        session = OrtGenaiSession(artifact, _options(options))
+        session.warm_up()
+        return session
+
+
+def _options(options: dict[str, JsonValue]) -> OrtGenaiOptions:
+    try:
+        return OrtGenaiOptions.model_validate(options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        known = ", ".join(OrtGenaiOptions.model_fields)
+        place = ".".join(map(str, problem["loc"]))
+        raise SpecError(f"Bad option {place!r} of the engine ort_genai ({problem['msg']}); known options: {known}.") from None

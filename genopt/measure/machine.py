@@ -1,0 +1,204 @@
+"""What this machine is, which a run records, and what stands in the way of a run here.
+
+Imports no model library, changes nothing, and names no user, host or path but the store's.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+from packaging.requirements import Requirement
+
+from genopt import __version__
+from genopt.measure.limits import available_memory, total_memory, usable_cores
+from genopt.plan import Record
+
+PACKAGES = (
+    "accelerate", "diffusers", "gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "optimum", "optuna", "pyarrow", "ray",
+    "safetensors", "tokenizers", "torch", "torchao", "transformers",
+)  # fmt: skip
+"""Distributions whose versions a run records."""
+DECISIVE = ("gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "safetensors", "torch", "torchao", "transformers")
+"""Those whose version can change the bytes of an artifact."""
+FLAGS = frozenset({
+    "avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_int8", "amx_tile",
+    "asimddp", "bf16", "i8mm", "sve", "sve2",
+})  # fmt: skip
+"""Instruction sets that decide which number formats are fast."""
+GPU_QUERY_TIMEOUT_S = 5.0
+
+DISTRIBUTION = "genopt-ray"
+PYTHON = (3, 11)
+DISK_BYTES = 5e9
+"""A small model, its exports and a run's records."""
+MEMORY_BYTES = 4e9
+"""Ray, a driver and two engines with a small model."""
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects, not a temporary file
+SHARED_MEMORY_BYTES = 256e6
+"""Room for the object store of an embedded Ray; containers get 64 MB unless told otherwise."""
+COMPILERS = ("g++", "clang++", "c++")
+
+_GPU_FIELDS = ("name", "memory.total", "compute_cap", "driver_version")
+
+
+class Problem(Record):
+    """Something that a run would stumble over.
+
+    Attributes:
+        what: The fault.
+        remedy: What to do about it.
+    """
+
+    what: str
+    remedy: str
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory and GPUs as this process may use them: affinity and control group limits count."""
+    name, flags = _processor()
+    return {
+        "cpu": name, "cores": usable_cores(), "cores_physical": psutil.cpu_count(logical=False), "cores_logical": psutil.cpu_count(),
+        "cpu_flags": flags, "memory_bytes": total_memory(), "memory_available_bytes": available_memory(), "gpus": _gpus(),
+    }  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """The software: Python, operating system, genopt and the libraries that do the work."""
+    return {
+        "genopt": __version__, "python": platform.python_version(), "implementation": platform.python_implementation(),
+        "platform": f"{platform.system()}-{platform.machine()}", "kernel": platform.release(), "libc": "-".join(platform.libc_ver()),
+        "packages": _versions(PACKAGES),
+    }  # fmt: skip
+
+
+def libraries() -> dict[str, str]:
+    """Versions that are part of an artifact's identity."""
+    return _versions(DECISIVE)
+
+
+def check_machine(store: Path) -> list[Problem]:
+    """Everything found wrong here; empty on a machine that can run genopt.
+
+    Args:
+        store: Folder of artifacts; need not exist yet.
+    """
+    return [*_python(), *_packages(), *_disk(store), *_memory(), *_shared_memory(), *_compiler()]
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> tuple[str, list[str]]:
+    """Name and instruction sets of the first processor."""
+    facts = _processor_facts()
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    return facts.get("model name") or platform.processor() or platform.machine(), sorted(flags & FLAGS)
+
+
+def _processor_facts() -> Mapping[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.split("\n\n", 1)[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """NVIDIA GPUs as their driver's tool lists them; none where it is missing or does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=GPU_QUERY_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [gpu for line in answer.stdout.splitlines() if (gpu := _gpu(line))]
+
+
+def _gpu(line: str) -> dict[str, Any] | None:
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) != len(_GPU_FIELDS):
+        return None
+    name, mebibytes, capability, driver = fields
+    memory = int(mebibytes) * 2**20 if mebibytes.isdigit() else None  # GPUs that share the host's memory have none of their own
+    return {"name": name, "memory_bytes": memory, "compute_capability": capability, "driver": driver}
+
+
+def _python() -> Iterator[Problem]:
+    if sys.version_info < PYTHON:
+        asked, found = ".".join(map(str, PYTHON)), ".".join(map(str, sys.version_info[:3]))
+        yield Problem(what=f"Python is {found}, genopt needs {asked} or newer", remedy=f"Make a new environment with Python {asked} or newer.")
+
+
+def _packages() -> Iterator[Problem]:
+    """Distributions that are missing or outside the bounds that genopt was installed with."""
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        yield Problem(what=f"{DISTRIBUTION} is not installed, so versions cannot be checked", remedy="Run `pip install -c constraints.txt -e .`.")
+        return
+    for requirement in map(Requirement, lines):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        wanted = f"{requirement.name}{requirement.specifier}"
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Problem(what=f"{requirement.name} is not installed", remedy=f"Run `pip install '{wanted}'`.")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield Problem(what=f"{requirement.name} is {version}, genopt needs {requirement.specifier}", remedy=f"Run `pip install '{wanted}'`.")
+
+
+def _disk(store: Path) -> Iterator[Problem]:
+    existing = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.exists())
+    elsewhere = "point --store (GENOPT_STORE) elsewhere"
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Problem(what=f"The store {store} cannot be written", remedy=f"Make {existing} a folder that this user may write to, or {elsewhere}.")
+        return
+    free = shutil.disk_usage(existing).free
+    if free < DISK_BYTES:
+        yield Problem(what=f"{free / 1e9:.1f} GB are free for the store {store}", remedy=f"Free {(DISK_BYTES - free) / 1e9:.1f} GB, or {elsewhere}.")
+
+
+def _memory() -> Iterator[Problem]:
+    free = available_memory()
+    if free < MEMORY_BYTES:
+        total = total_memory()
+        yield Problem(
+            what=f"{free / 1e9:.1f} of {total / 1e9:.1f} GB of memory are available",
+            remedy=f"End other programs, or raise the container's limit, until {MEMORY_BYTES / 1e9:.0f} GB are.",
+        )
+
+
+def _shared_memory() -> Iterator[Problem]:
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < SHARED_MEMORY_BYTES:
+        yield Problem(
+            what=f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, so Ray would keep objects on disk",
+            remedy="Start the container with `--shm-size=2g`, or mount a larger tmpfs there.",
+        )
+
+
+def _compiler() -> Iterator[Problem]:
+    chosen = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([chosen] if chosen else COMPILERS)):
+        found = f"CXX names {chosen}, which is not there" if chosen else "There is no C++ compiler"
+        yield Problem(what=f"{found}, so models cannot be compiled", remedy="Install one, for example `apt-get install g++`, or set CXX to yours.")

@@ -1,0 +1,146 @@
+"""Sorts a model's modules into families, by structure and name, and counts what each family must read and compute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from genopt.profiling.roofline import Work
+
+Family = Literal[
+    "attention projections", "attention core", "MLP", "normalisation", "embedding and head", "other layers", "framework"
+]  # fmt: skip
+FRAMEWORK: Family = "framework"
+"""What happens outside all families: masks, residual additions, cache bookkeeping, and Python between the layers."""
+PREFIX = "family: "
+"""Begins the names of the ranges that mark families in a trace."""
+
+_NAMES: tuple[tuple[Family, str, str], ...] = (
+    # family, its modules' class names, their own names; the first rule that fits decides
+    ("normalisation", r"norm", r"norm|ln|ln_\d|ln_f"),
+    ("attention core", r"rotary|alibi", r"rotary.*"),
+    ("attention core", r"attention|attn", r"attn|attention|self_attn|self_attention"),
+    ("MLP", r"mlp|feedforward|ffn|moe|experts", r"mlp|ffn|feed_forward|moe|fc1|fc2|w[123]|experts|router"),
+)
+_CLASSES = tuple((family, re.compile(kind, re.IGNORECASE), re.compile(name)) for family, kind, name in _NAMES)
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k")
+
+
+class Layout:
+    """Which module belongs to which family.
+
+    Args:
+        model: A causal language model of transformers.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._head: nn.Module | None = model.get_output_embeddings()
+        self._active = _active_share(model.config.get_text_config())
+        self.marks: list[tuple[nn.Module, Family]] = []
+        """Modules that begin a family, with nested ones of another family after the one that holds them."""
+        self._elements: dict[Family, float] = {}
+        self._always: dict[Family, float] = {}
+        self._routed: dict[Family, float] = {}
+        self._multiplied: dict[Family, float] = {}
+        self._seen: set[int] = set()
+        self._visit(model, "", None, routed=False)
+
+    def work(self, *, tokens: int, state_bytes: float, attention_operations: float) -> Mapping[Family, Work]:
+        """What each family reads and computes in one pass.
+
+        Args:
+            tokens: New tokens of the pass; only the last one goes through the head.
+            state_bytes: KV cache and the like that the attention reads.
+            attention_operations: Operations of the attention itself.
+        """
+        found: dict[Family, Work] = {}
+        for family in self._always.keys() | self._routed.keys() | {"attention core"}:
+            routed = self._routed.get(family, 0.0) * min(1.0, tokens * self._active)
+            rows = 1 if family == "embedding and head" else tokens
+            operations = 2.0 * rows * self._multiplied.get(family, 0.0)
+            state = (state_bytes, attention_operations) if family == "attention core" else (0.0, 0.0)
+            found[family] = Work(bytes=self._always.get(family, 0.0) + routed + state[0], operations=operations + state[1])
+        return found
+
+    def _visit(self, module: nn.Module, name: str, inside: Family | None, *, routed: bool) -> None:
+        found = self._family(module, name, inside)
+        if found is not None and found != inside:
+            self.marks.append((module, found))
+        routed = routed or name == "experts"
+        self._count(module, found or inside or "other layers", routed=routed)
+        for child_name, child in module.named_children():
+            self._visit(child, child_name, found or inside, routed=routed)
+
+    def _family(self, module: nn.Module, name: str, inside: Family | None) -> Family | None:
+        """The family that a module begins or continues; None for one that only holds others."""
+        if module is self._head or isinstance(module, nn.Embedding):
+            return "embedding and head"
+        if module is self._model:
+            return None
+        for family, kind, own in _CLASSES:
+            if kind.search(type(module).__name__) or own.fullmatch(name):
+                return inside if inside == "MLP" and family == "attention core" else family
+        if inside == "attention core" and _is_linear(module):
+            return "attention projections"
+        return "other layers" if inside is None and any(True for _ in module.parameters(recurse=False)) else None
+
+    def _count(self, module: nn.Module, family: Family, *, routed: bool) -> None:
+        """Adds a module's own parameters; of an embedding only one row is read, a tied head still reads them all."""
+        for parameter in module.parameters(recurse=False):
+            size = float(parameter.numel() * parameter.element_size())
+            if isinstance(module, nn.Embedding):
+                self._add(self._always, family, size / max(1, parameter.shape[0]))
+                continue
+            if id(parameter) in self._seen:
+                continue
+            self._seen.add(id(parameter))
+            self._add(self._routed if routed else self._always, family, size)
+            if parameter.dim() >= 2:
+                self._add(self._multiplied, family, parameter.numel() * (self._active if routed else 1.0))
+
+    @staticmethod
+    def _add(totals: dict[Family, float], family: Family, value: float) -> None:
+        totals[family] = totals.get(family, 0.0) + value
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A layer that multiplies by one matrix, whatever its class is called (GPT-2 has its own)."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() == 2 and not any(True for _ in module.children())
+
+
+def _first(config: Any, names: tuple[str, ...]) -> Iterator[int]:
+    return (value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0)
+
+
+def _active_share(config: Any) -> float:
+    """Share of the experts that one token goes through; 1 for models without experts."""
+    count, active = next(_first(config, _EXPERTS), 0), next(_first(config, _ACTIVE_EXPERTS), 0)
+    return min(1.0, active / count) if count and active else 1.0
+
+
+def attention_operations(config: Any, *, tokens: int, context: int) -> float:
+    """Operations of all attention layers for `tokens` new tokens after `context` earlier ones; each sees those before it.
+
+    Args:
+        config: Configuration of the language part.
+        tokens: New tokens.
+        context: Tokens in the cache.
+    """
+    layers, heads, width = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    size = getattr(config, "head_dim", None) or (width / heads if heads else 0)
+    seen = tokens * context + tokens * (tokens + 1) / 2
+    return float(4 * layers * heads * size * seen)  # scores and weighted sums, a multiplication and an addition each
+
+
+def state_bytes(cache: Any) -> float:
+    """Bytes that a decode step reads of what earlier ones left: keys and values, or the state of recurrent layers."""
+    layers = getattr(cache, "layers", None) or ()
+    values = (value for layer in layers for value in vars(layer).values())
+    tensors = (value for value in values if hasattr(value, "element_size") and hasattr(value, "numel"))
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))

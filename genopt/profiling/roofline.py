@@ -1,0 +1,99 @@
+"""The arithmetic of limits: what work costs at least, what therefore bounds it, and what to try first. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from genopt.plan import Record
+
+Bound = Literal["memory", "compute", "overhead", "io"]
+EXPLAINED = 1 / 3
+"""Work that takes more than this many times its limit (as 1/3: three times) is bound by neither memory nor arithmetic."""
+DOMINANT = 1 / 2
+"""Decoding whose limit explains less of its time than this gains more from less overhead than from fewer bits."""
+
+
+class Work(Record):
+    """What a part of the model does once.
+
+    Attributes:
+        bytes: Bytes that it must read: weights, and state such as the KV cache.
+        operations: Floating-point operations; a multiplication and an addition are two.
+    """
+
+    bytes: float = 0.0
+    operations: float = 0.0
+
+
+class Ceilings(Record):
+    """What the machine was measured to reach.
+
+    Attributes:
+        read_gb_s: Reading memory, in GB/s.
+        matmul_gflop_s: Matrix products in the model's number format, in GFLOP/s.
+        formats: The same rate for other formats too, by their short names.
+    """
+
+    read_gb_s: float
+    matmul_gflop_s: float
+    formats: dict[str, float]
+
+
+def memory_s(work: Work, ceilings: Ceilings) -> float:
+    """The least time that reading takes."""
+    return work.bytes / (1e9 * ceilings.read_gb_s)
+
+
+def compute_s(work: Work, ceilings: Ceilings) -> float:
+    """The least time that arithmetic takes."""
+    return work.operations / (1e9 * ceilings.matmul_gflop_s)
+
+
+def limit_s(work: Work, ceilings: Ceilings) -> float:
+    """The least time of all: reading and arithmetic overlap."""
+    return max(memory_s(work, ceilings), compute_s(work, ceilings))
+
+
+def bound(seconds: float, work: Work, ceilings: Ceilings) -> Bound:
+    """What limits work that took `seconds`: memory or arithmetic where they explain at least a third of it, else overhead."""
+    if limit_s(work, ceilings) < EXPLAINED * seconds:
+        return "overhead"
+    return "memory" if memory_s(work, ceilings) >= compute_s(work, ceilings) else "compute"
+
+
+def corrected(seconds: Mapping[str, float], events: Mapping[str, int], true_total_s: float) -> dict[str, float]:
+    """Takes the profiler's own cost out of profiled times.
+
+    The profiler costs about the same per recorded event, so parts with many small operations look slower than they are.
+
+    Args:
+        seconds: Profiled time by part.
+        events: Recorded events by part.
+        true_total_s: The same work without the profiler.
+
+    Returns:
+        Times by part that sum to `true_total_s`; none is negative.
+    """
+    excess, count = max(0.0, sum(seconds.values()) - true_total_s), max(1, sum(events.values()))
+    left = {name: max(0.0, value - excess * events.get(name, 0) / count) for name, value in seconds.items()}
+    total = sum(left.values())
+    return {name: value * true_total_s / total for name, value in left.items()} if total > 0 else left
+
+
+def family_order(seconds: float, work: Work, ceilings: Ceilings, *, device: str) -> tuple[str, ...]:
+    """Families of techniques, the most promising first.
+
+    Args:
+        seconds: Time of one decode step.
+        work: What it does.
+        ceilings: What the machine reaches.
+        device: `cpu` or `cuda`.
+    """
+    if limit_s(work, ceilings) < DOMINANT * seconds:
+        # On a GPU the launches of one step can be captured once; on a CPU other engines' kernels are what is faster.
+        first = ("compile", "engine") if device == "cuda" else ("engine", "compile")
+        return (*first, "quantization", "pruning")
+    if compute_s(work, ceilings) > memory_s(work, ceilings):
+        return ("quantization", "pruning", "engine", "compile")
+    return ("quantization", "engine", "pruning", "compile")

@@ -1,0 +1,85 @@
+"""Says in words what a profile's numbers mean and what to do about them. Pure."""
+
+from __future__ import annotations
+
+from genopt.plan import Record
+from genopt.profiling.roofline import Bound, Ceilings, Work, compute_s, family_order, limit_s, memory_s
+
+_WEIGHTS = {
+    "memory": "Store these weights in fewer bits: each halving saves about {half:.2g} ms per token.",
+    "compute": "Multiply in 8 bits (weights and activations), or prune.",
+    "overhead": "It takes {times:.1f} times as long as its limit: an engine with faster kernels, or a compiled step, comes before fewer bits.",
+}
+_SMALL = "Many small operations: compile the decode step, or use an engine that fuses them."
+_ADVICE: dict[str, dict[str, str]] = {
+    "attention core": {
+        "memory": "Store the KV cache in fewer bits, or shorten the context.",
+        "compute": "Use an engine with a fused attention kernel.",
+        "overhead": "Rotary embedding, cache update and one token's attention are small operations: compile the step, or use an engine that fuses them.",
+    },
+    "embedding and head": {**_WEIGHTS, "memory": "Quantize the output head too, where quality allows: each halving saves about {half:.2g} ms per token."},
+    "normalisation": dict.fromkeys(("memory", "compute", "overhead"), _SMALL),
+    "framework": dict.fromkeys(("memory", "compute", "overhead"), "Run the step without Python between its layers: compile it, or use another engine."),
+    "everything else": dict.fromkeys(("memory", "compute", "overhead"), _SMALL),
+}
+_FRAMEWORK = {
+    "cpu": "masks, residual additions, cache bookkeeping and Python between the layers",
+    "cuda": "the GPU waits for the host to launch its work",
+}
+_FIRST = {
+    "compile": "compiled decode steps and another engine come before fewer bits",
+    "engine": "another engine and compiled decode steps come before fewer bits",
+}
+
+
+class Step(Record):
+    """One decode step in numbers.
+
+    Attributes:
+        seconds: Its time.
+        work: What it does.
+        device: `cpu` or `cuda`.
+    """
+
+    seconds: float
+    work: Work
+    device: str
+
+
+def detail(name: str, seconds: float, work: Work, bound: Bound, step: Step, ceilings: Ceilings) -> str:
+    """The measurement behind a bottleneck."""
+    start = f"{1e3 * seconds:.2f} of {1e3 * step.seconds:.1f} ms per token"
+    limit = limit_s(work, ceilings)
+    if name == "framework":
+        return f"{start}: {_FRAMEWORK[step.device]}"
+    if limit < 0.01 * seconds:
+        return f"{start}, and next to nothing to read or compute"
+    if bound == "compute":
+        rate = work.operations / seconds / 1e9
+        return f"{start}; {work.operations / 1e9:.3g} GFLOP at {rate:.0f} of {ceilings.matmul_gflop_s:.0f} GFLOP/s; limit {1e3 * limit:.2f} ms"
+    rate = work.bytes / seconds / 1e9
+    return f"{start}; {work.bytes / 1e6:.3g} MB at {rate:.3g} of {ceilings.read_gb_s:.3g} GB/s; limit {1e3 * limit:.2f} ms"
+
+
+def advice(name: str, seconds: float, work: Work, bound: Bound, ceilings: Ceilings) -> str:
+    """What to do about a bottleneck."""
+    limit = limit_s(work, ceilings)
+    text = _ADVICE.get(name, _WEIGHTS)[bound]
+    return text.format(half=1e3 * memory_s(work, ceilings) / 2, times=seconds / limit if limit > 0 else 1.0)
+
+
+def summary(step: Step, ceilings: Ceilings) -> str:
+    """What to try first, in one sentence."""
+    order = family_order(step.seconds, step.work, ceilings, device=step.device)
+    reads, computes = memory_s(step.work, ceilings), compute_s(step.work, ceilings)
+    if order[0] in _FIRST:
+        what, least = ("memory bandwidth", reads) if reads >= computes else ("arithmetic rate", computes)
+        times = f"{1e3 * step.seconds:.1f} ms per token, where {1e3 * least:.1f} ms are the limit"
+        return f"Decoding reaches {least / step.seconds:.0%} of the {what} ({times}): overhead dominates, so {_FIRST[order[0]]}."
+    if order[1] == "pruning":
+        return f"Decoding reaches {computes / step.seconds:.0%} of the arithmetic rate, so 8-bit products and fewer weights come first."
+    gain = step.seconds / max(step.seconds - reads / 2, computes, 1e-9)
+    return (
+        f"Decoding reaches {reads / step.seconds:.0%} of the memory bandwidth: reading weights dominates, so fewer bits come first "
+        f"(half the bytes could decode up to {gain:.1f} times as fast)."
+    )

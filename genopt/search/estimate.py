@@ -1,0 +1,57 @@
+"""How long a candidate will take, learned from those that ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from types import MappingProxyType
+
+from genopt.plan import Plan, Record
+
+UNKNOWN_S = 45.0
+"""Most that is assumed for the first candidate of an engine, besides loading."""
+
+
+class Forecast(Record):
+    """What a run expects of one candidate.
+
+    Attributes:
+        name: The candidate.
+        engine: Its engine.
+        techniques: Its transforms in order.
+        expected_s: Seconds before anything was measured, or None where it is ruled out.
+        disk_bytes: Upper bound of what it adds to the store.
+        reason: Why it is ruled out, or an empty text.
+    """
+
+    name: str
+    engine: str
+    techniques: tuple[str, ...]
+    expected_s: float | None
+    disk_bytes: int
+    reason: str
+
+
+def expected_s(
+    plan: Plan, history: Mapping[str, Sequence[float]] = MappingProxyType({}), load_s: Mapping[str, float] = MappingProxyType({}),
+    references_s: float = UNKNOWN_S,
+) -> float:  # fmt: skip
+    """Expected seconds from build to verdict.
+
+    Time boxes that steps carry (a parameter named `time_s`) are added; they are not part of the history of others.
+
+    Args:
+        plan: The candidate.
+        history: Seconds of finished candidates by engine, without their time boxes.
+        load_s: Seconds that opening an engine took for a reference.
+        references_s: Seconds that measuring both references took: no candidate is expected to need more.
+    """
+    past = history.get(plan.engine)
+    seconds = median(past) if past else min(UNKNOWN_S, references_s) + load_s.get(plan.engine, 0.0)
+    return seconds + time_boxes_s(plan)
+
+
+def time_boxes_s(plan: Plan) -> float:
+    """Seconds that a plan's time-boxed steps use."""
+    boxes = [step.params.get("time_s") for step in plan.steps]
+    return float(sum(box for box in boxes if isinstance(box, int | float)))

@@ -1,0 +1,180 @@
+"""Whole runs on a real Ray: everything is real but the models behind the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from genopt.testing.fake_task import write_fake_model
+from genopt.testing.plugin import write_plugin
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs")
+    write_fake_model(path / "model")
+    write_plugin(path / "plugin")
+    return path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`genopt` with the fake engine and task, in a process group of its own."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(folder / "plugin"), "GENOPT_STORE": str(folder / "store"), "PYTHONWARNINGS": "default",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "genopt", *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True, cwd=folder,
+    )  # fmt: skip
+
+
+def optimize(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    return start(folder, "optimize", str(folder / "model"), "--task", "fake-text", "--budget", "60s", "--out", str(out), "--json", *more)
+
+
+def ended(process: subprocess.Popen[str], code: int) -> Any:
+    """The JSON document on stdout of a process that must end with a code."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return json.loads(out)
+
+
+def report_of(run: Path) -> Any:
+    return json.loads((run / "report.json").read_text(encoding="utf-8"))
+
+
+def events(run: Path, name: str) -> list[Any]:
+    found = [json.loads(line) for line in (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [event for event in found if event["event"] == name]
+
+
+def wait_for_event(run: Path, name: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (run / "journal.jsonl").exists() and events(run, name):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{name} did not happen")
+
+
+def left_over(folder: Path) -> list[str]:
+    """Command lines of processes that work on the folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        environment = process.info["environ"] or {}
+        if environment.get("GENOPT_STORE") == str(folder / "store") and process.info["cmdline"]:
+            found.append(" ".join(process.info["cmdline"])[:120])
+    return found
+
+
+def assert_nothing_is_left(folder: Path) -> None:
+    deadline = time.monotonic() + 15
+    while left_over(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_over(folder) == []
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[Path, Any]:
+    run = folder / "finished"
+    return run, ended(optimize(folder, run), 0)
+
+
+def test_every_candidate_ends_with_a_reason(finished: tuple[Path, Any]) -> None:
+    _, report = finished
+    by_name = {candidate["name"]: candidate for candidate in report["candidates"]}
+    assert list(by_name)[:2] == ["original", "baseline"]
+    statuses = {name: by_name[name]["status"] for name in ("twice-as-fast", "fast-but-wrong", "crashes", "needs-a-gpu")}
+    assert statuses == {"twice-as-fast": "accepted", "fast-but-wrong": "rejected", "crashes": "failed", "needs-a-gpu": "infeasible"}
+    assert all(candidate["reason"] for candidate in by_name.values())
+    assert by_name["fast-but-wrong"]["quality"]["ci_high"] < 0.99
+
+
+def test_the_search_finds_the_best_point(finished: tuple[Path, Any]) -> None:
+    run, report = finished
+    assert report["winner"] == "delay-1-loss-0.0"
+    assert report["winner"] in report["pareto"]
+    assert len([event for event in events(run, "candidate_finished") if event["candidate"]["name"].startswith("delay-")]) == 4
+
+
+def test_speeds_are_those_of_the_engine(finished: tuple[Path, Any]) -> None:
+    _, report = finished
+    by_name = {candidate["name"]: candidate for candidate in report["candidates"]}
+    low, high = (by_name["twice-as-fast"]["speedup"]["vs_baseline"][end] for end in ("ci_low", "ci_high"))
+    assert low < 4.1 / 2.1 * 1.1
+    assert high > 4.1 / 2.1 * 0.9
+    assert by_name["baseline"]["speedup"]["vs_original"]["value"] == pytest.approx(2, rel=0.15)
+
+
+def test_the_folder_is_whole(finished: tuple[Path, Any]) -> None:
+    run, report = finished
+    names = ("spec.yaml", "environment.json", "journal.jsonl", "records/candidates.parquet", "records/samples.parquet", "report.md", "report.html")
+    assert [name for name in names if not (run / name).is_file()] == []
+    assert report_of(run) == report
+    assert report["budget"]["spent_s"] <= report["budget"]["total_s"]
+    served = yaml.safe_load((run / "serve.yaml").read_text(encoding="utf-8"))
+    assert served["applications"][0]["args"]["variant"]["name"] == report["winner"]
+    assert not list((run / "data").glob(".*"))
+
+
+def test_the_same_seed_chooses_the_same_winner(folder: Path, finished: tuple[Path, Any]) -> None:
+    again = ended(optimize(folder, folder / "again"), 0)
+    assert again["winner"] == finished[1]["winner"]
+    assert {one["name"]: one["status"] for one in again["candidates"]} == {one["name"]: one["status"] for one in finished[1]["candidates"]}
+
+
+def test_an_existing_folder_is_refused_and_a_finished_run_not_resumed(folder: Path, finished: tuple[Path, Any]) -> None:
+    before = (finished[0] / "journal.jsonl").read_bytes()
+    assert "already exists" in ended(optimize(folder, finished[0]), 2)["error"]["message"]
+    assert "is finished" in ended(start(folder, "resume", str(finished[0]), "--json"), 2)["error"]["message"]
+    assert (finished[0] / "journal.jsonl").read_bytes() == before
+
+
+def test_without_a_winner_the_baseline_is_kept(folder: Path) -> None:
+    run = folder / "none"
+    document = ended(optimize(folder, run, "--include", "fast-but-wrong"), 3)
+    assert report_of(run)["winner"] is None
+    assert "baseline is kept" in report_of(run)["decision"]
+    assert document["winner"] is None
+
+
+def test_interrupted_and_resumed(folder: Path) -> None:
+    run = folder / "interrupted"
+    process = optimize(folder, run)
+    wait_for_event(run, "candidate_finished")
+    os.killpg(process.pid, signal.SIGINT)
+    message = ended(process, 130)["error"]["message"]
+    assert "genopt resume" in message
+    report = report_of(run)
+    assert report["interrupted"]
+    done = {one["name"] for one in report["candidates"] if one["status"] not in ("skipped", "failed")}
+    assert {"original", "baseline"} <= done
+    assert_nothing_is_left(folder)
+    whole = ended(start(folder, "resume", str(run), "--json"), 0)
+    assert not whole["interrupted"]
+    assert whole["winner"] == "delay-1-loss-0.0"
+    names = [event["candidate"]["name"] for event in events(run, "candidate_finished") if event["candidate"]["status"] == "accepted"]
+    assert len(names) == len(set(names)), "what had ended was done again"
+
+
+def test_interrupted_before_a_baseline(folder: Path) -> None:
+    run = folder / "early"
+    process = optimize(folder, run)
+    wait_for_event(run, "model_resolved")
+    process.send_signal(signal.SIGTERM)
+    assert "no baseline yet" in ended(process, 130)["error"]["message"]
+    assert report_of(run)["candidates"] == []
+    assert_nothing_is_left(folder)
