@@ -325,7 +325,8 @@ def _conclude(folder: RunFolder, found: Report, spec: RunSpec, as_json: bool) ->
     if as_json:
         _print_json(found.model_dump(mode="json"))
     if found.winner is None:
-        raise NoWinnerError(f"No winner: {found.decision} See {folder.path / 'report.html'} for what was tried.")
+        _say(f"genopt: {found.decision}")
+        raise typer.Exit(NoWinnerError.exit_code)
 
 
 def _report(folder: RunFolder) -> Any:

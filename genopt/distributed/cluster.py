@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from pathlib import Path
 
 import ray
@@ -70,6 +72,7 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
         raise ClusterError("No Ray cluster runs on this machine; start one with `ray start --head`, or give --address.")
     if target is not None and target != "auto":
         _require_listener(target)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if target is None:
             ray.init(
@@ -83,6 +86,9 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"No Ray cluster answers at {target} ({cause[:160]}); check --address, or leave it out to run on this machine.") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends the process at once and leaves no report
     return Connection(embedded=False, description=f"the Ray cluster at {target}")
 
 

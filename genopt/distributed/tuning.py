@@ -83,7 +83,7 @@ class QualityOptunaSearch(OptunaSearch):
             choices = super().suggest(trial_id)
             if not isinstance(choices, dict) or self._is_new(choices):
                 break
-            super().on_trial_complete(trial_id, None, error=True)
+            self._withdraw(trial_id)
         else:  # the sampler goes round in circles, as samplers do in small spaces: take any point that is left
             left = next((point for point in self._points() if self._is_new(point)), None)
             if left is None:
@@ -93,6 +93,12 @@ class QualityOptunaSearch(OptunaSearch):
         if isinstance(choices, dict):
             self._seen.add(self._task.plan(choices).identity())
         return choices
+
+    def _withdraw(self, trial_id: str) -> None:
+        """Ends a suggestion that is not used; otherwise the base class would give it again for the same trial."""
+        super().on_trial_complete(trial_id, None, error=True)
+        del self._ot_trials[trial_id]
+        self._completed_trials.discard(trial_id)
 
     def _is_new(self, choices: Mapping[str, JsonValue]) -> bool:
         plan = self._task.plan(choices)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.engines.ort_model import DecodeBatch, Logits, OrtModel
+from genopt.engines.process_memory import process_memory
 from genopt.engines.sampling import Sampler
 from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record
@@ -150,10 +150,7 @@ class OrtGenaiSession:
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
-        import psutil
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return Memory(rss_bytes=psutil.Process().memory_info().rss, peak_rss_bytes=peak)
+        return process_memory()
 
     def close(self) -> None:
         """See `TextSession.close`."""

@@ -42,21 +42,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure_ceilings(*, threads: int, device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measures for about two seconds.
+def measure_ceilings(*, device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Measures for about two seconds, with the threads that torch has.
 
     Args:
-        threads: CPU threads.
         device: Where the model runs.
         dtype: The number format of its weights.
     """
-    with thread_count(threads), torch.inference_mode():
-        read = _read(device)
-        rates = {_short(kind): _matmul(device, kind) for kind in dict.fromkeys((dtype, torch.bfloat16, torch.float32))}
-    return Ceilings(read_gb_s=read, matmul_gflop_s=rates[_short(dtype)], formats=rates)
+    rates = {_short(kind): _matmul(device, kind) for kind in dict.fromkeys((dtype, torch.bfloat16, torch.float32))}
+    return Ceilings(read_gb_s=measure_read(device), matmul_gflop_s=rates[_short(dtype)], formats=rates)
 
 
-def _read(device: torch.device) -> float:
+def measure_read(device: torch.device) -> float:
     """Bandwidth in GB/s of the best way to read memory."""
     size = _buffer_bytes()
     buffer = torch.ones(size // 4, dtype=torch.float32, device=device)

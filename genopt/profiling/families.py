@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from genopt.profiling.roofline import Work
 
-Family = Literal[
-    "attention projections", "attention core", "MLP", "normalisation", "embedding and head", "other layers", "framework"
-]  # fmt: skip
-FRAMEWORK: Family = "framework"
+PROJECTIONS = "attention projections"
+ATTENTION = "attention core"
+MLP = "MLP"
+NORMALISATION = "normalisation"
+EMBEDDING = "embedding and head"
+OTHER = "other layers"
+FRAMEWORK = "framework overhead"
 """What happens outside all families: masks, residual additions, cache bookkeeping, and Python between the layers."""
 PREFIX = "family: "
 """Begins the names of the ranges that mark families in a trace."""
 
-_NAMES: tuple[tuple[Family, str, str], ...] = (
-    # family, its modules' class names, their own names; the first rule that fits decides
-    ("normalisation", r"norm", r"norm|ln|ln_\d|ln_f"),
-    ("attention core", r"rotary|alibi", r"rotary.*"),
-    ("attention core", r"attention|attn", r"attn|attention|self_attn|self_attention"),
-    ("MLP", r"mlp|feedforward|ffn|moe|experts", r"mlp|ffn|feed_forward|moe|fc1|fc2|w[123]|experts|router"),
-)
-_CLASSES = tuple((family, re.compile(kind, re.IGNORECASE), re.compile(name)) for family, kind, name in _NAMES)
+_RULES = tuple(
+    (family, re.compile(kind, re.IGNORECASE), re.compile(name)) for family, kind, name in (
+        # family, part of its modules' class names, their own whole names; the first rule that fits decides
+        (NORMALISATION, r"norm", r"norm|ln|ln_\d|ln_f"),
+        (ATTENTION, r"rotary|alibi", r"rotary.*"),
+        (ATTENTION, r"attention|attn", r"attn|attention|self_attn|self_attention"),
+        (MLP, r"mlp|feedforward|ffn|moe|experts", r"mlp|ffn|feed_forward|moe|fc1|fc2|w[123]|experts|router"),
+    )
+)  # fmt: skip
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k")
 
@@ -41,16 +45,16 @@ class Layout:
         self._model = model
         self._head: nn.Module | None = model.get_output_embeddings()
         self._active = _active_share(model.config.get_text_config())
-        self.marks: list[tuple[nn.Module, Family]] = []
+        self.marks: list[tuple[nn.Module, str]] = []
         """Modules that begin a family, with nested ones of another family after the one that holds them."""
-        self._elements: dict[Family, float] = {}
-        self._always: dict[Family, float] = {}
-        self._routed: dict[Family, float] = {}
-        self._multiplied: dict[Family, float] = {}
+        self._elements: dict[str, float] = {}
+        self._always: dict[str, float] = {}
+        self._routed: dict[str, float] = {}
+        self._multiplied: dict[str, float] = {}
         self._seen: set[int] = set()
         self._visit(model, "", None, routed=False)
 
-    def work(self, *, tokens: int, state_bytes: float, attention_operations: float) -> Mapping[Family, Work]:
+    def work(self, *, tokens: int, state_bytes: float, attention_operations: float) -> Mapping[str, Work]:
         """What each family reads and computes in one pass.
 
         Args:
@@ -58,38 +62,38 @@ class Layout:
             state_bytes: KV cache and the like that the attention reads.
             attention_operations: Operations of the attention itself.
         """
-        found: dict[Family, Work] = {}
-        for family in self._always.keys() | self._routed.keys() | {"attention core"}:
+        found: dict[str, Work] = {}
+        for family in self._always.keys() | self._routed.keys() | {ATTENTION}:
             routed = self._routed.get(family, 0.0) * min(1.0, tokens * self._active)
-            rows = 1 if family == "embedding and head" else tokens
+            rows = 1 if family == EMBEDDING else tokens
             operations = 2.0 * rows * self._multiplied.get(family, 0.0)
-            state = (state_bytes, attention_operations) if family == "attention core" else (0.0, 0.0)
+            state = (state_bytes, attention_operations) if family == ATTENTION else (0.0, 0.0)
             found[family] = Work(bytes=self._always.get(family, 0.0) + routed + state[0], operations=operations + state[1])
         return found
 
-    def _visit(self, module: nn.Module, name: str, inside: Family | None, *, routed: bool) -> None:
+    def _visit(self, module: nn.Module, name: str, inside: str | None, *, routed: bool) -> None:
         found = self._family(module, name, inside)
         if found is not None and found != inside:
             self.marks.append((module, found))
         routed = routed or name == "experts"
-        self._count(module, found or inside or "other layers", routed=routed)
+        self._count(module, found or inside or OTHER, routed=routed)
         for child_name, child in module.named_children():
             self._visit(child, child_name, found or inside, routed=routed)
 
-    def _family(self, module: nn.Module, name: str, inside: Family | None) -> Family | None:
+    def _family(self, module: nn.Module, name: str, inside: str | None) -> str | None:
         """The family that a module begins or continues; None for one that only holds others."""
         if module is self._head or isinstance(module, nn.Embedding):
-            return "embedding and head"
+            return EMBEDDING
         if module is self._model:
             return None
-        for family, kind, own in _CLASSES:
+        for family, kind, own in _RULES:
             if kind.search(type(module).__name__) or own.fullmatch(name):
-                return inside if inside == "MLP" and family == "attention core" else family
-        if inside == "attention core" and _is_linear(module):
-            return "attention projections"
-        return "other layers" if inside is None and any(True for _ in module.parameters(recurse=False)) else None
+                return inside if inside == MLP and family == ATTENTION else family
+        if inside == ATTENTION and _is_linear(module):
+            return PROJECTIONS
+        return OTHER if inside is None and any(True for _ in module.parameters(recurse=False)) else None
 
-    def _count(self, module: nn.Module, family: Family, *, routed: bool) -> None:
+    def _count(self, module: nn.Module, family: str, *, routed: bool) -> None:
         """Adds a module's own parameters; of an embedding only one row is read, a tied head still reads them all."""
         for parameter in module.parameters(recurse=False):
             size = float(parameter.numel() * parameter.element_size())
@@ -104,7 +108,7 @@ class Layout:
                 self._add(self._multiplied, family, parameter.numel() * (self._active if routed else 1.0))
 
     @staticmethod
-    def _add(totals: dict[Family, float], family: Family, value: float) -> None:
+    def _add(totals: dict[str, float], family: str, value: float) -> None:
         totals[family] = totals.get(family, 0.0) + value
 
 

@@ -12,6 +12,8 @@ EXPLAINED = 1 / 3
 """Work that takes more than this many times its limit (as 1/3: three times) is bound by neither memory nor arithmetic."""
 DOMINANT = 1 / 2
 """Decoding whose limit explains less of its time than this gains more from less overhead than from fewer bits."""
+MOST_PER_EVENT_S = 5e-6
+"""The most that recording one event may cost; it is about 1 microsecond."""
 
 
 class Work(Record):
@@ -66,6 +68,7 @@ def corrected(seconds: Mapping[str, float], events: Mapping[str, int], true_tota
     """Takes the profiler's own cost out of profiled times.
 
     The profiler costs about the same per recorded event, so parts with many small operations look slower than they are.
+    What a disturbance adds beyond that is spread over all parts.
 
     Args:
         seconds: Profiled time by part.
@@ -75,7 +78,8 @@ def corrected(seconds: Mapping[str, float], events: Mapping[str, int], true_tota
     Returns:
         Times by part that sum to `true_total_s`; none is negative.
     """
-    excess, count = max(0.0, sum(seconds.values()) - true_total_s), max(1, sum(events.values()))
+    count = max(1, sum(events.values()))
+    excess = min(max(0.0, sum(seconds.values()) - true_total_s), count * MOST_PER_EVENT_S)
     left = {name: max(0.0, value - excess * events.get(name, 0) / count) for name, value in seconds.items()}
     total = sum(left.values())
     return {name: value * true_total_s / total for name, value in left.items()} if total > 0 else left

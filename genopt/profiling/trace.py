@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch._C._profiler import _RecordFunctionFast  # the public one costs ten times as much, 6 ms per token of a small model
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from genopt.profiling.families import FRAMEWORK, PREFIX, Family
+from genopt.profiling.families import FRAMEWORK, PREFIX
 
 
 @contextmanager
-def marked(marks: Sequence[tuple[nn.Module, Family]]) -> Iterator[None]:
+def marked(marks: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
     """Wraps every call of these modules in a range named after its family while the block runs."""
     open_ranges: list[_RecordFunctionFast] = []
 
-    def begin(family: Family) -> Callable[[nn.Module, Any], None]:
+    def begin(family: str) -> Callable[[nn.Module, Any], None]:
         def hook(_module: nn.Module, _arguments: Any) -> None:
             entered = _RecordFunctionFast(PREFIX + family)
             entered.__enter__()
@@ -48,7 +47,7 @@ def profiler(device: torch.device) -> profile:
     return profile(activities=activities)
 
 
-def family_times(recorded: profile, device: torch.device, wall_s: float) -> tuple[dict[Family, float], dict[Family, int]]:
+def family_times(recorded: profile, device: torch.device, wall_s: float) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds and recorded events by family; what is outside all of them is the framework's.
 
     On a CPU that is time of the calling thread. On a GPU it is time of kernels, and the framework's is the time in which none runs.
@@ -58,11 +57,11 @@ def family_times(recorded: profile, device: torch.device, wall_s: float) -> tupl
         device: Where the model ran.
         wall_s: Wall time of what was recorded.
     """
-    events = [event for event in (recorded.events() or ()) if event.device_type == DeviceType.CPU and not event.is_async]
+    events = [event for event in (recorded.events() or ()) if event.device_type.name == "CPU" and not event.is_async]
     threads = {event.thread for event in events if event.name.startswith(PREFIX)}
-    seconds: dict[Family, float] = {FRAMEWORK: 0.0}
-    counts: dict[Family, int] = {}
-    known: dict[int, Family] = {}
+    seconds: dict[str, float] = {FRAMEWORK: 0.0}
+    counts: dict[str, int] = {}
+    known: dict[int, str] = {}
     for event in events:
         if event.thread not in threads:
             continue
@@ -74,10 +73,10 @@ def family_times(recorded: profile, device: torch.device, wall_s: float) -> tupl
     return seconds, counts
 
 
-def _family(event: Any, known: dict[int, Family]) -> Family:
+def _family(event: Any, known: dict[int, str]) -> str:
     """The family of the innermost range around an event."""
     path: list[int] = []
-    found: Family | None = None
+    found: str | None = None
     while event is not None and found is None:
         found = known.get(id(event))
         if found is None and event.name.startswith(PREFIX):

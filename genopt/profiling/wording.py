@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from genopt.plan import Record
+from genopt.profiling.families import ATTENTION, EMBEDDING, FRAMEWORK, NORMALISATION
 from genopt.profiling.roofline import Bound, Ceilings, Work, compute_s, family_order, limit_s, memory_s
 
+REST = "everything else"
+"""Name of the families that are too small to stand alone."""
+
+_BOUNDS = ("memory", "compute", "overhead")
 _WEIGHTS = {
-    "memory": "Store these weights in fewer bits: each halving saves about {half:.2g} ms per token.",
+    "memory": "Store these weights in fewer bits: a halving saves about {half:.2g} ms per token.",
     "compute": "Multiply in 8 bits (weights and activations), or prune.",
     "overhead": "It takes {times:.1f} times as long as its limit: an engine with faster kernels, or a compiled step, comes before fewer bits.",
 }
 _SMALL = "Many small operations: compile the decode step, or use an engine that fuses them."
 _ADVICE: dict[str, dict[str, str]] = {
-    "attention core": {
+    ATTENTION: {
         "memory": "Store the KV cache in fewer bits, or shorten the context.",
         "compute": "Use an engine with a fused attention kernel.",
-        "overhead": "Rotary embedding, cache update and one token's attention are small operations: compile the step, or use an engine that fuses them.",
+        "overhead": "Rotary embedding, cache update and one token's attention are small: compile the step, or use an engine that fuses them.",
     },
-    "embedding and head": {**_WEIGHTS, "memory": "Quantize the output head too, where quality allows: each halving saves about {half:.2g} ms per token."},
-    "normalisation": dict.fromkeys(("memory", "compute", "overhead"), _SMALL),
-    "framework": dict.fromkeys(("memory", "compute", "overhead"), "Run the step without Python between its layers: compile it, or use another engine."),
-    "everything else": dict.fromkeys(("memory", "compute", "overhead"), _SMALL),
+    EMBEDDING: {**_WEIGHTS, "memory": "Quantize the output head too, where quality allows: a halving saves about {half:.2g} ms per token."},
+    NORMALISATION: dict.fromkeys(_BOUNDS, _SMALL),
+    FRAMEWORK: dict.fromkeys(_BOUNDS, "Run the step without Python between its layers: compile it, or use another engine."),
+    REST: dict.fromkeys(_BOUNDS, _SMALL),
 }
 _FRAMEWORK = {
     "cpu": "masks, residual additions, cache bookkeeping and Python between the layers",
@@ -50,7 +55,7 @@ def detail(name: str, seconds: float, work: Work, bound: Bound, step: Step, ceil
     """The measurement behind a bottleneck."""
     start = f"{1e3 * seconds:.2f} of {1e3 * step.seconds:.1f} ms per token"
     limit = limit_s(work, ceilings)
-    if name == "framework":
+    if name == FRAMEWORK:
         return f"{start}: {_FRAMEWORK[step.device]}"
     if limit < 0.01 * seconds:
         return f"{start}, and next to nothing to read or compute"

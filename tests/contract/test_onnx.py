@@ -17,6 +17,7 @@ from genopt.engines.base import GenerationRequest
 from genopt.engines.ort_genai import OrtGenaiEngine, OrtGenaiSession
 from genopt.errors import InfeasibleError, SpecError, StageError
 from genopt.plan import JsonValue
+from genopt.process import SessionProcess
 from genopt.techniques.base import TransformContext
 from genopt.techniques.onnx_embedding import TABLE
 from genopt.techniques.onnx_genai import OnnxGenai
@@ -43,6 +44,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("llama")
     write_tiny_tokenizer(folder, context=CONTEXT)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "</s>"}))  # transformers refuses the other form
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=128, num_hidden_layers=3,
@@ -335,6 +338,12 @@ def test_context_and_vocabulary_are_guarded(exported: Path) -> None:
 def test_memory_is_reported(session: OrtGenaiSession) -> None:
     memory = session.memory()
     assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
+
+
+def test_peak_memory_is_the_session_s_and_not_its_parent_s(exported: Path, tmp_path: Path) -> None:
+    ballast = np.ones(400_000_000, np.uint8)
+    with SessionProcess("ort_genai", exported, {"threads": 1}, log=tmp_path / "session.log", timeout_s=60) as opened:
+        assert opened.memory().peak_rss_bytes < ballast.nbytes
 
 
 def test_opening_imports_no_torch(exported: Path) -> None:
