@@ -7,6 +7,6 @@ neither ray nor torch.
 from __future__ import annotations
 
 from genopt.api import Run, load_run, optimize
+from genopt.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["Run", "__version__", "load_run", "optimize"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genopt.errors import SpecError
 
 JsonValue = str | int | float | bool | None | list[str] | list[int]
 Status = Literal["accepted", "rejected", "inconclusive", "infeasible", "failed", "skipped"]
@@ -17,6 +20,28 @@ class Record(BaseModel):
     """Base of all values that are stored or cross a process boundary: frozen, and strict about unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Settings = TypeVar("Settings", bound=Record)
+
+
+def parse_settings(model: type[Settings], values: Mapping[str, JsonValue], what: str) -> Settings:
+    """The parameters of a technique, or the options of an engine, as a record.
+
+    Args:
+        model: The record that declares them.
+        values: By name.
+        what: Name of the technique or engine, for the error.
+
+    Raises:
+        SpecError: One is unknown or has a value that cannot be used.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place, known = ".".join(map(str, problem["loc"])), ", ".join(model.model_fields) or "none"
+        raise SpecError(f"Bad setting {place!r} of {what} ({problem['msg']}); known settings: {known}.") from None
 
 
 class Step(Record):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from genopt.errors import ClusterError
 from genopt.plan import Record
@@ -25,6 +29,7 @@ QUIET = {
 
 NAMESPACE = "genopt"
 CONNECT_S = 5.0
+TOKEN_REMEDY = "put the cluster's token into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a sentence
 
 
 class Connection(Record):
@@ -70,19 +75,22 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
     target = None if asked == "local" else asked or _running_local_cluster()
     if target is None and not embedded:
         raise ClusterError("No Ray cluster runs on this machine; start one with `ray start --head`, or give --address.")
+    if target is not None:
+        present_token()
     if target is not None and target != "auto":
         _require_listener(target)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if target is None:
-            ray.init(
-                address="local", include_dashboard=False, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False,
-                object_store_memory=200 * 2**20,
-            )  # fmt: skip
+            with _private_token():
+                ray.init(
+                    address="local", include_dashboard=False, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False,
+                    object_store_memory=200 * 2**20,
+                )  # fmt: skip
             return Connection(embedded=True, description="an embedded Ray on this machine")
         ray.init(address=target, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_job_environment())
     except ray.exceptions.AuthenticationError:
-        raise ClusterError(f"The Ray cluster at {target} refused the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH.") from None
+        raise ClusterError(f"The Ray cluster at {target} refused the token; {TOKEN_REMEDY}.") from None
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"No Ray cluster answers at {target} ({cause[:160]}); check --address, or leave it out to run on this machine.") from None
@@ -90,6 +98,41 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends the process at once and leaves no report
     return Connection(embedded=False, description=f"the Ray cluster at {target}")
+
+
+def present_token() -> None:
+    """Lets clients show this user's Ray token, where there is one.
+
+    Since 2.59 `ray start --head` asks for the token in `~/.ray/auth_token` as soon as that exists (an embedded Ray
+    creates it), while clients show it only with `RAY_AUTH_MODE=token`. A cluster that asks for none ignores it.
+    """
+    known = ("RAY_AUTH_TOKEN" in os.environ, "RAY_AUTH_TOKEN_PATH" in os.environ, Path("~/.ray/auth_token").expanduser().is_file())
+    if "RAY_AUTH_MODE" not in os.environ and any(known):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        _reload_authentication()
+
+
+def _reload_authentication() -> None:
+    """Ray read its environment when it was imported."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """A token that an embedded Ray shares with its own processes alone.
+
+    Left alone, Ray would write one into the user's home, and from then on `ray start --head` would ask every client for it.
+    """
+    if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
+        yield
+        return
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    _reload_authentication()
+    try:
+        yield
+    finally:
+        del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
 
 
 def _require_listener(target: str) -> None:

@@ -73,7 +73,7 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
     """
     model = resolve_model(spec, open_root(spec.store), _Told(say))
     task: Task = catalog.load("tasks", require_task(spec, model))
-    threads = int(machine.hardware()["cpus_usable"])
+    threads = int(machine.hardware()["cores"])
     with tempfile.TemporaryDirectory(prefix="genopt-profile-") as scratch:
         kept = out.absolute() if out is not None else Path(scratch)
         kept.mkdir(parents=True, exist_ok=True)

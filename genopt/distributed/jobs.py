@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from genopt.distributed.cluster import TOKEN_REMEDY, present_token
 from genopt.errors import ClusterError, SpecError
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -58,8 +60,11 @@ def submit_verb(words: Sequence[str], *, address: str | None, working_dir: Path 
 
 
 def _client(target: str) -> JobSubmissionClient:
+    present_token()
     try:
         return JobSubmissionClient(target)
+    except AuthenticationError:
+        raise ClusterError(f"The Ray dashboard at {target} refused the token; {TOKEN_REMEDY}.") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"No Ray dashboard answers at {target} ({_first_line(error)}); start a cluster with `ray start --head`, or give --address."

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.engines.ort_model import DecodeBatch, Logits, OrtModel
 from genopt.engines.process_memory import process_memory
-from genopt.engines.sampling import Sampler
-from genopt.errors import InfeasibleError, SpecError
-from genopt.plan import JsonValue, Record
+from genopt.engines.rows import Row, require_fit
+from genopt.errors import InfeasibleError
+from genopt.plan import JsonValue, Record, parse_settings
 
 ROWS = 8
 """Rows of logits that are normalized at once, so that they stay in the cache of a core."""
@@ -36,31 +36,6 @@ class OrtGenaiOptions(Record):
     threads: int | None = Field(default=None, gt=0)
     max_context: int | None = Field(default=None, ge=3)
     spin: bool = True
-
-
-class _Row:
-    """A request under way."""
-
-    def __init__(self, index: int, request: GenerationRequest) -> None:
-        self.index = index
-        self.request = request
-        self.sampler = Sampler(request)
-        self.tokens: list[int] = []
-        self.times: list[int] = []
-        self.finish_reason = ""
-
-    def take(self, logits: Logits, on_token: OnToken | None) -> None:
-        """Chooses the next token, reports it, and notices the end."""
-        token = self.sampler.choose(logits)
-        if token in self.request.stop_token_ids:
-            self.finish_reason = "stop"
-            return
-        self.tokens.append(token)
-        self.times.append(time.monotonic_ns())
-        if on_token is not None and not on_token(self.index, token):
-            self.finish_reason = "cancelled"
-        elif len(self.tokens) == self.request.max_new_tokens:
-            self.finish_reason = "length"
 
 
 class OrtGenaiSession:
@@ -90,18 +65,15 @@ class OrtGenaiSession:
         started = time.monotonic_ns()
         for request in requests:
             self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
-        rows = [_Row(index, request) for index, request in enumerate(requests)]
+        rows = [Row(index, request) for index, request in enumerate(requests)]
         if rows:
             self._run(rows, on_token)
-        return [
-            Generation(token_ids=tuple(row.tokens), timestamps_ns=tuple(row.times), started_ns=started, finish_reason=row.finish_reason)
-            for row in rows
-        ]
+        return [row.generation(started) for row in rows]
 
-    def _run(self, rows: Sequence[_Row], on_token: OnToken | None) -> None:
+    def _run(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
         longest = max(len(row.request.prompt_ids) + row.request.max_new_tokens for row in rows)
         batch = DecodeBatch(self._model, len(rows), longest)
-        active: list[_Row] = []
+        active: list[Row] = []
         for row in rows:
             row.take(batch.prefill(len(active), row.request.prompt_ids), on_token)
             if not row.finish_reason:
@@ -143,10 +115,7 @@ class OrtGenaiSession:
         return log_probs, tops
 
     def _check(self, ids: Sequence[int], length: int) -> None:
-        if length > self._context:
-            raise SpecError(f"{length} tokens are more than this session's context of {self._context}; shorten the prompt or the answer.")
-        if min(ids) < 0 or max(ids) >= self._model.shape.vocabulary:
-            raise SpecError(f"Token ids must lie between 0 and {self._model.shape.vocabulary - 1}; use this model's tokenizer.")
+        require_fit(ids, length, context=self._context, vocabulary=self._model.shape.vocabulary)
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
@@ -183,23 +152,13 @@ class OrtGenaiEngine:
     @staticmethod
     def check(options: dict[str, JsonValue]) -> None:
         """See `Engine.check`."""
-        _options(options)
+        parse_settings(OrtGenaiOptions, options, "ort_genai")
         if importlib.util.find_spec("onnxruntime") is None:
             raise InfeasibleError("onnxruntime is not installed; install it with: pip install onnxruntime.")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> OrtGenaiSession:
         """See `Engine.open`."""
-        session = OrtGenaiSession(artifact, _options(options))
+        session = OrtGenaiSession(artifact, parse_settings(OrtGenaiOptions, options, "ort_genai"))
         session.warm_up()
         return session
-
-
-def _options(options: dict[str, JsonValue]) -> OrtGenaiOptions:
-    try:
-        return OrtGenaiOptions.model_validate(options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        known = ", ".join(OrtGenaiOptions.model_fields)
-        place = ".".join(map(str, problem["loc"]))
-        raise SpecError(f"Bad option {place!r} of the engine ort_genai ({problem['msg']}); known options: {known}.") from None

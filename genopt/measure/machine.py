@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 from packaging.requirements import Requirement
 
-from genopt import __version__
 from genopt.measure.limits import available_memory, total_memory, usable_cores
 from genopt.plan import Record
+from genopt.version import __version__
 
 PACKAGES = (
     "accelerate", "diffusers", "gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "optimum", "optuna", "pyarrow", "ray",

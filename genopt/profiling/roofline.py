@@ -14,6 +14,8 @@ DOMINANT = 1 / 2
 """Decoding whose limit explains less of its time than this gains more from less overhead than from fewer bits."""
 MOST_PER_EVENT_S = 5e-6
 """The most that recording one event may cost; it is about 1 microsecond."""
+LEAST_LEFT = 0.1
+"""The correction leaves at least this share of a part, since that the profiler costs the same everywhere is only nearly so."""
 
 
 class Work(Record):
@@ -80,7 +82,7 @@ def corrected(seconds: Mapping[str, float], events: Mapping[str, int], true_tota
     """
     count = max(1, sum(events.values()))
     excess = min(max(0.0, sum(seconds.values()) - true_total_s), count * MOST_PER_EVENT_S)
-    left = {name: max(0.0, value - excess * events.get(name, 0) / count) for name, value in seconds.items()}
+    left = {name: max(LEAST_LEFT * value, value - excess * events.get(name, 0) / count) for name, value in seconds.items()}
     total = sum(left.values())
     return {name: value * true_total_s / total for name, value in left.items()} if total > 0 else left
 

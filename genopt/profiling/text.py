@@ -6,6 +6,7 @@ say how the time divides.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,9 @@ from genopt.profiling.trace import family_times, marked, profiler
 
 WARM_UP_TOKENS = 4
 PREFILLS = 3
+ATTEMPTS = 3
+UNDISTURBED = 1.25
+"""Steps whose median is this many times the fastest one's were disturbed by something else on the machine."""
 PROFILED_STEPS = 6
 """Each is recorded on its own, and the least disturbed one counts."""
 LEAST_SHARE = 0.01
@@ -163,15 +167,20 @@ def profile_text(
 
 
 def _time(generation: Generation, decode_steps: int, deadline: float) -> _Timings:
-    """Times prefill and decode after a warm-up."""
+    """Times prefill and decode after a warm-up; again where something disturbed the steps and time is left."""
     warm_up, _ = generation.run(WARM_UP_TOKENS)
     left_s = deadline - time.monotonic()
-    times, cache = generation.run(1 + _fitting(0.3 * left_s, statistics.median(warm_up[1:]), 2, decode_steps))
-    repeats = _fitting(0.15 * left_s, times[0], 1, PREFILLS)
-    prefills = [times[0], *(generation.run(1)[0][0] for _ in range(repeats))]
-    return _Timings(
-        prefill_s=statistics.median(prefills), decode_s=statistics.median(times[1:]), steps=len(times) - 1, cache_bytes=state_bytes(cache)
-    )
+    count = _fitting(0.2 * left_s, statistics.median(warm_up[1:]), 2, decode_steps)
+    prefills: list[float] = []
+    decode_s = math.inf
+    for _ in range(ATTEMPTS):
+        (prefill_s, *steps), cache = generation.run(1 + count)
+        prefills.append(prefill_s)
+        decode_s = min(decode_s, statistics.median(steps))
+        if statistics.median(steps) < UNDISTURBED * min(steps) or deadline - time.monotonic() < 0.5 * left_s:
+            break
+    prefills += [generation.run(1)[0][0] for _ in range(_fitting(0.1 * left_s, min(prefills), 1, PREFILLS))]
+    return _Timings(prefill_s=statistics.median(prefills), decode_s=decode_s, steps=count, cache_bytes=state_bytes(cache))
 
 
 def _fitting(seconds: float, each_s: float, least: int, most: int) -> int:

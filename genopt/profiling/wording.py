@@ -25,7 +25,7 @@ _ADVICE: dict[str, dict[str, str]] = {
     EMBEDDING: {**_WEIGHTS, "memory": "Quantize the output head too, where quality allows: a halving saves about {half:.2g} ms per token."},
     NORMALISATION: dict.fromkeys(_BOUNDS, _SMALL),
     FRAMEWORK: dict.fromkeys(_BOUNDS, "Run the step without Python between its layers: compile it, or use another engine."),
-    REST: dict.fromkeys(_BOUNDS, _SMALL),
+    REST: dict.fromkeys(_BOUNDS, "Nothing to gain here until the larger parts have shrunk."),
 }
 _FRAMEWORK = {
     "cpu": "masks, residual additions, cache bookkeeping and Python between the layers",
@@ -61,9 +61,16 @@ def detail(name: str, seconds: float, work: Work, bound: Bound, step: Step, ceil
         return f"{start}, and next to nothing to read or compute"
     if bound == "compute":
         rate = work.operations / seconds / 1e9
-        return f"{start}; {work.operations / 1e9:.3g} GFLOP at {rate:.0f} of {ceilings.matmul_gflop_s:.0f} GFLOP/s; limit {1e3 * limit:.2f} ms"
-    rate = work.bytes / seconds / 1e9
-    return f"{start}; {work.bytes / 1e6:.3g} MB at {rate:.3g} of {ceilings.read_gb_s:.3g} GB/s; limit {1e3 * limit:.2f} ms"
+        amounts = f"{_short(work.operations / 1e9)} GFLOP at {_short(rate)} of {_short(ceilings.matmul_gflop_s)} GFLOP/s"
+    else:
+        rate = work.bytes / seconds / 1e9
+        amounts = f"{_short(work.bytes / 1e6)} MB at {_short(rate)} of {_short(ceilings.read_gb_s)} GB/s"
+    return f"{start}; {amounts}; its limit is {1e3 * limit:.2f} ms"
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def advice(name: str, seconds: float, work: Work, bound: Bound, ceilings: Ceilings) -> str:

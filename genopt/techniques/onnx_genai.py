@@ -11,10 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
-from genopt.errors import InfeasibleError, SpecError, StageError
-from genopt.plan import JsonValue, Record
+from genopt.errors import InfeasibleError, StageError
+from genopt.plan import JsonValue, Record, parse_settings
 from genopt.techniques.base import Progress, TransformContext
 
 BUILDER = "onnxruntime_genai.models.builder"
@@ -49,7 +47,7 @@ class OnnxGenai:
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        _params(params)
+        parse_settings(OnnxGenaiParams, params, "onnx_genai")
         missing = [name for name in ("onnxruntime_genai", "onnx", "onnx_ir") if importlib.util.find_spec(name) is None]
         if missing:
             raise InfeasibleError(f"The export needs {' and '.join(missing)}; install them with: pip install onnxruntime-genai onnx onnx-ir.")
@@ -59,7 +57,7 @@ class OnnxGenai:
     @staticmethod
     def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        chosen = _params(params)
+        chosen = parse_settings(OnnxGenaiParams, params, "onnx_genai")
         progress(f"exporting to ONNX ({chosen.precision})")
         with tempfile.TemporaryDirectory(prefix=".export-", dir=destination) as scratch:
             _build(source, destination, chosen, Path(scratch), context.threads)
@@ -102,12 +100,3 @@ def _build(source: Path, destination: Path, params: OnnxGenaiParams, scratch: Pa
 def _architecture(source: Path) -> str:
     named = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or ["a model without a named architecture"]
     return str(named[0])
-
-
-def _params(params: dict[str, JsonValue]) -> OnnxGenaiParams:
-    try:
-        return OnnxGenaiParams.model_validate(params)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise SpecError(f"Bad parameter {place!r} of onnx_genai ({problem['msg']}); known: {', '.join(OnnxGenaiParams.model_fields)}.") from None

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
-from genopt.errors import InfeasibleError, SpecError, StageError
-from genopt.plan import JsonValue, Record
+from genopt.errors import InfeasibleError, StageError
+from genopt.plan import JsonValue, Record, parse_settings
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.onnx_embedding import shrink_embedding
 
@@ -65,7 +63,7 @@ class OnnxWeightOnly:
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        _params(params)
+        parse_settings(WeightOnlyParams, params, "onnx_weight_only")
         missing = [name for name in ("onnxruntime", "onnx", "onnx_ir") if importlib.util.find_spec(name) is None]
         if missing:
             raise InfeasibleError(f"The quantization needs {' and '.join(missing)}; install them with: pip install onnxruntime onnx onnx-ir.")
@@ -76,7 +74,7 @@ class OnnxWeightOnly:
         import onnx
         from onnxruntime.quantization import matmul_nbits_quantizer
 
-        chosen = _params(params)
+        chosen = parse_settings(WeightOnlyParams, params, "onnx_weight_only")
         progress(f"quantizing to {chosen.bits} bits in blocks of {chosen.block_size}")
         model = onnx.load_model(str(source / "model.onnx"))
         names = [node.name for node in model.graph.node if node.op_type == "MatMul"]
@@ -106,13 +104,3 @@ def kept_nodes(names: Iterable[str], keep: Iterable[str]) -> list[str]:
     patterns = [NODES[family] for family in keep if family in NODES]
     edges = {0, max(layers.values(), default=0)} if "edge_layers" in keep else set()
     return [name for name in everything if layers.get(name) in edges or any(re.search(pattern, name) for pattern in patterns)]
-
-
-def _params(params: dict[str, JsonValue]) -> WeightOnlyParams:
-    try:
-        return WeightOnlyParams.model_validate(params)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        known = ", ".join(WeightOnlyParams.model_fields)
-        raise SpecError(f"Bad parameter {place!r} of onnx_weight_only ({problem['msg']}); known: {known}; families: {', '.join(FAMILIES)}.") from None

@@ -36,7 +36,7 @@ def write_tiny_tokenizer(folder: Path, *, context: int = 512) -> None:
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
     tokenizer.save(str(folder / "tokenizer.json"))
     contents = {
-        "tokenizer_config.json": {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": CHAT_TEMPLATE},
+        "tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT_TEMPLATE},
         "generation_config.json": {"eos_token_id": EOS_ID, "bos_token_id": BOS_ID},
         "config.json": {"max_position_embeddings": context},
     }

@@ -1,0 +1,24 @@
+"""Calibration text as the prepare stage of a text task leaves it: Parquet, one list of token ids per row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+
+def calibration_sequences(path: Path, tokens: int) -> list[list[int]]:
+    """The first sequences that hold `tokens` tokens together; the last one is cut, and never shorter than two.
+
+    Args:
+        path: Parquet file with a column `ids`.
+        tokens: How many tokens are wanted.
+    """
+    found: list[list[int]] = []
+    left = tokens
+    for ids in pq.read_table(path, columns=["ids"])["ids"].to_pylist():
+        if left < 2:
+            break
+        found.append(ids[:left])
+        left -= len(found[-1])
+    return found

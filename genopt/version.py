@@ -1,0 +1,3 @@
+"""The one place that says which version of genopt this is; imports nothing, so that any layer may ask."""
+
+__version__ = "0.1.0"
