@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from genopt.spec import RunSpec
     from genopt.store.run_folder import RunFolder
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is machine learning?"
 
 app = typer.Typer(
     name="genopt", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,

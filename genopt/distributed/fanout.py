@@ -91,14 +91,14 @@ class FanOut:
 
     def _submit(self, plan: Plan, admit_until: float, deadline: float) -> bool:
         expected = self._estimate(plan)
-        flights = list(self._running.values())
-        ahead = sum(max(0.0, flight.ends - time.time()) for flight in flights) / len(self._slots)
-        ends = time.time() + ahead + expected
+        now = time.time()
+        free = [max([now, *(flight.ends for flight in self._running.values() if flight.slot == index)]) for index in range(len(self._slots))]
+        slot = min(range(len(self._slots)), key=lambda index: free[index])
+        ends = free[slot] + expected
         if ends > admit_until:
             return False
-        slot = min(range(len(self._slots)), key=lambda index: sum(flight.slot == index for flight in flights))
         bench, node = self._slots[slot]
-        limit = min(deadline, time.time() + ahead + max(LEAST_PATIENCE_S, PATIENCE * expected))
+        limit = min(deadline, free[slot] + max(LEAST_PATIENCE_S, PATIENCE * expected))
         built = build_task.remote(plan.model_dump(mode="json"), self._facts.model_dump(mode="json"), limit)
         self._running[evaluate_on(bench, node, plan, built, limit)] = _Flight(plan, built, ends, slot)
         self._started(plan, expected)

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genopt import catalog
@@ -161,13 +161,25 @@ def start_bench(node: Node, task: str, config: BenchConfig) -> ActorHandle[Any]:
     return actor.options(scheduling_strategy=on_node(node)).remote(task, config.model_dump(mode="json"))
 
 
+def held(reference: ray.ObjectRef[Any], timeout_s: float) -> dict[str, Any]:
+    """Waits for an answer while this task keeps its processors.
+
+    A task that waits in `ray.get` gives its processors back, and a build would start beside the measurement.
+
+    Raises:
+        TimeoutError: The time is up.
+        RayError: Whoever should answer was lost.
+    """
+    answer: dict[str, Any] = reference.future().result(timeout=max(1.0, timeout_s))
+    return answer
+
+
 @ray.remote(max_retries=0)
 def references_task(bench: ActorHandle[Any], deadline: float) -> dict[str, Any]:
     """Measures the references on the bench of the node that this task holds: `{"result": ...}` or `{"error": ...}`."""
     try:
-        found: dict[str, Any] = ray.get(bench.references.remote(deadline), timeout=max(1.0, deadline - time.time() + 5))
-        return found
-    except GetTimeoutError:
+        return held(bench.references.remote(deadline), deadline - time.time() + 5)
+    except TimeoutError:
         ray.kill(bench)
         return {"error": to_wire(BudgetError("The budget ended before the baseline was measured; give a larger --budget."))}
 
@@ -192,10 +204,8 @@ def evaluate_task(bench: ActorHandle[Any], plan: dict[str, Any], built: dict[str
         status: Status = "infeasible" if built["error"]["type"] == "InfeasibleError" else "failed"
         return _ended(candidate, status, str(built["error"]["message"]), built["seconds"])
     try:
-        found: dict[str, Any] = ray.get(
-            bench.evaluate.remote(plan, built["artifact"], deadline), timeout=max(1.0, deadline - time.time() + 10)
-        )
-    except GetTimeoutError:
+        found = held(bench.evaluate.remote(plan, built["artifact"], deadline), deadline - time.time() + 10)
+    except TimeoutError:
         return _ended(candidate, "failed", "The evaluation passed its deadline; give a larger --budget.", built["seconds"])
     except RayError as error:
         return _ended(candidate, "failed", f"The bench of this node was lost ({type(error).__name__}); run `genopt resume`.", built["seconds"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import struct
 from pathlib import Path
 
 import torch
@@ -33,6 +35,24 @@ def save_model(model: PreTrainedModel, source: Path, destination: Path) -> None:
         destination: An empty folder.
     """
     model.save_pretrained(destination)
+    for path in destination.glob("*.safetensors"):
+        sort_metadata(path)
     for path in source.iterdir():
         if path.is_file() and not path.name.endswith(WEIGHTS) and not (destination / path.name).exists():
             shutil.copyfile(path, destination / path.name)
+
+
+def sort_metadata(path: Path) -> None:
+    """Rewrites a safetensors file's header with its metadata in order: the library writes it in a random one.
+
+    Only so do equal weights have equal bytes, which is what artifacts are named by.
+    """
+    with path.open("r+b") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(sorted_header) <= length:
+                stream.seek(8)
+                stream.write(sorted_header.ljust(length))

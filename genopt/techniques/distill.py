@@ -103,7 +103,7 @@ def distill(
     training, held_out = pieces[:-HELD_OUT], pieces[-HELD_OUT:]
     untrained = {name: value.detach().clone() for name, value in student.state_dict().items()}
     with torch.no_grad():
-        before = math.fsum(float(_divergence(teacher, student, piece)) for piece in held_out) / HELD_OUT
+        before = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
     optimizer = torch.optim.AdamW(student.parameters(), lr=params.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     started, done = time.monotonic(), 0
     student.train()
@@ -117,10 +117,10 @@ def distill(
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         done += 1
-        progress(f"step {done} of {params.steps}: divergence {float(loss):.4f}")
+        progress(f"step {done} of {params.steps}: divergence {loss.item():.4f}")
     student.eval()
     with torch.no_grad():
-        after = math.fsum(float(_divergence(teacher, student, piece)) for piece in held_out) / HELD_OUT
+        after = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
     progress(f"divergence on held-out text {before:.4f} before and {after:.4f} after {done} steps")
     if not after < before:
         student.load_state_dict(untrained)

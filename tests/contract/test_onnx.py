@@ -22,10 +22,8 @@ from genopt.techniques.base import TransformContext
 from genopt.techniques.onnx_embedding import TABLE
 from genopt.techniques.onnx_genai import OnnxGenai
 from genopt.techniques.onnx_weight_only import OnnxWeightOnly, kept_nodes
-from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
+from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
 
-VOCABULARY = 300
-CONTEXT = 512
 Quantize = Callable[..., Path]
 
 
@@ -39,20 +37,7 @@ def context() -> TransformContext:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("llama")
-    write_tiny_tokenizer(folder, context=CONTEXT)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "</s>"}))  # transformers refuses the other form
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=128, num_hidden_layers=3,
-        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.1, dtype="bfloat16",
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
+    return write_tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")
@@ -201,8 +186,8 @@ def test_embedding_is_stored_in_16_bits_without_loss(exported: Path, quantize: Q
         (OnnxGenai, {"speed": 1}, "speed"),
         (OnnxWeightOnly, {"bits": 3}, "bits"),
         (OnnxWeightOnly, {"block_size": 48}, "block_size"),
-        (OnnxWeightOnly, {"keep": ["tail"]}, "families: head, down_proj, up_proj"),
-        (OnnxWeightOnly, {"block": 32}, "known: bits, block_size"),
+        (OnnxWeightOnly, {"keep": ["tail"]}, "'head', 'down_proj'"),
+        (OnnxWeightOnly, {"block": 32}, "known settings: bits, block_size"),
     ],
 )
 def test_unknown_parameters_are_refused(exported: Path, technique: Any, params: dict[str, JsonValue], said: str) -> None:
@@ -212,7 +197,7 @@ def test_unknown_parameters_are_refused(exported: Path, technique: Any, params: 
 
 def test_unknown_options_are_refused() -> None:
     OrtGenaiEngine.check({"threads": 2, "spin": False, "max_context": 64})
-    with pytest.raises(SpecError, match="known options: threads"):
+    with pytest.raises(SpecError, match="known settings: threads"):
         OrtGenaiEngine.check({"thread": 2})
     with pytest.raises(SpecError, match="threads"):
         OrtGenaiEngine.check({"threads": 0})

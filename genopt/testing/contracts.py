@@ -1,0 +1,148 @@
+"""What every technique and engine of the catalogue must keep to, as functions that a test calls once per entry.
+
+Distributions that add entries can run the same functions on theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from genopt import catalog
+from genopt.engines.base import GenerationRequest, TextSession
+from genopt.errors import SpecError
+from genopt.plan import JsonValue
+from genopt.quality.audit import audit
+from genopt.store.artifacts import folder_digest
+from genopt.techniques.base import TransformContext
+
+UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy")
+"""Endings of files whose loading may run code."""
+
+
+def check_technique(name: str, source: Path, params: dict[str, JsonValue], context: TransformContext, scratch: Path) -> Path:
+    """Applies a technique twice and checks its promises; returns the folder with the result.
+
+    Args:
+        name: Its catalogue name.
+        source: An artifact that it takes.
+        params: Parameters that it takes.
+        context: With calibration text where it needs some.
+        scratch: An empty folder.
+    """
+    technique = catalog.load("techniques", name)
+    assert technique.name == name
+    assert technique.version >= 1
+    assert not technique.requires & technique.excludes
+    with pytest.raises(SpecError, match=name):
+        technique.check(source, {**params, "no_such_parameter": 1})
+    before, _ = folder_digest(source)
+    digests = []
+    for attempt in ("first", "second"):
+        said: list[str] = []
+        folder = scratch / attempt
+        folder.mkdir()
+        technique.check(source, params)
+        technique.apply(source, folder, params, context, said.append)
+        assert said, "a technique says what it does"
+        digests.append(folder_digest(folder)[0])
+    assert folder_digest(source)[0] == before, "the source is never changed"
+    assert digests[0] == digests[1], "the same input gives the same bytes"
+    result = scratch / "first"
+    assert not [path for path in result.rglob("*") if path.name.startswith(".") or path.suffix in UNSAFE]
+    assert audit(result, 0).problems == ()
+    written, original = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (result, source))
+    assert written.get_vocab() == original.get_vocab(), "the tokenizer comes along"
+    return result
+
+
+def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vocabulary: int, context: int) -> None:
+    """Opens an artifact and checks that the session generates, scores, stops, cancels and refuses as promised.
+
+    Args:
+        name: Catalogue name.
+        artifact: What it opens.
+        options: Its options.
+        vocabulary: Token ids of the model.
+        context: Tokens that the model can hold.
+    """
+    engine = catalog.load("engines", name)
+    assert engine.name == name
+    assert engine.accepts
+    engine.check(options)
+    with pytest.raises(SpecError, match=name):
+        engine.check({**options, "no_such_option": 1})
+    session: TextSession = engine.open(artifact, options)
+    try:
+        _check_generation(session, vocabulary)
+        _check_scores(session, vocabulary)
+        _check_refusals(session, vocabulary, context)
+        memory = session.memory()
+        assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
+    finally:
+        session.close()
+
+
+def _prompt(vocabulary: int, length: int, start: int = 7) -> tuple[int, ...]:
+    return tuple((start + 31 * place) % min(vocabulary, 256) for place in range(length))
+
+
+def _check_generation(session: TextSession, vocabulary: int) -> None:
+    asked = GenerationRequest(prompt_ids=_prompt(vocabulary, 20), max_new_tokens=12)
+    (found,) = session.generate([asked])
+    assert len(found.token_ids) == len(found.timestamps_ns) == 12
+    assert found.finish_reason == "length"
+    assert found.started_ns < found.timestamps_ns[0]
+    assert list(found.timestamps_ns) == sorted(found.timestamps_ns)
+    assert session.generate([asked])[0].token_ids == found.token_ids, "greedy generation is repeatable"
+    stop = found.token_ids[5]
+    (stopped,) = session.generate([asked.model_copy(update={"stop_token_ids": (stop,)})])
+    assert stopped.token_ids == found.token_ids[: found.token_ids.index(stop)]
+    assert stopped.finish_reason == "stop"
+    seen: list[tuple[int, int]] = []
+    other = GenerationRequest(prompt_ids=_prompt(vocabulary, 9, start=3), max_new_tokens=6)
+
+    def on_token(index: int, token: int) -> bool:
+        seen.append((index, token))
+        return index == 1 or len([one for one, _ in seen if one == 0]) < 3
+
+    first, second = session.generate([asked, other], on_token)
+    assert first.finish_reason == "cancelled"
+    assert len(first.token_ids) == 3
+    assert len(second.token_ids) == 6, "one row's end leaves the other alone"
+    assert [token for index, token in seen if index == 1] == list(second.token_ids)
+    sampled = other.model_copy(update={"temperature": 1.0, "top_p": 0.9, "seed": 5})
+    assert session.generate([sampled])[0].token_ids == session.generate([sampled])[0].token_ids
+    assert session.generate([]) == []
+
+
+def _check_scores(session: TextSession, vocabulary: int) -> None:
+    sequences = [_prompt(vocabulary, 2), _prompt(vocabulary, 70, start=11)]
+    scores = session.score(sequences)
+    for sequence, log_probs, tops in zip(sequences, scores.log_probs, scores.top_ids, strict=True):
+        assert len(log_probs) == len(tops) == len(sequence) - 1
+        assert all(math.isfinite(value) and value <= 0 for value in log_probs)
+        assert all(0 <= top < vocabulary for top in tops)
+    prompt = _prompt(vocabulary, 20)
+    (greedy,) = session.generate([GenerationRequest(prompt_ids=prompt, max_new_tokens=1)])
+    continued = session.score([(*prompt, *greedy.token_ids)])
+    assert continued.top_ids[0][-1] == greedy.token_ids[0], "what is scored is what generates"
+
+
+def _check_refusals(session: TextSession, vocabulary: int, context: int) -> None:
+    refused: list[Mapping[str, Any]] = [
+        {"prompt_ids": _prompt(vocabulary, context), "max_new_tokens": 1},
+        {"prompt_ids": (vocabulary,), "max_new_tokens": 1},
+        {"prompt_ids": (-1,), "max_new_tokens": 1},
+    ]
+    for request in refused:
+        with pytest.raises(SpecError):
+            session.generate([GenerationRequest(**request)])
+    with pytest.raises(SpecError):
+        session.score([_prompt(vocabulary, context + 2)])
+    assert session.generate([GenerationRequest(prompt_ids=(1, 2), max_new_tokens=2)])[0].finish_reason == "length", "a refusal breaks nothing"

@@ -1,0 +1,32 @@
+"""Models that are real in everything but size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genopt.testing.tiny_tokenizer import BOS_ID, EOS_ID, write_tiny_tokenizer
+
+VOCABULARY = 300
+CONTEXT = 512
+
+
+def write_tiny_llama(folder: Path, *, layers: int = 3) -> Path:
+    """Writes a random Llama in bfloat16 with a tokenizer, and returns its folder.
+
+    Args:
+        folder: Created if missing.
+        layers: Decoder layers.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    write_tiny_tokenizer(folder, context=CONTEXT)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=128, num_hidden_layers=layers,
+        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.1, dtype="bfloat16",
+        bos_token_id=BOS_ID, eos_token_id=EOS_ID,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.bfloat16().save_pretrained(folder)
+    return folder

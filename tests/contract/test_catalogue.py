@@ -1,0 +1,88 @@
+"""Every entry of the catalogue keeps its contract, on a tiny random Llama; an entry without a case here fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from genopt import catalog
+from genopt.plan import JsonValue, Plan
+from genopt.spec import build
+from genopt.techniques.base import TransformContext
+from genopt.testing.contracts import check_engine, check_technique
+from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
+
+TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
+    "torchao_int8_weight_only": ("hf", {}),
+    "torchao_int8_dynamic": ("hf", {}),
+    "onnx_genai": ("hf", {}),
+    "onnx_weight_only": ("onnx_genai", {"bits": 8, "keep": ["head"]}),
+    "magnitude_prune": ("hf", {"sparsity": 0.5}),
+    "drop_layers": ("hf", {"count": 1, "calibration_tokens": 128}),
+    "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
+}
+"""By name: a trait of the source, and parameters."""
+ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
+    "torch": ("hf", {"threads": 2, "compile": True, "cache_tokens": 128}),
+    "ort_genai": ("onnx_genai", {"threads": 2}),
+}
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One artifact by trait."""
+    llama, onnx = write_tiny_llama(tmp_path_factory.mktemp("llama")), tmp_path_factory.mktemp("onnx")
+    catalog.load("techniques", "onnx_genai").apply(llama, onnx, {}, context(llama, None), lambda _: None)
+    return {"hf": llama, "onnx_genai": onnx}
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibration") / "calibration.parquet"
+    rows = [[(7 * row + 3 * place) % 256 for place in range(128)] for row in range(8)]
+    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), path)
+    return path
+
+
+def context(original: Path, calibration: Path | None) -> TransformContext:
+    found = str(calibration) if calibration is not None else None
+    return TransformContext(original=str(original), calibration=found, seed=0, threads=2, time_limit_s=300)
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN["techniques"])
+def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path], calibration: Path, tmp_path: Path) -> None:
+    trait, params = TECHNIQUES[name]
+    technique = catalog.load("techniques", name)
+    assert trait in technique.requires
+    needed = calibration if technique.needs_calibration else None
+    check_technique(name, sources[trait], params, context(sources["hf"], needed), tmp_path)
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN["engines"])
+def test_every_engine_keeps_its_contract(name: str, sources: dict[str, Path]) -> None:
+    trait, options = ENGINES[name]
+    assert trait in catalog.load("engines", name).accepts
+    check_engine(name, sources[trait], options, vocabulary=VOCABULARY, context=CONTEXT)
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN["tasks"])
+def test_every_plan_of_a_task_fits_together(name: str) -> None:
+    """Each step takes what the one before it leaves, in the order of the phases, and the engine takes the last one's result."""
+    task = catalog.load("tasks", name)
+    space = task.space()
+    points = [*task.seeds(), *({key: values[place % len(values)] for key, values in space.items()} for place in range(4))]
+    plans: list[Plan] = [*task.references(), *task.catalogue(), *map(task.plan, points)]
+    for plan in plans:
+        traits, phase = frozenset({"hf"}), 0
+        for step in plan.steps:
+            technique = catalog.load("techniques", step.technique)
+            assert technique.requires <= traits, plan.name
+            assert not technique.excludes & traits, plan.name
+            assert technique.phase > phase, plan.name
+            traits, phase = (traits - technique.removes) | technique.adds, technique.phase
+        assert catalog.load("engines", plan.engine).accepts & traits, plan.name
+        assert build({"model": "any", "include": [plan.name]}).wants(plan)
+    assert len({plan.name for plan in task.catalogue()}) == len(task.catalogue())

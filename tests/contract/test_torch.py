@@ -1,0 +1,176 @@
+"""What the PyTorch engine and its techniques do to a tiny random Llama, beyond the contract of every entry."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+
+from genopt.engines.base import GenerationRequest
+from genopt.engines.torch_engine import TorchEngine
+from genopt.errors import DataError, InfeasibleError, SpecError
+from genopt.models.decoder import decoder_layers, without_layers
+from genopt.techniques.base import TransformContext
+from genopt.techniques.distill import DistillParams, distill
+from genopt.techniques.drop_layers import DropLayers, layer_losses
+from genopt.techniques.magnitude_prune import MagnitudePrune
+from genopt.techniques.torchao_int8 import Int8Dynamic, Int8WeightOnly
+from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(0, VOCABULARY, length).tolist())
+
+
+def context(calibration: str | None = None) -> TransformContext:
+    return TransformContext(original="", calibration=calibration, seed=0, threads=2, time_limit_s=100)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+def load(folder: Path) -> Any:
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def log_probs(model: Any, sequence: Sequence[int]) -> np.ndarray[Any, Any]:
+    with torch.inference_mode():
+        logits = torch.log_softmax(model(torch.tensor([list(sequence)])).logits[0, :-1], dim=-1)
+    return logits[torch.arange(len(sequence) - 1), torch.tensor(sequence[1:])].numpy()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_greedy_continuation_is_the_model_s_own(llama: Path, compiled: bool) -> None:
+    model, ids = load(llama), list(prompt(9, 5))
+    for _ in range(20):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    session = TorchEngine.open(llama, {"threads": 1, "dtype": "float32", "compile": compiled, "cache_tokens": 64})
+    (generation,) = session.generate([GenerationRequest(prompt_ids=tuple(ids[:9]), max_new_tokens=20)])
+    (again,) = session.generate([GenerationRequest(prompt_ids=tuple(ids[:5]), max_new_tokens=4)])  # another length, the same compiled step
+    session.close()
+    assert list(generation.token_ids) == ids[9:]
+    assert list(again.token_ids) == ids[5:9] or len(again.token_ids) == 4
+
+
+def test_a_padded_batch_continues_each_row_as_alone(llama: Path) -> None:
+    session = TorchEngine.open(llama, {"threads": 1, "dtype": "float32"})
+    requests = [GenerationRequest(prompt_ids=prompt(length, length), max_new_tokens=8) for length in (3, 40, 17)]
+    together = session.generate(requests)
+    for request, generation in zip(requests, together, strict=True):
+        assert generation.token_ids == session.generate([request])[0].token_ids
+    session.close()
+
+
+def test_a_request_longer_than_the_compiled_cache_is_still_answered(llama: Path) -> None:
+    session = TorchEngine.open(llama, {"threads": 1, "compile": True, "cache_tokens": 16})
+    (generation,) = session.generate([GenerationRequest(prompt_ids=prompt(30), max_new_tokens=8)])
+    session.close()
+    assert len(generation.token_ids) == 8
+
+
+def test_without_a_compiler_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InfeasibleError, match=r"apt install g\+\+"):
+        TorchEngine.check({"compile": True})
+    TorchEngine.check({"compile": False})
+
+
+@pytest.mark.parametrize("technique", [Int8WeightOnly, Int8Dynamic])
+def test_eight_bits_load_back_smaller_and_close(llama: Path, tmp_path: Path, technique: Any) -> None:
+    technique.apply(llama, tmp_path, {}, context(), lambda _: None)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path, llama)]
+    assert sizes[0] < sizes[1]
+    session = TorchEngine.open(tmp_path, {"threads": 1})
+    found = np.array(session.score([prompt(60, 3)]).log_probs[0])
+    session.close()
+    assert np.abs(found - log_probs(load(llama), prompt(60, 3))).mean() < 0.1
+
+
+def test_half_of_each_decoder_matrix_becomes_zero_and_nothing_else_changes(llama: Path, tmp_path: Path) -> None:
+    MagnitudePrune.apply(llama, tmp_path, {"sparsity": 0.5}, context(), lambda _: None)
+    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (llama, tmp_path))
+    for name, value in before.items():
+        if ".layers." in name and value.ndim == 2:
+            zeros = after[name] == 0
+            assert float(zeros.float().mean()) == pytest.approx(0.5, abs=0.01)
+            assert torch.equal(after[name][~zeros], value[~zeros])
+            assert value[zeros].abs().max() <= value[~zeros].abs().min()
+        else:
+            assert torch.equal(after[name], value), name
+
+
+def test_a_model_without_layers_is_the_model_with_those_skipped(llama: Path) -> None:
+    model = load(llama)
+    smaller = without_layers(model, [1])
+    assert smaller.config.num_hidden_layers == 2
+    _, layers = decoder_layers(model)
+    layers[1].forward = lambda hidden, *_, **__: hidden
+    np.testing.assert_allclose(log_probs(smaller, prompt(20)), log_probs(model, prompt(20)), atol=1e-5)
+
+
+def test_layers_of_other_architectures_are_found_too() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=2, n_positions=32)).eval()
+    assert decoder_layers(model)[0] == "transformer.h"
+    assert len(decoder_layers(without_layers(model, [0, 2]))[1]) == 1
+
+
+def test_the_loss_of_a_layer_is_the_divergence_without_it(llama: Path) -> None:
+    model, sequence = load(llama), list(prompt(24, 9))
+    with torch.inference_mode():
+        reference, skipped = (torch.log_softmax(each(torch.tensor([sequence])).logits[0], -1) for each in (model, without_layers(model, [2])))
+    expected = float((reference.exp() * (reference - skipped)).sum(-1).mean())
+    said: list[str] = []
+    losses = layer_losses(model, [sequence], said.append)
+    assert losses[2] == pytest.approx(expected, rel=1e-3)
+    assert said == ["judged all layers on 1 of 1 texts"]
+    np.testing.assert_allclose(log_probs(model, sequence), log_probs(load(llama), sequence), atol=1e-6)  # nothing stays changed
+
+
+def test_more_layers_than_there_are_cannot_be_dropped(llama: Path) -> None:
+    with pytest.raises(InfeasibleError, match="has 3 layers"):
+        DropLayers.check(llama, {"count": 3})
+
+
+@pytest.mark.parametrize("params", [{"count": 0}, {"layers": 1}])
+def test_bad_parameters_are_named(llama: Path, params: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=next(iter(params))):
+        DropLayers.check(llama, params)
+
+
+def test_without_calibration_text_the_flag_is_named(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--calib-data"):
+        DropLayers.apply(llama, tmp_path, {}, context(), lambda _: None)
+
+
+def test_distillation_brings_a_damaged_model_closer(llama: Path) -> None:
+    teacher = load(llama)
+    student = without_layers(teacher, [1])
+    pieces = [list(prompt(48, seed)) for seed in range(10)]
+    said: list[str] = []
+    before, after = distill(teacher, student, pieces, DistillParams(steps=24, learning_rate=1e-3), 60.0, said.append)
+    assert after < 0.9 * before
+    assert said[-1].startswith("divergence on held-out text")
+
+
+def test_training_that_does_not_help_is_undone(llama: Path) -> None:
+    teacher, student = load(llama), load(llama)
+    pieces = [list(prompt(32, seed)) for seed in range(4)]
+    distill(teacher, student, pieces, DistillParams(steps=3, learning_rate=1.0), 60.0, lambda _: None)
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(student.state_dict()[name], value), name
+
+
+def test_the_time_box_ends_training(llama: Path) -> None:
+    said: list[str] = []
+    distill(load(llama), load(llama), [list(prompt(32, seed)) for seed in range(4)], DistillParams(steps=10_000), 0.0, said.append)
+    assert said[-1].endswith("after 0 steps")
