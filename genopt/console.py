@@ -23,8 +23,15 @@ STYLES = {
     "running": "cyan", "reference": "blue", "winner": "bold green",
 }  # fmt: skip
 """Rich style of a state; the word itself is always printed too."""
+WIDTH = 132
 ROWS = 18
 """Rows of the live table: more would push the budget off a small terminal. The summary has them all."""
+
+
+def _stderr() -> Console:
+    """Standard error; a log file gets lines long enough for the tables."""
+    found = Console(stderr=True)
+    return found if found.is_terminal else Console(stderr=True, width=WIDTH)
 
 
 class _Running(Record):
@@ -46,7 +53,7 @@ class LiveTable:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or _stderr()
         self._clock = clock
         self._running: dict[str, _Running] = {}
         self._finished: dict[str, Candidate] = {}
@@ -143,7 +150,7 @@ def print_summary(report: Report, console: Console | None = None) -> None:
         report: The run's report.
         console: Where to write; stderr unless given.
     """
-    out = console or Console(stderr=True)
+    out = console or _stderr()
     out.print()
     out.print(Text(wording.verdict(report), style=STYLES["winner"] if report.winner else "bold"))
     out.print(Text(report.decision, style="dim"))
@@ -202,7 +209,7 @@ def _finished_row(candidate: Candidate) -> tuple[Text, ...]:
 
 def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None:
     """Prints what a run would try."""
-    out = console or Console(stderr=True)
+    out = console or _stderr()
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for heading in ("candidate", "engine", "techniques", "expected", "disk", "ruled out because"):
         table.add_column(heading, overflow="fold")
@@ -218,7 +225,7 @@ def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None
 
 def print_profile(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints where a model's time goes."""
-    out = console or Console(stderr=True)
+    out = console or _stderr()
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for heading in ("where", "share", "bound by", "measured", "advice"):
         table.add_column(heading, overflow="fold")
@@ -232,7 +239,7 @@ def print_profile(found: Mapping[str, Any], console: Console | None = None) -> N
 
 def print_status(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints what is deployed."""
-    out = console or Console(stderr=True)
+    out = console or _stderr()
     if not found:
         out.print("Nothing is deployed.")
     for name, application in found.items():

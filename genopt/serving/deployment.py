@@ -88,8 +88,12 @@ def status() -> dict[str, Any]:
     }
 
 
-def undeploy(name: str = "genopt") -> bool:
-    """Removes an application, and Serve itself when nothing else is left.
+def undeploy(name: str = "genopt", *, end_serve: bool = True) -> bool:
+    """Removes an application.
+
+    Args:
+        name: The application.
+        end_serve: End Serve itself too when nothing else is left; not needed where Ray ends at once.
 
     Returns:
         Whether there was such an application.
@@ -98,7 +102,7 @@ def undeploy(name: str = "genopt") -> bool:
     if name not in known:
         return False
     serve.delete(name)
-    if set(known) == {name}:
+    if end_serve and set(known) == {name}:
         serve.shutdown()
     return True
 

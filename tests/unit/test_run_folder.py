@@ -16,7 +16,7 @@ def created(path: Path) -> RunFolder:
 
 def test_a_new_run_folder_has_its_parts(tmp_path: Path) -> None:
     run = created(tmp_path / "run")
-    assert {path.name for path in run.path.iterdir()} == {"spec.yaml", "environment.json", "records", "profile", "logs"}
+    assert {path.name for path in run.path.iterdir()} == {"spec.yaml", "environment.json", "records", "profile", "logs", "data"}
     assert run.environment() == {"python": "3.11"}
     assert run.logs.is_dir()
 

@@ -99,9 +99,13 @@ def test_ties_are_broken_by_quality_then_size_then_name() -> None:
     fast = made("fast", speed=2.02, held=0.9951, size=200)
     assert pick(fast, made("better", speed=2.0, held=0.9981, size=300)).winner == "better"
     assert pick(fast, made("smaller", speed=2.0, held=0.9953, size=100)).winner == "smaller"
-    assert pick(fast, made("alike", speed=2.0, held=0.9951, size=200)).winner == "alike"
+    assert pick(fast, made("alike", speed=2.0, held=0.9951, size=200, peak=900.0)).winner == "alike"
     found = pick(fast, made("much-slower", speed=1.5, held=0.9981))
     assert found.winner == "fast"
+
+
+def test_what_another_one_beats_in_everything_does_not_win_a_tie() -> None:
+    assert pick(made("fast", speed=2.02), made("alike", speed=2.0)).winner == "fast"
 
 
 def test_a_tie_is_told() -> None:
@@ -136,7 +140,7 @@ def test_each_objective_has_its_own_winner(objective: Objective, winner: str) ->
 
 
 def test_equal_memory_is_decided_by_the_artifact() -> None:
-    found = pick(made("a", peak=1000.0, size=90), made("b", peak=1004.0, size=80, held=0.991), objective="memory")
+    found = pick(made("a", peak=1000.0, size=90), made("b", speed=1.6, peak=1004.0, size=80, held=0.991), objective="memory")
     assert found.winner == "b"
 
 
