@@ -148,7 +148,12 @@ def _require_listener(target: str) -> None:
 
 
 def _job_environment() -> dict[str, dict[str, str]]:
-    """Lets the cluster's workers import the genopt that this process runs, where it is a checkout on the same machine."""
+    """Lets the cluster's workers import the genopt that this process runs, where it is a checkout on the same machine.
+
+    A Ray job has an environment of its own, which its workers get as it is: Ray refuses two that differ.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
     source = Path(__file__).resolve().parents[2]
     paths = [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -68,11 +69,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, real_store: Path, free_por
         _wait_for(found.dashboard, head)
         yield found
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+        _end(head)
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """Ends the whole process group: politely first, as Ray then cleans up after itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(head.pid, number)
+            head.wait(timeout=10)
+    head.wait(timeout=10)
 
 
 def _wait_for(dashboard: str, head: subprocess.Popen[bytes]) -> None:
