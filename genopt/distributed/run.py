@@ -191,7 +191,8 @@ class _Run:
                 "model": self._model.path, "data": prepared.data, "threads": self._threads(),
                 "trace_folder": str((self._folder.path / "profile").absolute()),
             }  # fmt: skip
-            deadline = time.time() + min(PROFILE_LIMIT_S, self._budget.until_share("profile"))
+            # A long download may have used up the profile's share; it may then take a little of what is left.
+            deadline = time.time() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))
             try:
                 earlier = self._stage(self._task.profile_stage, payload, deadline, stages.node_cpus(self._nodes[0]))
             except StageError as error:
