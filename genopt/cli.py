@@ -45,6 +45,7 @@ CalibData = Annotated[str | None, typer.Option(help="Text to calibrate on; must 
 Include = Annotated[list[str] | None, typer.Option(help="Keep candidates whose name, engine or technique contains this; repeatable.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Drop candidates whose name, engine or technique contains this; repeatable.")]
 Concurrency = Annotated[str | None, typer.Option(help="Streams at which throughput is measured, such as 1,8,32.  [default: 1,4]")]
+Precision = Annotated[str | None, typer.Option(help="Half-width of a speedup's interval at which it counts as decided.  [default: 2%]")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine, else an embedded one]")]
 Store = Annotated[str | None, typer.Option(help="Folder of artifacts, shared by all nodes.  [default: $GENOPT_STORE or the user's cache]")]
 Out = Annotated[str | None, typer.Option(help="Run folder to create.  [default: runs/MODEL-TIME]")]
@@ -114,6 +115,7 @@ def optimize(
     include: Include = None,
     exclude: Exclude = None,
     concurrency: Concurrency = None,
+    precision: Precision = None,
     address: Address = None,
     store: Store = None,
     out: Out = None,
@@ -127,8 +129,8 @@ def optimize(
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
     spec = _spec(
         model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data, calib_data=calib_data,
-        include=include, exclude=exclude, concurrency=_streams(concurrency), address=address, store=store, out=out, deploy=deploy, port=port,
-        max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,
+        include=include, exclude=exclude, concurrency=_streams(concurrency), precision=precision, address=address, store=store, out=out,
+        deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _conclude(*_optimize(spec), spec, as_json)
 
@@ -270,6 +272,53 @@ def status(address: Address = None, as_json: Json = False) -> None:
         _print_json(found)
     else:
         print_status(found)
+
+
+@app.command()
+def bench(
+    url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible endpoint, with or without /v1.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="Model to ask for.  [default: the first that the endpoint lists]")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Closed loop: requests kept under way, a level each.  [default: 1,8,32]")] = None,
+    rate: Annotated[float | None, typer.Option(help="Open loop instead: requests a second, arriving at random (Poisson) and never waiting.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests per level.  [default: 64; without end where --duration is given]")] = None,
+    duration: Annotated[str | None, typer.Option(help="Time per level after which no more requests are sent, such as 30s.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompts: a .txt with one a line, or a .jsonl with `prompt`.  [default: made ones]")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="About how long a made prompt is.  [default: 64]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most new tokens per request.  [default: 64]")] = None,
+    slo: Annotated[str | None, typer.Option(help="Limits on each request, such as ttft=300ms,tpot=30ms,e2el=5s; gives the goodput.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="Time after which a request is given up.  [default: 120s]")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Variable that holds the key, such as OPENAI_API_KEY.  [default: no key]")] = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write; must not exist.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG file to write: throughput against TTFT and TPOT; must not exist.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Load-tests an OpenAI-compatible endpoint: TTFT, TPOT, ITL, throughput and goodput under limits.
+
+    TPOT = (E2EL - TTFT)/(n - 1) for n tokens. Run it in no process of the server, and best on another machine.
+    """
+    from genopt.console import LoadLine, print_load_test
+    from genopt.measure import load_spec
+    from genopt.measure.load_plot import load_svg
+    from genopt.measure.load_result import refuse_existing, write_new
+    from genopt.measure.load_test import load_test
+
+    spec = load_spec.build({
+        "url": url, "model": model, "concurrency": _streams(concurrency), "rate": rate, "requests": requests, "duration": duration,
+        "prompts": prompts, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "slo": slo, "timeout": timeout,
+        "api_key_env": api_key_env, "seed": seed,
+    })  # fmt: skip
+    refuse_existing(out, plot)
+    with LoadLine() as line:
+        found = load_test(spec, line)
+    print_load_test(found)
+    document = found.model_dump(mode="json")
+    if as_json:
+        _print_json(document)
+    if out is not None:
+        write_new(out, json.dumps(document, indent=2) + "\n")
+    if plot is not None:
+        write_new(plot, load_svg(found))
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

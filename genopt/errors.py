@@ -7,6 +7,7 @@
     │   └── RunFolderError          exit 2   a run folder that exists, is missing or is not one
     ├── StorageError                exit 1   the store or run folder cannot be written or read
     ├── ClusterError                exit 1   a Ray cluster that does not answer or cannot serve the run
+    ├── EndpointError               exit 1   a served model that cannot be measured: it does not answer, or only with errors
     ├── InfeasibleError             exit 1   this candidate cannot exist here (hardware, rule, missing tool)
     ├── StageError                  exit 1   a stage ended without a result
     │   ├── StageTimeoutError       exit 1   it passed its deadline and was killed
@@ -72,6 +73,10 @@ class ClusterError(GenoptError):
     """A Ray cluster that does not answer or cannot serve the run."""
 
 
+class EndpointError(GenoptError):
+    """A served model that cannot be measured: it does not answer, or only with errors."""
+
+
 class InfeasibleError(GenoptError):
     """A candidate that cannot exist here: hardware, a rule, or a missing tool."""
 
@@ -119,9 +124,9 @@ class InterruptedRunError(GenoptError):
 _WIRE_TYPES: dict[str, type[GenoptError]] = {
     kind.__name__: kind
     for kind in (
-        GenoptError, SpecError, ModelError, DataError, RunFolderError, StorageError, ClusterError, InfeasibleError,
-        StageError, StageTimeoutError, StageCrashedError, OutOfMemoryError, NoWinnerError, BudgetError, DeploymentError,
-        InterruptedRunError,
+        GenoptError, SpecError, ModelError, DataError, RunFolderError, StorageError, ClusterError, EndpointError,
+        InfeasibleError, StageError, StageTimeoutError, StageCrashedError, OutOfMemoryError, NoWinnerError, BudgetError,
+        DeploymentError, InterruptedRunError,
     )
 }  # fmt: skip
 

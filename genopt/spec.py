@@ -72,6 +72,7 @@ class RunSpec(Record):
         concurrency: Numbers of simultaneous streams at which throughput is measured.
         prompt_tokens: Length of the measured prompts.
         output_tokens: New tokens per measured request.
+        precision: Half-width of a speedup's interval at which it counts as decided (accepts `2%`).
         address: Ray cluster to join; None joins a local one or starts an embedded one.
         store: Folder of content-addressed artifacts.
         out: Run folder to create.
@@ -97,6 +98,7 @@ class RunSpec(Record):
     concurrency: tuple[int, ...] = (1, 4)
     prompt_tokens: int = Field(default=64, ge=2)
     output_tokens: int = Field(default=32, ge=4)
+    precision: Share = Field(default=0.02, gt=0, lt=1)
     address: str | None = None
     store: str | None = None
     out: str | None = None

@@ -49,11 +49,14 @@ class Node(Record):
 
 
 def _running_local_cluster() -> str | None:
-    """Address of the cluster that `ray start --head` left on this machine, if it is alive."""
+    """Address of the cluster that `ray start --head` left on this machine, if it is alive.
+
+    A Ray that another program embeds is not joined: it would end with that program.
+    """
     from ray._private import services
 
-    found = services.find_gcs_addresses()
-    return sorted(found)[0] if found else None
+    started = services.find_bootstrap_address(None)
+    return started if started in services.find_gcs_addresses() else None
 
 
 def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool = True) -> Connection:

@@ -13,12 +13,13 @@ import ray
 
 from genopt import catalog
 from genopt.distributed import cluster, stages
-from genopt.errors import BudgetError, DeploymentError, ModelError, RunFolderError, SpecError, StorageError
+from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Record
 from genopt.progress import Listener
 from genopt.quality.text_data import load_documents
 from genopt.report.assemble import assemble
+from genopt.report.write import write_reports
 from genopt.search.budget import Budget
 from genopt.serving.manifest import port_is_free
 from genopt.spec import RunSpec, build, dump, load
@@ -89,12 +90,15 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         facts = ray.get(stages.machine_task.options(scheduling_strategy=stages.on_node(nodes[0])).remote())
         resolved = spec.model_copy(update={"task": task, "store": str(store), "out": None})
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
-        with folder.hold():
-            _begin(folder, budget, how, nodes)
-            folder.append("model_resolved", model=model.model_dump(mode="json"))
-            for name, seconds in phases.items():
-                folder.append("phase", name=name, seconds=seconds)
-            yield Preparation(spec=spec, model=model, task=task, path=path, store=store, nodes=nodes, libraries=facts["libraries"])
+        try:
+            with folder.hold():
+                _begin(folder, budget, how, nodes)
+                folder.append("model_resolved", model=model.model_dump(mode="json"))
+                for name, seconds in phases.items():
+                    folder.append("phase", name=name, seconds=seconds)
+                yield Preparation(spec=spec, model=model, task=task, path=path, store=store, nodes=nodes, libraries=facts["libraries"])
+        except KeyboardInterrupt:  # between the folder's creation and the run that takes care of its own interruption
+            raise interrupted(folder, budget, "there is no baseline yet") from None
     finally:
         cluster.disconnect()
 
@@ -133,6 +137,19 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
             yield Preparation(spec=spec, model=model, task=task, path=folder.path, store=store, nodes=nodes, libraries=libraries), budget
         finally:
             cluster.disconnect()
+
+
+def interrupted(folder: RunFolder, budget: Budget, found: str) -> InterruptedRunError:
+    """Ends a run's journal, writes its report, and says how to go on.
+
+    Args:
+        folder: The run's folder.
+        budget: The clock.
+        found: What the report has, as a clause.
+    """
+    folder.append("run_finished", spent_s=budget.spent_s, interrupted=True, reason="interrupted with Ctrl-C")
+    write_reports(folder)
+    return InterruptedRunError(f"Interrupted: {found}; continue with `genopt resume {folder.path}`.", {"run": str(folder.path)})
 
 
 def _begin(folder: RunFolder, budget: Budget, how: cluster.Connection, nodes: tuple[cluster.Node, ...]) -> None:

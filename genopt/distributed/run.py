@@ -229,8 +229,8 @@ class _Run:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return BenchConfig(
             original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
-            concurrency=spec.concurrency, output_tokens=spec.output_tokens, threads=max(1, int(node.cpus)), parameters=model.parameters,
-            seed=spec.seed, environment=environment,
+            concurrency=spec.concurrency, output_tokens=spec.output_tokens, precision=spec.precision, threads=max(1, int(node.cpus)),
+            parameters=model.parameters, seed=spec.seed, environment=environment,
         )  # fmt: skip
 
     def _original(self) -> Artifact:

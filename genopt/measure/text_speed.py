@@ -1,5 +1,7 @@
 """Times two language-model sessions against each other, interleaved so that drift of the machine hits both alike.
 
+Rounds that something else on the node disturbed are kept in the raw rows, marked, and measured again.
+
 Definitions: TTFT is request to first token, E2EL request to last token, TPOT = (E2EL - TTFT)/(n - 1) for n
 tokens, ITL the gaps between tokens, decode speed 1/TPOT, throughput generated tokens over wall time.
 """
@@ -9,12 +11,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from typing import TypeVar
 
 from pydantic import Field
 
 from genopt.engines.base import Generation, GenerationRequest, TextSession
 from genopt.errors import StageError
+from genopt.measure.exclusivity import Disturbance, Unwatched, Watch
 from genopt.measure.statistics import half_width as relative_half_width
 from genopt.measure.statistics import log_ratio_interval, metric
 from genopt.plan import JsonValue, Metric, Ratio, Record
@@ -22,13 +27,15 @@ from genopt.plan import JsonValue, Metric, Ratio, Record
 MIN_ROUNDS = 2
 """Fewer give no interval; they are measured even where the time cap has passed."""
 BATCH_REPEATS = 2
-AA_ROUNDS = 6
-AA_HALF_WIDTH = 0.02
+DISCARDS, PATIENCE = 6, 0.5
+"""Disturbed rounds that are measured again, and the share of the time in which even more are; then they are kept, and said to be disturbed."""
+AA_ROUNDS = 8
 CLOCK_RESOLUTION_MS = 1e-6
 """Timestamps are whole nanoseconds; two tokens with the same one are not infinitely fast."""
 
 Clock = Callable[[], float]
 Row = dict[str, object]
+Found = TypeVar("Found")
 
 
 class TextWorkload(Record):
@@ -53,12 +60,18 @@ class Comparison:
         candidate_metrics: `ttft_ms`, `tpot_ms`, `decode_tok_s` and `throughput_tok_s@C`.
         baseline_metrics: Likewise.
         ratio: Baseline TPOT over candidate TPOT: above 1 the candidate is faster.
+        decided: Whether the ratio's interval became as narrow as was asked for.
+        discarded: Disturbed rounds that were measured again.
+        contended: Whether disturbed rounds had to be kept.
         raw: One flat row per request, all with the same keys.
     """
 
     candidate_metrics: dict[str, Metric]
     baseline_metrics: dict[str, Metric]
     ratio: Ratio
+    decided: bool
+    discarded: int
+    contended: bool
     raw: tuple[Row, ...]
 
 
@@ -86,54 +99,92 @@ class _Timing:
 class _Duel:
     """Two sessions under one workload, and all rows so far."""
 
-    def __init__(self, candidate: TextSession, baseline: TextSession, workload: TextWorkload) -> None:
+    def __init__(self, candidate: TextSession, baseline: TextSession, workload: TextWorkload, watch: Watch, patient: Callable[[], bool]) -> None:
         self._sessions = {"candidate": candidate, "baseline": baseline}
         self._workload = workload
+        self._watch = watch
+        self._patient = patient
         self.timings: dict[str, list[_Timing]] = {role: [] for role in self._sessions}
         self.batches: dict[tuple[str, int], list[float]] = {}
         self.rows: list[Row] = []
+        self.discarded = 0
+        self.kept_disturbed = False
+        self.decided = False
 
     def warm_up(self) -> None:
         """One request per session, kept apart; it takes the last prompt, so that no early round finds its prompt in a cache."""
         for turn, role in enumerate(self._sessions):
             self._run(role, phase="warmup", round_index=-1, turn=turn, streams=1)
 
-    def single_stream(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> tuple[Ratio, bool]:
-        """Rounds in the order AB, BA, AB, ... until the ratio is known well enough; returns it and whether it is.
+    def single_stream(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> Ratio:
+        """Rounds in the order AB, BA, AB, ... until the ratio is known well enough; returns it.
 
         The stop looks at the interval's width only, never at the ratio, so that it favours neither side.
         """
-        for done in range(1, max(MIN_ROUNDS, max_rounds) + 1):
-            for turn, role in enumerate(self._order(done - 1)):
-                self.timings[role] += self._run(role, phase="single", round_index=done - 1, turn=turn, streams=1)
+        done = 0
+        while True:
+            found = self._undisturbed(partial(self._round, done), "single")
+            if found is not None:
+                for role, timings in found.items():
+                    self.timings[role] += timings
+                done += 1
             if done < MIN_ROUNDS:
                 continue
             ratio = self._ratio(seed)
-            if relative_half_width(ratio) <= half_width:
-                return ratio, True
-            if clock() >= deadline:
-                break
-        return ratio, False
+            self.decided = relative_half_width(ratio) <= half_width
+            if self.decided or done >= max_rounds or clock() >= deadline:
+                return ratio
+
+    def _round(self, index: int) -> dict[str, list[_Timing]]:
+        return {
+            role: self._run(role, phase="single", round_index=index, turn=turn, streams=1) for turn, role in enumerate(self._order(index))
+        }  # fmt: skip
+
+    def _undisturbed(self, run: Callable[[], Found], phase: str) -> Found | None:
+        """Runs something, and drops what it found if the node was disturbed and there is patience left."""
+        first = len(self.rows)
+        self._watch.begin()
+        found = run()
+        disturbance = self._watch.end()
+        if not disturbance.contended:
+            return found
+        for row in self.rows[first:]:
+            row["phase"] = f"{phase}, disturbed"
+            row["disturbance"] = _described(disturbance)
+        if self.discarded < DISCARDS or self._patient():
+            self.discarded += 1
+            return None
+        self.kept_disturbed = True
+        return found
 
     def batch(self, streams: int, *, deadline: float, clock: Clock) -> None:
         """Batches of `streams` requests on both sessions; repeated in the other order if the time suffices."""
-        for repeat in range(BATCH_REPEATS):
+        done = 0
+        while done < BATCH_REPEATS:
             started = clock()
-            for turn, role in enumerate(self._order(repeat)):
-                timings = self._run(role, phase="throughput", round_index=repeat, turn=turn, streams=streams)
-                seconds = max(timing.e2el_ms for timing in timings) / 1e3
-                self.batches.setdefault((role, streams), []).append(sum(timing.tokens for timing in timings) / seconds)
-            if 2 * clock() - started > deadline:
+            found = self._undisturbed(partial(self._batch, done, streams), "throughput")
+            if found is not None:
+                for role, timings in found.items():
+                    seconds = max(timing.e2el_ms for timing in timings) / 1e3
+                    self.batches.setdefault((role, streams), []).append(sum(timing.tokens for timing in timings) / seconds)
+                done += 1
+            if done and 2 * clock() - started > deadline:
                 break
 
-    def metrics(self, role: str, *, seed: int, decided: bool) -> dict[str, Metric]:
+    def _batch(self, index: int, streams: int) -> dict[str, list[_Timing]]:
+        return {
+            role: self._run(role, phase="throughput", round_index=index, turn=turn, streams=streams)
+            for turn, role in enumerate(self._order(index))
+        }  # fmt: skip
+
+    def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
         """The metrics of one session."""
         timings = self.timings[role]
 
         def summary(samples: Sequence[float], unit: str, streams: int = 1) -> Metric:
             conditions: dict[str, JsonValue] = {
                 "prompt_tokens": max(map(len, self._workload.prompts)), "output_tokens": self._workload.output_tokens,
-                "concurrency": streams, "decided": decided,
+                "concurrency": streams, "decided": self.decided, "contended": self.kept_disturbed,
             }  # fmt: skip
             return metric(samples, unit, seed=seed, conditions=conditions)
 
@@ -167,9 +218,16 @@ class _Duel:
             self.rows.append({
                 "session": role, "round": round_index, "turn": turn, "phase": phase, "concurrency": streams,
                 "prompt_tokens": len(prompt), "output_tokens": timing.tokens, "ttft_ms": timing.ttft_ms,
-                "tpot_ms": timing.tpot_ms, "e2el_ms": timing.e2el_ms, "itl_ms": list(timing.itl_ms),
+                "tpot_ms": timing.tpot_ms, "e2el_ms": timing.e2el_ms, "itl_ms": list(timing.itl_ms), "disturbance": "",
             })  # fmt: skip
         return timings
+
+
+def _described(disturbance: Disturbance) -> str:
+    parts = [f"{disturbance.other_cores:.2f} processors used by others", f"{disturbance.steal:.1%} stolen"]
+    if disturbance.foreign_gpu_processes:
+        parts.append(f"{disturbance.foreign_gpu_processes} foreign GPU processes")
+    return ", ".join(parts)
 
 
 def compare(
@@ -181,6 +239,7 @@ def compare(
     half_width: float,
     max_rounds: int,
     time_cap_s: float,
+    watch: Watch | None = None,
     clock: Clock = time.monotonic,
 ) -> Comparison:
     """Measures two sessions interleaved: warm-up, single streams until the ratio is known, then batches.
@@ -196,6 +255,7 @@ def compare(
         half_width: Enough rounds are done when the ratio's relative half-width is at most this.
         max_rounds: Upper bound of rounds.
         time_cap_s: Seconds after which nothing optional is started.
+        watch: Notices what else happens on the node.
         clock: Monotonic clock in seconds.
 
     Raises:
@@ -203,33 +263,39 @@ def compare(
         GenoptError: Whatever a session raises.
     """
     deadline = clock() + time_cap_s
-    duel = _Duel(candidate, baseline, workload)
+    patience = clock() + PATIENCE * time_cap_s
+    duel = _Duel(candidate, baseline, workload, watch or Unwatched(), lambda: clock() < patience)
     duel.warm_up()
-    ratio, decided = duel.single_stream(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
+    ratio = duel.single_stream(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
     for streams in workload.concurrency:
         if streams > 1:
             duel.batch(streams, deadline=deadline, clock=clock)
     return Comparison(
-        candidate_metrics=duel.metrics("candidate", seed=seed, decided=decided),
-        baseline_metrics=duel.metrics("baseline", seed=seed, decided=decided), ratio=ratio, raw=tuple(duel.rows),
+        candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
+        decided=duel.decided, discarded=duel.discarded, contended=duel.kept_disturbed, raw=tuple(duel.rows),
     )  # fmt: skip
 
 
-def measure_aa(session: TextSession, workload: TextWorkload, *, seed: int, time_cap_s: float, clock: Clock = time.monotonic) -> Ratio:
+def measure_aa(
+    session: TextSession, workload: TextWorkload, *, seed: int, half_width: float, time_cap_s: float, watch: Watch | None = None,
+    clock: Clock = time.monotonic,
+) -> Ratio:  # fmt: skip
     """Compares a session with itself: how far from 1 pure noise gets. An interval that misses 1 tells of a disturbed machine.
 
     Args:
         session: What is timed in both roles.
         workload: What is generated; single streams only.
         seed: Seed of the interval's resampling.
+        half_width: Enough rounds are done when the ratio's relative half-width is at most this.
         time_cap_s: Seconds after which no further round is started.
+        watch: Notices what else happens on the node.
         clock: Monotonic clock in seconds.
 
     Raises:
         StageError: The session returned too few tokens or results.
     """
     deadline = clock() + time_cap_s
-    duel = _Duel(session, session, workload)
+    patience = clock() + PATIENCE * time_cap_s
+    duel = _Duel(session, session, workload, watch or Unwatched(), lambda: clock() < patience)
     duel.warm_up()
-    ratio, _ = duel.single_stream(seed=seed, half_width=AA_HALF_WIDTH, max_rounds=AA_ROUNDS, deadline=deadline, clock=clock)
-    return ratio
+    return duel.single_stream(seed=seed, half_width=half_width, max_rounds=AA_ROUNDS, deadline=deadline, clock=clock)

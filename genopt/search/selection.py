@@ -41,8 +41,10 @@ def choose(
     """Picks the winner.
 
     Accepted candidates that hold the bar and the latency limits and are better than the baseline (lower end of the
-    interval above 1) compete. Those whose intervals overlap with that of the best one, after both are widened by the
-    noise of the A/A measurement, are tied: their order is chance and would differ in the next run. Ties
+    interval above 1) compete, if the ratio exceeds what the baseline against itself came to (A/A): smaller
+    differences are what no difference looks like. Where the A/A interval misses 1 the machine was noisy, and even the
+    lower end must exceed it. Those that none surely beats, after all intervals are widened by the noise of the A/A
+    measurement, are tied: their order is chance and would differ in the next run. Ties
     are broken by what hardly depends on timing: lower end of the quality interval to three digits, then smaller
     artifact, then name. (For the memory objective the smaller artifact comes first.) The same seed therefore
     chooses the same winner although its timings are never quite the same.
@@ -59,7 +61,7 @@ def choose(
     pareto = front({one.name: _point(one) for one in (original, baseline, *accepted)})
     within = [one for one in accepted if not _misses(one, slo)]
     scores = {one.name: score for one in within if (score := _score(one, baseline, objective)) is not None}
-    better = [one for one in within if one.name in scores and scores[one.name].ci_low > 1]
+    better = [one for one in within if one.name in scores and _gains(scores[one.name], aa)]
     if not better:
         return Selection(winner=None, decision=_kept(others, accepted, within, bar, slo, objective), pareto=pareto)
     tied = _tied(better, scores, _noise(aa))
@@ -69,10 +71,21 @@ def choose(
 
 
 def _tied(better: Sequence[Candidate], scores: Mapping[str, Ratio], noise: float) -> list[Candidate]:
-    """The best candidate and all that cannot be told apart from it."""
-    best = max(scores[one.name].value for one in better)
-    floor = min(scores[one.name].ci_low for one in better if scores[one.name].value == best) * math.exp(-noise)
+    """The candidates that none of the others surely beats.
+
+    The floor is the highest lower end, not that of the best value: one badly measured candidate does not tie with all.
+    """
+    floor = max(scores[one.name].ci_low for one in better) * math.exp(-noise)
     return [one for one in better if scores[one.name].ci_high * math.exp(noise) >= floor]
+
+
+def _gains(score: Ratio, aa: Mapping[str, float] | None) -> bool:
+    """Whether a ratio to the baseline is surely more than chance."""
+    if aa is None:
+        return score.ci_low > 1
+    chance = max(aa["ci_high"], 1 / aa["ci_low"])
+    noisy = not aa["ci_low"] <= 1 <= aa["ci_high"]
+    return score.value > chance and score.ci_low > (chance if noisy else 1)
 
 
 def _noise(aa: Mapping[str, float] | None) -> float:

@@ -14,19 +14,25 @@ from pathlib import Path
 
 from genopt.engines.base import GenerationRequest
 from genopt.errors import GenoptError, InfeasibleError, StageError
-from genopt.measure.statistics import combine
+from genopt.measure.exclusivity import NodeWatch
+from genopt.measure.statistics import combine, half_width
 from genopt.measure.text_speed import Comparison, TextWorkload, compare, measure_aa
 from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
 from genopt.quality.gate import SequentialGate
-from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, failed, session_options
+from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, failed
 from genopt.tasks.text_data import TextSet
+from genopt.tasks.text_sessions import BenchSessions
 
 LOOKS = (2_048, 8_192, 16_384, 32_768, 65_000)
 """Cumulative evaluation tokens at which the gate may decide."""
 CHECK_TOKENS = 24
 """New tokens per prompt of the generation check."""
+ROUNDS, ROUNDS_OF_LOST = 24, 2
+"""Most rounds of single streams; a candidate whose quality is lost gets just enough for an interval."""
+SECONDS, SECONDS_OF_LOST, SECONDS_OF_REFERENCES, SECONDS_OF_AA = 14.0, 6.0, 20.0, 8.0
+"""Most time for them."""
 LENGTH_SHARE = 0.9
 """Generated length below this share of the original's is anomalous: truncated output fakes speed (MLPerf Inference rules)."""
 
@@ -54,7 +60,8 @@ class TextBench:
         self._data = TextSet.model_validate_json(Path(config.data).read_text(encoding="utf-8"))
         self._gate = SequentialGate(bar=config.quality, looks=self._looks(), seed=config.seed)
         self._workload = TextWorkload(prompts=self._data.prompts, output_tokens=config.output_tokens, concurrency=config.concurrency)
-        self._sessions: dict[str, SessionProcess] = {}
+        self._sessions = BenchSessions(config)
+        self._watch = NodeWatch(self._sessions.pids)
         self._reference_scores: list[tuple[float, ...]] = []
         self._reference_tops: list[tuple[int, ...]] = []
         self._reference_length = 0
@@ -74,48 +81,39 @@ class TextBench:
                 return count
         return len(self._data.windows)
 
-    def _session(self, plan: Plan, artifact: Path, deadline: float) -> SessionProcess:
-        left = deadline - time.time()
-        if left <= 1:
-            raise StageError("The budget ended before this candidate could be opened; give a larger --budget.")
-        options = session_options(plan, self._config.threads)
-        threads = options["threads"]
-        log = Path(self._config.logs) / f"{plan.name}.session.log"
-        return SessionProcess(
-            plan.engine, artifact, options, log=log, timeout_s=left,
-            threads=threads if isinstance(threads, int) else None, environment=self._config.environment,
-        )  # fmt: skip
-
     def references(self, deadline: float, progress: Progress) -> References:
         """See `Bench.references`."""
         original_plan, baseline_plan = self._plans
         folder = Path(self._config.original)
         progress("opening the original")
-        original = self._sessions["original"] = self._session(original_plan, folder, deadline).open()
+        original = self._sessions.open("original", original_plan, folder, deadline)
         self._reference_length = self._generated_length(original)
         progress("opening the baseline (compiling)")
         note = "best lossless form of the original: compiled decode step, same precision"
         try:
-            baseline = self._session(baseline_plan, folder, deadline).open()
+            baseline = self._sessions.open("baseline", baseline_plan, folder, deadline)
         except InfeasibleError as error:
             note = f"the original itself, because the baseline cannot run here: {error}"
             baseline_plan = original_plan.model_copy(update={"name": "baseline"})
-            baseline = self._session(baseline_plan, folder, deadline).open()
-        self._sessions["baseline"] = baseline
+            baseline = self._sessions.open("baseline", baseline_plan, folder, deadline)
         progress("timing baseline against original")
         seed = self._config.seed
-        found = compare(baseline, original, self._workload, seed=seed, half_width=0.02, max_rounds=6, time_cap_s=20.0)
+        precision = self._config.precision
+        found = compare(
+            baseline, original, self._workload, seed=seed, half_width=precision, max_rounds=ROUNDS, time_cap_s=SECONDS_OF_REFERENCES,
+            watch=self._watch,
+        )  # fmt: skip
         progress("timing the baseline against itself (A/A)")
-        aa = measure_aa(baseline, self._workload, seed=seed, time_cap_s=8.0)
+        aa = measure_aa(baseline, self._workload, seed=seed, half_width=precision, time_cap_s=SECONDS_OF_AA, watch=self._watch)
         self._baseline_ratio = found.ratio
         progress("scoring the evaluation text with the original")
         self._reference(0)
         quality = self._look(baseline, _Judged(), 0, progress)
         unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         return References(
-            original=self._candidate(original_plan, "the model as it is run today", original, found.baseline_metrics, None, {"vs_original": unit}),
+            original=self._candidate(original_plan, "the model as it is run today", "original", found.baseline_metrics, None, {"vs_original": unit}),
             baseline=self._candidate(
-                baseline_plan, note, baseline, found.candidate_metrics, quality.model_copy(update={"verdict": "reference"}),
+                baseline_plan, note, "baseline", found.candidate_metrics, quality.model_copy(update={"verdict": "reference"}),
                 {"vs_original": found.ratio, "vs_baseline": aa},
             ),
             aa=aa.model_dump(), samples=_rows(found, "baseline"), evaluation=self._evaluation_facts(),
@@ -130,23 +128,14 @@ class TextBench:
         }  # fmt: skip
 
     def _candidate(
-        self, plan: Plan, reason: str, session: SessionProcess, metrics: dict[str, Metric], quality: Quality | None, speedup: dict[str, Ratio]
+        self, plan: Plan, reason: str, role: str, metrics: dict[str, Metric], quality: Quality | None, speedup: dict[str, Ratio]
     ) -> Candidate:
         bits = audit(Path(self._config.artifact.path), self._config.parameters).effective_bits
         return Candidate(
             name=plan.name, status="accepted", reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options,
             artifact=self._config.artifact.model_copy(update={"effective_bits": bits}),
-            metrics=metrics | self._resources(session), quality=quality, speedup=speedup,
+            metrics=metrics | self._sessions.resources(role, Path(self._config.artifact.path), self._workload), quality=quality, speedup=speedup,
         )  # fmt: skip
-
-    def _resources(self, session: SessionProcess) -> dict[str, Metric]:
-        memory = session.memory()
-        peak = memory.device_peak_bytes or memory.peak_rss_bytes
-        kind = "device allocator" if memory.device_peak_bytes else "resident set of the engine's process"
-        return {
-            "load_s": Metric(value=session.load_s, unit="s", conditions={"what": "start of the process until it can generate"}),
-            "peak_memory_bytes": Metric(value=float(peak), unit="bytes", conditions={"what": kind}),
-        }
 
     def _reference(self, look: int) -> tuple[list[tuple[float, ...]], list[tuple[int, ...]]]:
         """The original's scores of all windows up to a look, computed when first asked for."""
@@ -190,7 +179,6 @@ class TextBench:
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
         """See `Bench.evaluate`."""
         started = time.time()
-        session: SessionProcess | None = None
         try:
             progress("auditing")
             checked = audit(Path(artifact.path), self._config.parameters)
@@ -198,15 +186,14 @@ class TextBench:
             if checked.problems:
                 raise StageError(f"The artifact fails its audit: {checked.problems[0]}.")
             progress("opening")
-            session = self._session(plan, Path(artifact.path), deadline).open()
+            session = self._sessions.open("candidate", plan, Path(artifact.path), deadline)
             candidate, samples = self._measure(plan, artifact, session, deadline, progress)
         except InfeasibleError as error:
             candidate, samples = failed(plan, "infeasible", str(error), artifact), ()
         except GenoptError as error:
             candidate, samples = failed(plan, "failed", str(error), artifact), ()
         finally:
-            if session is not None:
-                session.close()
+            self._sessions.close("candidate")
         return Evaluation(candidate=candidate, samples=samples, seconds=time.time() - started)
 
     def _measure(
@@ -218,28 +205,27 @@ class TextBench:
         judged.seconds = time.time() - before
         lost = quick.verdict in ("reject", "anomalous")
         progress("timing against the baseline")
-        cap = min(6.0 if lost else 14.0, max(2.0, deadline - time.time()))
-        baseline = self._sessions["baseline"]
+        cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - time.time()))
         found = compare(
-            session, baseline, self._workload, seed=self._config.seed, half_width=0.02, max_rounds=2 if lost else 8, time_cap_s=cap
-        )
+            session, self._sessions["baseline"], self._workload, seed=self._config.seed, half_width=self._config.precision,
+            max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, watch=self._watch,
+        )  # fmt: skip
         quality = self._judge_on(session, judged, quick, deadline, progress)
         if self._reference_length and length < LENGTH_SHARE * self._reference_length:
             share = length / self._reference_length
             quality = quality.model_copy(update={"verdict": "anomalous", "details": {**quality.details, "length_share": share}})
-        status, reason = _outcome(quality, found.ratio, self._config.quality)
+        status, reason = _outcome(quality, found, self._config.quality)
         speedup = {"vs_original": combine(found.ratio, self._baseline_ratio), "vs_baseline": found.ratio}
+        resources = self._sessions.resources("candidate", Path(artifact.path), self._workload)
         candidate = Candidate(
             name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
-            metrics=found.candidate_metrics | self._resources(session), quality=quality, speedup=speedup,
+            metrics=found.candidate_metrics | resources, quality=quality, speedup=speedup,
         )  # fmt: skip
         return candidate, _rows(found, plan.name)
 
     def close(self) -> None:
         """See `Bench.close`."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        self._sessions.close()
 
 
 def _rows(found: Comparison, name: str) -> tuple[dict[str, object], ...]:
@@ -252,10 +238,10 @@ def _agreement(reference: list[tuple[int, ...]], candidate: list[tuple[int, ...]
     return sum(pairs) / len(pairs) if pairs else math.nan
 
 
-def _outcome(quality: Quality, speed: Ratio, bar: float) -> tuple[Status, str]:
+def _outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, str]:
     """Status and the reason that the report shows."""
     interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] of the original over {quality.n} tokens"
-    pace = f"{speed.value:.2f}x the baseline's speed"
+    pace = _pace(speed)
     if quality.verdict == "accept":
         return "accepted", f"quality {interval} holds the bar of {bar:g}; {pace}"
     if quality.verdict == "reject":
@@ -265,3 +251,9 @@ def _outcome(quality: Quality, speed: Ratio, bar: float) -> tuple[Status, str]:
     return "inconclusive", f"quality {interval} neither clears nor misses the bar of {bar:g} with the tokens there were; {pace}"
 
 
+def _pace(speed: Comparison) -> str:
+    """The speed in words, with what makes it less certain than asked for."""
+    found = f"{speed.ratio.value:.2f}x the baseline's speed"
+    if not speed.decided:
+        found += f" (undecided: known to ±{100 * half_width(speed.ratio):.0f}%)"
+    return f"{found}, on a node that was not quiet" if speed.contended else found

@@ -30,7 +30,7 @@ def quickstart(
     """Folder of the run, and how the command ended."""
     folder = tmp_path_factory.mktemp("quickstart")
     command = [sys.executable, "-m", "genopt", "quickstart", "--no-wait", "--budget", f"{BUDGET_S}s", "--port", str(free_port()), "--out", "run"]
-    environment = {**os.environ, "GENOPT_STORE": str(real_store)}
+    environment = {**os.environ, "GENOPT_STORE": str(real_store), "RAY_ADDRESS": "local"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=BUDGET_S + 300, check=False)
     return folder / "run", done
 
@@ -89,8 +89,9 @@ def test_the_folder_is_what_the_contract_says(quickstart: tuple[Path, subprocess
     assert list((run / "logs").glob("*.log"))
     ServeDeploySchema.model_validate(yaml.safe_load((run / "serve.yaml").read_text(encoding="utf-8")))
     loaded = genopt.load_run(run)
-    assert loaded.report == Report.model_validate(report)
+    assert loaded.report.candidates == Report.model_validate(report).candidates
     assert loaded.winner is not None
+    assert loaded.winner.name == report["winner"]
     assert loaded.records("samples").num_rows > 20
 
 

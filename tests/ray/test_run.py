@@ -33,6 +33,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`genopt` with the fake engine and task, in a process group of its own."""
     environment = {
         **os.environ, "PYTHONPATH": str(folder / "plugin"), "GENOPT_STORE": str(folder / "store"), "PYTHONWARNINGS": "default",
+        "RAY_ADDRESS": "local",  # whatever else runs on this machine
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "genopt", *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -119,6 +119,24 @@ def test_noise_between_equal_runs_widens_the_tie() -> None:
     assert pick(*candidates, aa={"value": 1.0, "ci_low": 0.95, "ci_high": 1.05}).winner == "better"
 
 
+def test_on_a_noisy_machine_a_gain_must_exceed_what_no_difference_looked_like() -> None:
+    noisy = {"value": 0.95, "ci_low": 0.92, "ci_high": 0.97}
+    assert pick(made("slightly", speed=1.08, width=0.02)).winner == "slightly"
+    assert pick(made("slightly", speed=1.08, width=0.02), aa=noisy).winner is None
+    assert pick(made("clearly", speed=1.3, width=0.02), aa=noisy).winner == "clearly"
+
+
+def test_a_gain_smaller_than_the_baseline_s_own_spread_is_none() -> None:
+    quiet = {"value": 1.0, "ci_low": 0.97, "ci_high": 1.03}
+    assert pick(made("hardly", speed=1.025, width=0.01), aa=quiet).winner is None
+    assert pick(made("clearly", speed=1.05, width=0.01), aa=quiet).winner == "clearly"
+
+
+def test_a_badly_measured_candidate_does_not_tie_with_all() -> None:
+    candidates = made("vague", speed=3.1, width=0.7), made("fast", speed=3.0), made("slow", speed=1.1, held=0.999)
+    assert pick(*candidates).winner != "slow"
+
+
 @given(jitter=st.lists(st.floats(-0.015, 0.015), min_size=3, max_size=3))
 def test_noisy_timings_choose_the_same_winner(jitter: list[float]) -> None:
     names = {"a": 0.9962, "b": 0.9981, "c": 0.9915}

@@ -9,11 +9,13 @@ from pydantic import ValidationError
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.errors import StageError
+from genopt.measure.exclusivity import Disturbance
 from genopt.measure.text_speed import TextWorkload, compare, measure_aa
 
 WORKLOAD = TextWorkload(prompts=((1, 2, 3), (4, 5, 6)), output_tokens=5, concurrency=(1, 4))
 KEYS = {
-    "session", "round", "turn", "phase", "concurrency", "prompt_tokens", "output_tokens", "ttft_ms", "tpot_ms", "e2el_ms", "itl_ms"
+    "session", "round", "turn", "phase", "concurrency", "prompt_tokens", "output_tokens", "ttft_ms", "tpot_ms", "e2el_ms", "itl_ms",
+    "disturbance",
 }  # fmt: skip
 
 
@@ -72,7 +74,9 @@ def test_steady_sessions_are_decided_after_two_rounds() -> None:
     )  # fmt: skip
     assert (found.ratio.value, found.ratio.ci_low, found.ratio.ci_high) == pytest.approx((2.0, 2.0, 2.0))
     assert "".join(name for name, _ in world.calls) == "AB" + "ABBA" + "ABBA"
-    assert found.candidate_metrics["tpot_ms"].conditions == {"prompt_tokens": 3, "output_tokens": 5, "concurrency": 1, "decided": True}
+    assert found.candidate_metrics["tpot_ms"].conditions == {
+        "prompt_tokens": 3, "output_tokens": 5, "concurrency": 1, "decided": True, "contended": False
+    }  # fmt: skip
 
 
 def test_metrics_follow_their_definitions_and_leave_the_warm_up_out() -> None:
@@ -143,7 +147,7 @@ def test_the_time_cap_leaves_two_rounds_and_one_batch() -> None:
 def test_a_session_is_as_fast_as_itself() -> None:
     world = World()
     one = ScriptedSession(world, "A", first_ms=30.0, step_ms=lambda call: 10.0 + call * 7 % 5 / 10)
-    found = measure_aa(one, WORKLOAD, seed=0, time_cap_s=1000.0, clock=world.clock)
+    found = measure_aa(one, WORKLOAD, seed=0, half_width=0.02, time_cap_s=1000.0, clock=world.clock)
     assert found.ci_low <= 1.0 <= found.ci_high
     assert found.value == pytest.approx(1.0, abs=0.05)
     assert all(len(requests) == 1 for _, requests in world.calls)
@@ -171,3 +175,46 @@ def test_too_few_tokens_are_an_error(tokens: int) -> None:
 def test_a_workload_needs_a_prompt() -> None:
     with pytest.raises(ValidationError):
         TextWorkload(prompts=(), output_tokens=4)
+
+
+class Scripted:
+    """A watch that sees what the script says, measurement by measurement, and silence after its end."""
+
+    def __init__(self, *contended: bool, always: bool = False) -> None:
+        self._script, self._always = list(contended), always
+        self.watching = False
+
+    def begin(self) -> None:
+        assert not self.watching
+        self.watching = True
+
+    def end(self) -> Disturbance:
+        self.watching = False
+        disturbed = self._always or (self._script.pop(0) if self._script else False)
+        return Disturbance(seconds=1.0, other_cores=1.0 if disturbed else 0.0, steal=0.0)
+
+
+def test_disturbed_rounds_are_kept_apart_and_measured_again() -> None:
+    world = World()
+    found = compare(
+        session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
+        seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, watch=Scripted(True, False, True, False, True), clock=world.clock,
+    )  # fmt: skip
+    assert (found.discarded, found.contended, found.decided) == (3, False, True)
+    assert found.candidate_metrics["tpot_ms"].n == 2
+    assert found.candidate_metrics["throughput_tok_s@4"].n == 2
+    disturbed = [row for row in found.raw if "disturbed" in str(row["phase"])]
+    assert len(disturbed) == 2 * 2 + 2 * 4
+    assert {row["disturbance"] for row in disturbed} == {"1.00 processors used by others, 0.0% stolen"}
+
+
+def test_a_node_that_is_never_quiet_is_measured_all_the_same_and_said_to_be_disturbed() -> None:
+    world = World()
+    found = compare(
+        session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
+        seed=0, half_width=0.02, max_rounds=8, time_cap_s=1.0, watch=Scripted(always=True), clock=world.clock,
+    )  # fmt: skip
+    assert found.contended
+    assert found.discarded == 6
+    assert found.candidate_metrics["tpot_ms"].conditions["contended"] is True
+    assert found.ratio.value == pytest.approx(2.0)

@@ -1,0 +1,191 @@
+"""What a load test is asked to do: the endpoint, the load, the limits and the prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from genopt.errors import DataError, SpecError
+from genopt.plan import Record
+from genopt.spec import Duration, parse_slo
+
+LimitName = Literal["ttft", "tpot", "e2el"]
+Prompts = Callable[[int], str]
+"""The prompt of request `index`; the same index always gives the same prompt."""
+
+REQUESTS = 64
+CONCURRENCY = (1, 8, 32)
+WORDS_PER_TOKEN = 0.7
+"""Roughly, for English in byte-pair vocabularies; the true counts come from the server."""
+
+
+class LoadSpec(Record):
+    """What `genopt bench` is asked to do.
+
+    Attributes:
+        url: Base URL of the endpoint, without `/v1` and without a slash at the end.
+        model: Name to ask for; None takes the first that the endpoint lists.
+        concurrency: Closed loop: numbers of workers, one level each. Empty where there is a rate.
+        rate: Open loop: mean arrivals per second; None for the closed loop.
+        requests: Requests per level; None only where there is a duration.
+        duration: Seconds after which a level starts no more requests; those under way are waited for.
+        prompts: File of prompts; None makes English ones.
+        prompt_tokens: About how long a made prompt is.
+        max_tokens: Upper bound of new tokens per request.
+        slo: Limits in seconds that a request has to meet to count as good.
+        timeout: Seconds after which a request is given up.
+        api_key_env: Environment variable that holds the key; None sends no key, whatever the environment has.
+        seed: Seed of made prompts, arrivals and intervals.
+    """
+
+    url: str
+    model: str | None = None
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    requests: int | None = Field(default=None, ge=1)
+    duration: Duration | None = Field(default=None, gt=0)
+    prompts: str | None = None
+    prompt_tokens: int = Field(default=64, ge=1, le=100_000)
+    max_tokens: int = Field(default=64, ge=1)
+    slo: Annotated[dict[LimitName, Annotated[float, Field(gt=0)]], BeforeValidator(parse_slo)] = Field(default_factory=dict)
+    timeout: Duration = Field(default=120.0, gt=0)
+    api_key_env: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _base(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(f"{value!r} is not a web address; write for example http://127.0.0.1:8000")
+        if parts.username is not None:
+            raise ValueError("an address with a password would be written into the result; name the key's variable with --api-key-env")
+        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        found = {name: value for name, value in values.items() if value is not None}
+        if "rate" not in found:
+            most = found.get("requests")
+            found.setdefault("concurrency", [number for number in CONCURRENCY if not isinstance(most, int) or number <= most])
+        if "duration" not in found:
+            found.setdefault("requests", max([REQUESTS, *_numbers(found.get("concurrency"))]))
+        return found
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> LoadSpec:
+        if self.rate is not None and self.concurrency:
+            raise ValueError("--rate sends without waiting and --concurrency waits; give one of the two")
+        if self.rate is None and not self.concurrency:
+            raise ValueError("--concurrency needs at least one number, such as 1,8,32")
+        if self.requests is not None and self.requests < max(self.concurrency, default=1):
+            raise ValueError(f"{self.requests} requests cannot keep {max(self.concurrency)} workers busy; raise --requests")
+        return self
+
+
+def _numbers(values: object) -> list[int]:
+    """Those that are numbers; the rest is refused by the field's own validation."""
+    return [int(value) for value in values if str(value).strip().isdecimal()] if isinstance(values, list | tuple) else []
+
+
+def build(values: Mapping[str, Any]) -> LoadSpec:
+    """Validates values into a spec; those that are None get their defaults.
+
+    Without a duration a level has 64 requests, or as many as it has workers where these are more. The default levels
+    that would have more workers than requests are left out.
+
+    Raises:
+        SpecError: With the first value that cannot be used and the remedy.
+    """
+    try:
+        return LoadSpec.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+        name = place if place != "--url" else "URL"
+        if name == "--slo" and first["type"] == "literal_error":
+            raise SpecError(f"Bad value for --slo: {first['loc'][1]!r} is not a limit on one request; use ttft, tpot and e2el.") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SpecError(f"Bad value for {name}: {reason}." if name else f"{reason}.") from None
+
+
+def prompts_of(spec: LoadSpec) -> tuple[Prompts, int | None]:
+    """Where a load test takes its prompts from.
+
+    Returns:
+        The prompts, and how many different ones there are; None where each index has its own.
+
+    Raises:
+        DataError: The file of prompts cannot be used.
+    """
+    if spec.prompts is None:
+        return made_prompts(spec.prompt_tokens, seed=spec.seed), None
+    listed = read_prompts(Path(spec.prompts))
+    return (lambda index: listed[index % len(listed)]), len(set(listed))
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Reads prompts: one a line of a `.txt` file, or the `prompt` of each line of a `.jsonl` file; empty lines are skipped.
+
+    Raises:
+        DataError: The file is missing, has no prompt or another form.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise DataError(f"{path} is neither .txt nor .jsonl; give one prompt a line, or a JSON object with a `prompt` a line.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"Cannot read the prompts {path} ({error.strerror}); give the path of a .txt or .jsonl file.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text; convert it.") from None
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    found = tuple(_prompt(path, number, line) for number, line in numbered) if path.suffix == ".jsonl" else tuple(line for _, line in numbered)
+    if not found:
+        raise DataError(f"{path} has no prompts; write one a line.")
+    return found
+
+
+def _prompt(path: Path, number: int, line: str) -> str:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        raise DataError(f"Line {number} of {path} is not JSON; mend or remove it.") from None
+    prompt = content.get("prompt") if isinstance(content, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(f"Line {number} of {path} has no text under `prompt`; give every line a string there.")
+    return prompt
+
+
+def made_prompts(tokens: int, *, seed: int) -> Prompts:
+    """English prompts of about a length: a passage of Python's help texts, from another place for every index.
+
+    The passage comes first, so that a cache of common beginnings helps no request.
+
+    Args:
+        tokens: About how many tokens a prompt has, the chat template apart.
+        seed: Same seed, same prompts.
+    """
+    from pydoc_data.topics import topics
+
+    words = " ".join(topics[name] for name in sorted(topics)).split()
+    length = max(1, round(tokens * WORDS_PER_TOKEN))
+
+    def prompt(index: int) -> str:
+        start = int(np.random.default_rng((seed, index)).integers(len(words)))
+        passage = " ".join(words[(start + offset) % len(words)] for offset in range(length))
+        return f"{passage}\n\nExplain this in your own words."
+
+    return prompt

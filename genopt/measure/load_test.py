@@ -1,0 +1,234 @@
+"""A load test of an OpenAI-compatible endpoint, from a process of its own.
+
+In the closed loop each of C workers sends its next request when the former has ended: that tells what the
+server can do, but hides how long requests would wait in line. In the open loop requests arrive at random
+(Poisson) and never wait for answers: that is what limits on latency have to hold under.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from genopt.errors import EndpointError, InterruptedRunError, SpecError
+from genopt.measure.load_client import Clock, LoadClient, Sample, failures, open_client
+from genopt.measure.load_result import DEFINITIONS, Level, LoadResult, level_name, level_of, notes_on
+from genopt.measure.load_spec import LoadSpec, Prompts, prompts_of
+from genopt.measure.saturation import Watch
+
+WARM_UP_TOKENS = 8
+PAUSE_S = 0.1
+"""A worker's pause after a failure: without it, one that is refused at once would do nothing but knock."""
+
+
+Send = Callable[[int, int, float], Awaitable[Sample]]
+
+
+class Progress(Protocol):
+    """Told how a load test goes on."""
+
+    def __call__(self, level: str, *, done: int, of: int | None, failed: int, in_flight: int) -> None:
+        """A request was sent or ended; `of` is None where time and not a number ends the level."""
+
+
+def silent(level: str, *, done: int, of: int | None, failed: int, in_flight: int) -> None:
+    """A `Progress` that ignores everything."""
+
+
+def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
+    """Measures an endpoint at every level of load, one after another.
+
+    Args:
+        spec: What to do.
+        progress: Told how it goes on.
+
+    Raises:
+        SpecError: The variable that should hold the key does not.
+        DataError: The file of prompts cannot be used.
+        EndpointError: The endpoint does not answer, is none, or no request succeeded.
+        InterruptedRunError: Ctrl-C.
+    """
+    key = _key(spec.api_key_env)
+    prompts, different = prompts_of(spec)
+
+    async def run() -> LoadResult:
+        async with open_client(key=key) as http:
+            client = LoadClient(http, spec.url, timeout_s=spec.timeout, clock=time.perf_counter)
+            return await measure(spec, client, prompts, different=different, progress=progress)
+
+    try:
+        return asyncio.run(run())
+    except KeyboardInterrupt:
+        raise InterruptedRunError("Interrupted before the load test ended; nothing was written, so run it again.") from None
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key or not (key.isascii() and key.isprintable()):
+        raise SpecError(f"The environment variable {variable} holds no key; set it, or leave --api-key-env out.")
+    return key
+
+
+async def measure(
+    spec: LoadSpec,
+    client: LoadClient,
+    prompts: Prompts,
+    *,
+    different: int | None = None,
+    progress: Progress = silent,
+    clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
+) -> LoadResult:
+    """`load_test` with a given client and clocks.
+
+    Args:
+        spec: What to do; the endpoint and the key are the client's.
+        client: Whom to ask, with the same clock.
+        prompts: What to ask.
+        different: Different prompts; None where each request has its own.
+        progress: Told how it goes on.
+        clock: Monotonic clock in seconds.
+        cpu_clock: Processor time of this process in seconds.
+
+    Raises:
+        EndpointError: The endpoint does not answer, is none, or no request succeeded.
+    """
+    model = await client.model(spec.model)
+    levels: list[Level] = []
+    asked = 0
+
+    async def send(index: int, tokens: int, since: float) -> Sample:
+        return await client.ask(prompts(index), model=model, max_tokens=tokens, index=index, since=since)
+
+    for streams in spec.concurrency or (None,):
+        name = level_name(streams, spec.rate)
+        progress(f"{name}, warming up", done=0, of=spec.requests, failed=0, in_flight=0)
+
+        def tell(done: int, failed: int, in_flight: int, name: str = name) -> None:
+            progress(name, done=done, of=spec.requests, failed=failed, in_flight=in_flight)
+
+        run = _Run(spec, send, first=asked, tell=tell, clock=clock)
+        warm_up = await run.warm_up(streams or 1)
+        async with Watch(clock, cpu_clock) as watch:
+            await (run.closed_loop(streams) if streams else run.open_loop(poisson_arrivals(spec.rate or 1.0, seed=spec.seed)))
+        levels.append(level_of(run.samples, spec, concurrency=streams, wall_s=run.wall_s, peak=run.peak, warm_up=warm_up, client=watch.load()))
+        asked = run.next
+    _refuse_failure(levels, spec.url)
+    saturated = any(level.client.saturated for level in levels)
+    notes = notes_on(levels, different=different, asked=asked)
+    return LoadResult(model=model, spec=spec, definitions=DEFINITIONS, levels=tuple(levels), client_saturated=saturated, notes=notes)
+
+
+def poisson_arrivals(rate: float, *, seed: int) -> Iterator[float]:
+    """Times of arrival in seconds after the start, without end: independent exponential gaps of mean 1/rate.
+
+    Args:
+        rate: Mean arrivals per second.
+        seed: Same seed, same arrivals.
+    """
+    generator = np.random.default_rng(seed)
+    at = 0.0
+    while True:
+        at += float(generator.exponential(1 / rate))
+        yield at
+
+
+def _refuse_failure(levels: Sequence[Level], url: str) -> None:
+    """A load test without one success has measured nothing."""
+    if any(level.succeeded for level in levels):
+        return
+    samples = [sample for level in levels for sample in level.samples]
+    errors = failures(samples)
+    said = next((sample.detail for sample in samples if sample.detail), "nothing")
+    counts = ", ".join(f"{count} {name}" for name, count in errors.items()) or "none was sent"
+    what = f"None of {len(samples)} requests to {url} succeeded ({counts}; the first said: {said.rstrip('.')})"
+    raise EndpointError(f"{what}; mend the server, or use less load.", {"errors": dict(errors)})
+
+
+class _Run:
+    """One level while it runs.
+
+    Args:
+        spec: What to do.
+        send: Sends request number `index` with an upper bound of new tokens; the third argument is when the level began.
+        first: Number of the level's first request.
+        tell: Told after every change how many requests have ended, failed and are under way.
+        clock: Monotonic clock in seconds.
+    """
+
+    def __init__(self, spec: LoadSpec, send: Send, *, first: int, tell: Callable[[int, int, int], None], clock: Clock) -> None:
+        self._spec = spec
+        self._send = send
+        self._tell = tell
+        self._clock = clock
+        self._began = self._last_end = 0.0
+        self._first_send: float | None = None
+        self._sent = self._failed = self._in_flight = 0
+        self.next = first
+        self.samples: list[Sample] = []
+        self.peak = 0
+
+    @property
+    def wall_s(self) -> float:
+        """First send to last end."""
+        return max(0.0, self._last_end - self._first_send) if self._first_send is not None else 0.0
+
+    async def warm_up(self, streams: int) -> list[Sample]:
+        """Short requests, as many at once as the level will have: they open the connections and show the server that batch size."""
+        tokens = min(self._spec.max_tokens, WARM_UP_TOKENS)
+        indices = range(self.next, self.next + streams)
+        self.next += streams
+        return list(await asyncio.gather(*(self._send(index, tokens, self._clock()) for index in indices)))
+
+    async def closed_loop(self, streams: int) -> None:
+        """Workers that each send the next request when the former has ended."""
+        self._began = self._clock()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(streams):
+                group.create_task(self._worker())
+
+    async def open_loop(self, arrivals: Iterator[float]) -> None:
+        """Requests that are sent when they arrive, however many are under way."""
+        self._began = self._clock()
+        async with asyncio.TaskGroup() as group:
+            for at in arrivals:
+                if not self._goes_on(at):
+                    break
+                await asyncio.sleep(max(0.0, self._began + at - self._clock()))
+                group.create_task(self._request(self._claim()))
+
+    async def _worker(self) -> None:
+        while self._goes_on(self._clock() - self._began):
+            sample = await self._request(self._claim())
+            if sample.error is not None:
+                await asyncio.sleep(PAUSE_S)
+
+    def _goes_on(self, elapsed_s: float) -> bool:
+        enough = self._spec.requests is not None and self._sent >= self._spec.requests
+        return not enough and (self._spec.duration is None or elapsed_s < self._spec.duration)
+
+    def _claim(self) -> int:
+        """The next request's number; taken before anything is waited for, so that no two workers get the same."""
+        self._sent += 1
+        self.next += 1
+        return self.next - 1
+
+    async def _request(self, index: int) -> Sample:
+        if self._first_send is None:
+            self._first_send = self._clock()
+        self._in_flight += 1
+        self.peak = max(self.peak, self._in_flight)
+        sample = await self._send(index, self._spec.max_tokens, self._began)
+        self._in_flight -= 1
+        self._last_end = self._clock()
+        self.samples.append(sample)
+        self._failed += sample.error is not None
+        self._tell(len(self.samples), self._failed, self._in_flight)
+        return sample

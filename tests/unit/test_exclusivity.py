@@ -1,0 +1,86 @@
+"""What counts as a disturbance, and the counters that tell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genopt.measure import gpu
+from genopt.measure.exclusivity import Counters, NodeWatch, Unwatched, read_counters
+
+TIMES = st.floats(0, 1e4)
+
+
+def watched(before: Counters, after: Counters) -> NodeWatch:
+    script = [before, after]
+
+    def read(ours: Iterable[int]) -> Counters:
+        return script.pop(0)
+
+    watch = NodeWatch(lambda: [], read)
+    watch.begin()
+    return watch
+
+
+def counters(wall: float, *, busy: float = 0.0, ours: float = 0.0, stolen: float = 0.0) -> Counters:
+    return Counters(wall=wall, busy=busy, ours=ours, stolen=stolen, total=2 * wall)
+
+
+@pytest.mark.parametrize(
+    ("after", "contended"),
+    [
+        (counters(1, busy=2, ours=2), False),
+        (counters(1, busy=1.1, ours=1), False),  # a daemon
+        (counters(1, busy=1.5, ours=1), True),
+        (counters(0.1, busy=0.03), False),  # within the counters' resolution
+        (counters(1, busy=1, ours=1, stolen=0.3), True),
+    ],
+)
+def test_others_and_the_hypervisor_disturb(after: Counters, contended: bool) -> None:
+    assert watched(counters(0), after).end().contended is contended
+
+
+@given(busy=TIMES, ours=TIMES, stolen=TIMES, wall=st.floats(1e-6, 1e4))
+def test_shares_are_never_negative(busy: float, ours: float, stolen: float, wall: float) -> None:
+    found = watched(counters(0), counters(wall, busy=busy, ours=ours, stolen=stolen)).end()
+    assert found.other_cores >= 0
+    assert 0 <= found.steal <= 1
+
+
+def test_a_child_counts_as_ours_and_a_stranger_does_not() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    try:
+        before = read_counters([child.pid])
+        while read_counters([child.pid]).ours - before.ours < 0.3:
+            pass
+        now = read_counters([child.pid])
+    finally:
+        child.kill()
+        child.wait()
+    assert now.ours - before.ours >= 0.3
+    assert now.wall > before.wall
+    assert now.busy - before.busy > 0
+    assert read_counters([]).ours < now.ours
+
+
+def test_ending_what_did_not_begin_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="without begin"):
+        NodeWatch(lambda: []).end()
+
+
+def test_nothing_is_seen_where_nothing_is_watched() -> None:
+    watch = Unwatched()
+    watch.begin()
+    assert not watch.end().contended
+
+
+def test_without_a_gpu_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu.states() == ()
+    assert gpu.foreign_processes({os.getpid()}) == 0
