@@ -20,7 +20,6 @@ ErrorName = Literal[
 ]  # fmt: skip
 Clock = Callable[[], float]
 
-CONNECT_S = 10.0
 EXCERPT = 200
 _TEXT_KEYS = ("content", "reasoning_content", "reasoning")
 """Where servers put text; reasoning counts, since its tokens are in the usage."""
@@ -227,19 +226,6 @@ def _message(body: bytes) -> str:
 
 def _excerpt(data: bytes) -> str:
     return data[:EXCERPT].decode(errors="replace")
-
-
-def open_client(*, key: str | None, transport: httpx.AsyncBaseTransport | None = None, timeout_s: float = CONNECT_S) -> httpx.AsyncClient:
-    """An HTTP client that never makes a request wait for a connection and never lets a server buffer text to compress it.
-
-    Args:
-        key: Sent as a bearer token.
-        transport: Instead of the network, for tests.
-        timeout_s: Seconds to connect; all else is bounded by the request's own timeout.
-    """
-    headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)
-    return httpx.AsyncClient(headers=headers, limits=limits, timeout=httpx.Timeout(None, connect=timeout_s), transport=transport)
 
 
 def failures(samples: Sequence[Sample]) -> dict[ErrorName, int]:

@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from genopt.errors import EndpointError, InterruptedRunError, SpecError
-from genopt.measure.load_client import Clock, LoadClient, Sample, failures, open_client
+from genopt.measure.load_client import Clock, LoadClient, Sample, failures
 from genopt.measure.load_result import DEFINITIONS, Level, LoadResult, level_name, level_of, notes_on
 from genopt.measure.load_spec import LoadSpec, Prompts, prompts_of
+from genopt.measure.load_transport import open_client
 from genopt.measure.saturation import Watch
 
 WARM_UP_TOKENS = 8

@@ -24,8 +24,8 @@ from genopt.measure.statistics import half_width as relative_half_width
 from genopt.measure.statistics import log_ratio_interval, metric
 from genopt.plan import JsonValue, Metric, Ratio, Record
 
-MIN_ROUNDS = 2
-"""Fewer give no interval; they are measured even where the time cap has passed."""
+MIN_ROUNDS = 5
+"""Fewer may agree by chance and look decided; they are measured even where the time cap has passed."""
 BATCH_REPEATS = 2
 DISCARDS, PATIENCE = 6, 0.5
 """Disturbed rounds that are measured again, and the share of the time in which even more are; then they are kept, and said to be disturbed."""
@@ -244,7 +244,7 @@ def compare(
 ) -> Comparison:
     """Measures two sessions interleaved: warm-up, single streams until the ratio is known, then batches.
 
-    Two rounds of single streams and one batch per concurrency are always measured; the time cap governs all beyond.
+    Five rounds of single streams and one batch per concurrency are always measured; the time cap governs all beyond.
     Requests are greedy and have no stop tokens, so that both sessions generate equally many tokens.
 
     Args:

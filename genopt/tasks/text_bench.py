@@ -29,7 +29,7 @@ LOOKS = (2_048, 8_192, 16_384, 32_768, 65_000)
 """Cumulative evaluation tokens at which the gate may decide."""
 CHECK_TOKENS = 24
 """New tokens per prompt of the generation check."""
-ROUNDS, ROUNDS_OF_LOST = 24, 2
+ROUNDS, ROUNDS_OF_LOST = 24, 5
 """Most rounds of single streams; a candidate whose quality is lost gets just enough for an interval."""
 SECONDS, SECONDS_OF_LOST, SECONDS_OF_REFERENCES, SECONDS_OF_AA = 14.0, 6.0, 20.0, 8.0
 """Most time for them."""

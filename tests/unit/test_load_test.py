@@ -22,11 +22,12 @@ from rich.console import Console
 from genopt.cli import main
 from genopt.console import LoadLine, print_load_test
 from genopt.errors import DataError, EndpointError, SpecError
-from genopt.measure.load_client import LoadClient, Sample, open_client
+from genopt.measure.load_client import LoadClient, Sample
 from genopt.measure.load_plot import load_svg
 from genopt.measure.load_result import LoadResult, goodput, summarize
 from genopt.measure.load_spec import LoadSpec, build, made_prompts, read_prompts
 from genopt.measure.load_test import measure, poisson_arrivals
+from genopt.measure.load_transport import open_client
 
 URL = "http://server"
 DONE = b"data: [DONE]\n\n"
@@ -608,15 +609,19 @@ def test_a_plot_without_tpot_says_so() -> None:
 class Endpoint(BaseHTTPRequestHandler):
     """An OpenAI-compatible server on a real socket."""
 
+    protocol_version = "HTTP/1.1"
     status: ClassVar[int] = 200
     keys: ClassVar[list[str | None]] = []
+    callers: ClassVar[set[tuple[str, int]]] = set()
 
     def do_GET(self) -> None:
+        self.callers.add(self.client_address)
         self._send(200, json.dumps({"data": [{"id": "tiny"}]}).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.keys.append(self.headers.get("authorization"))
+        self.callers.add(self.client_address)
         answer = b"".join(part for _, part in stream() if isinstance(part, bytes))
         self._send(self.status, answer if self.status == 200 else b'{"error": {"message": "over the limit"}}')
 
@@ -633,6 +638,7 @@ class Endpoint(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Endpoint, "keys", [])
+    monkeypatch.setattr(Endpoint, "callers", set())
     with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -653,6 +659,12 @@ def test_the_command_writes_json_a_file_and_a_plot(endpoint: str, tmp_path: Path
     assert LoadResult.model_validate(document).levels[1].metrics["ttft_ms"].n == 4
     assert "TTFT" in shown.err
     assert "<svg" in plot.read_text()
+
+
+def test_connections_are_as_many_as_requests_at_once_and_are_used_again(endpoint: str) -> None:
+    assert main(["bench", endpoint, "--concurrency", "3", "--requests", "12"]) == 0
+    assert len(Endpoint.keys) == 3 + 12
+    assert len(Endpoint.callers) == 3
 
 
 def test_an_existing_file_is_refused_before_anything_is_sent(endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,14 +66,14 @@ def jittery(world: World, name: str, step_ms: float) -> ScriptedSession:
     return ScriptedSession(world, name, first_ms=30.0, step_ms=lambda call: step_ms * (1 + call * 7 % 5))
 
 
-def test_steady_sessions_are_decided_after_two_rounds() -> None:
+def test_steady_sessions_are_decided_after_five_rounds() -> None:
     world = World()
     found = compare(
         session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
         seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, clock=world.clock,
     )  # fmt: skip
     assert (found.ratio.value, found.ratio.ci_low, found.ratio.ci_high) == pytest.approx((2.0, 2.0, 2.0))
-    assert "".join(name for name, _ in world.calls) == "AB" + "ABBA" + "ABBA"
+    assert "".join(name for name, _ in world.calls) == "AB" + "ABBAABBAAB" + "ABBA"
     assert found.candidate_metrics["tpot_ms"].conditions == {
         "prompt_tokens": 3, "output_tokens": 5, "concurrency": 1, "decided": True, "contended": False
     }  # fmt: skip
@@ -92,7 +92,7 @@ def test_metrics_follow_their_definitions_and_leave_the_warm_up_out() -> None:
     assert metrics["decode_tok_s"].value == pytest.approx(100.0)
     assert metrics["throughput_tok_s@1"].value == pytest.approx(5 / 0.070)
     assert metrics["throughput_tok_s@4"].value == pytest.approx(4 * 5 / 0.070)
-    assert (metrics["tpot_ms"].n, metrics["throughput_tok_s@4"].n) == (2, 2)
+    assert (metrics["tpot_ms"].n, metrics["throughput_tok_s@4"].n) == (5, 2)
     assert metrics["throughput_tok_s@4"].conditions["concurrency"] == 4
     warm = [row for row in found.raw if row["phase"] == "warmup"]
     assert [row["session"] for row in warm] == ["candidate", "baseline"]
@@ -106,7 +106,7 @@ def test_rows_are_flat_and_alike() -> None:
         seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, clock=world.clock,
     )  # fmt: skip
     assert all(set(row) == KEYS for row in found.raw)
-    assert len(found.raw) == 2 + 4 + 4 * 4
+    assert len(found.raw) == 2 + 2 * 5 + 4 * 4
     assert found.raw[2]["itl_ms"] == pytest.approx([10.0] * 4)
     assert {row["output_tokens"] for row in found.raw} == {5}
 
@@ -115,12 +115,12 @@ def test_both_sessions_get_the_same_prompt_within_a_round_and_the_prompts_rotate
     world = World()
     compare(
         jittery(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
-        seed=0, half_width=0.001, max_rounds=4, time_cap_s=1000.0, clock=world.clock,
+        seed=0, half_width=0.001, max_rounds=6, time_cap_s=1000.0, clock=world.clock,
     )  # fmt: skip
-    single = [requests[0] for _, requests in world.calls[2:10]]
+    single = [requests[0] for _, requests in world.calls[2:14]]
     prompts = [request.prompt_ids for request in single]
     assert prompts[0::2] == prompts[1::2]
-    assert prompts[0::2] == [(1, 2, 3), (4, 5, 6)] * 2
+    assert prompts[0::2] == [(1, 2, 3), (4, 5, 6)] * 3
     assert all(request.temperature == 0 and request.stop_token_ids == () and request.max_new_tokens == 5 for request in single)
 
 
@@ -134,13 +134,13 @@ def test_undecided_sessions_run_to_the_round_limit_and_say_so() -> None:
     assert found.candidate_metrics["tpot_ms"].conditions["decided"] is False
 
 
-def test_the_time_cap_leaves_two_rounds_and_one_batch() -> None:
+def test_the_time_cap_leaves_five_rounds_and_one_batch() -> None:
     world = World()
     found = compare(
         jittery(world, "A", 10.0), session(world, "B", 10.0), WORKLOAD,
         seed=0, half_width=0.001, max_rounds=6, time_cap_s=0.0, clock=world.clock,
     )  # fmt: skip
-    assert found.candidate_metrics["tpot_ms"].n == found.baseline_metrics["tpot_ms"].n == 2
+    assert found.candidate_metrics["tpot_ms"].n == found.baseline_metrics["tpot_ms"].n == 5
     assert found.candidate_metrics["throughput_tok_s@4"].n == found.baseline_metrics["throughput_tok_s@4"].n == 1
 
 
@@ -198,10 +198,11 @@ def test_disturbed_rounds_are_kept_apart_and_measured_again() -> None:
     world = World()
     found = compare(
         session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
-        seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, watch=Scripted(True, False, True, False, True), clock=world.clock,
+        seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, watch=Scripted(True, False, True, False, False, False, False, True),
+        clock=world.clock,
     )  # fmt: skip
     assert (found.discarded, found.contended, found.decided) == (3, False, True)
-    assert found.candidate_metrics["tpot_ms"].n == 2
+    assert found.candidate_metrics["tpot_ms"].n == 5
     assert found.candidate_metrics["throughput_tok_s@4"].n == 2
     disturbed = [row for row in found.raw if "disturbed" in str(row["phase"])]
     assert len(disturbed) == 2 * 2 + 2 * 4
