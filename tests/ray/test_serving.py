@@ -44,7 +44,8 @@ def _config(folder: Path, *, variant: str = "fast", port: int, host: str = "127.
     content = serve_config(
         application="genopt", model_id="tiny", host=host, port=port, artifact=folder, model_folder=model_folder or folder / "model",
         variant=Plan(name=variant, engine="fake", options={"text": TEXT, "delay_ms": 10, "crash_token": CRASH}),
-        scaling=Scaling(target_ongoing_requests=4, max_ongoing_requests=6, max_queued_requests=2, min_replicas=1, max_replicas=1),
+        # Serve counts a request as queued until a replica has taken it, so a burst of four needs four places even while slots are free.
+        scaling=Scaling(target_ongoing_requests=4, max_ongoing_requests=6, max_queued_requests=4, min_replicas=1, max_replicas=1),
         threads=1, num_cpus=1, num_gpus=0, log_folder=folder / "logs",
     )  # fmt: skip
     path = folder / f"serve-{variant}.yaml"
