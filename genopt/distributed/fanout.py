@@ -75,13 +75,17 @@ class FanOut:
         """
         waiting, left_out = deque(plans), []
         try:
-            while waiting or self._running:
+            while waiting or self._running or left_out:
                 while waiting and len(self._running) < IN_FLIGHT * len(self._slots):
                     plan = waiting.popleft()
                     if not self._submit(plan, admit_until, deadline):
                         left_out.append(plan)
                 if not self._running:
-                    break
+                    # What was left out may fit now that the ones before it have ended sooner than expected.
+                    fitting = next((plan for plan in left_out if self._submit(plan, admit_until, deadline)), None)
+                    if fitting is None:
+                        break
+                    left_out.remove(fitting)
                 self._collect()
                 if time.time() > deadline + 5:
                     self._stop("the budget ended while it was being measured; give a larger --budget")
