@@ -73,7 +73,8 @@ class FanOut:
             admit_until: Unix time by which a candidate must be expected to end to be admitted.
             deadline: Unix time at which running candidates are stopped.
         """
-        waiting, left_out = deque(plans), []
+        waiting = deque(plans)
+        left_out: list[Plan] = []
         try:
             while waiting or self._running or left_out:
                 while waiting and len(self._running) < IN_FLIGHT * len(self._slots):
