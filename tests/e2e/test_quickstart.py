@@ -20,7 +20,7 @@ import genopt
 from genopt.report.model import Report
 
 pytestmark = pytest.mark.e2e
-BUDGET_S = 150
+BUDGET_S = 300
 
 
 @pytest.fixture(scope="module")
