@@ -116,6 +116,30 @@ class Quality(Record):
     details: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class Prediction(Record):
+    """What was expected of a candidate before it was measured.
+
+    Attributes:
+        metric: Name of the metric that is predicted.
+        value: Its expected value.
+        unit: Its unit.
+        ci_low: Lower end of the 95 % interval.
+        ci_high: Upper end.
+        vs_baseline: Expected speedup; None before the baseline was measured.
+        chance: Prior chance that the output quality holds the bar.
+        seconds: Expected wall time from build to verdict.
+    """
+
+    metric: str
+    value: float
+    unit: str
+    ci_low: float
+    ci_high: float
+    vs_baseline: float | None = None
+    chance: float = 1.0
+    seconds: float = 0.0
+
+
 class Candidate(Record):
     """A candidate as the report shows it."""
 
@@ -129,6 +153,7 @@ class Candidate(Record):
     metrics: dict[str, Metric] = Field(default_factory=dict)
     quality: Quality | None = None
     speedup: dict[str, Ratio] = Field(default_factory=dict)
+    predicted: Prediction | None = None
 
 
 def plan_of(candidate: Candidate) -> Plan:

@@ -78,12 +78,12 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
         kept = out.absolute() if out is not None else Path(scratch)
         kept.mkdir(parents=True, exist_ok=True)
         say("tokenizing a text")
-        payload = {
+        payload: dict[str, Any] = {
             "model": model.path, "eval_data": None, "calib_data": None, "seed": spec.seed, "prompt_tokens": spec.prompt_tokens,
             "max_context": model.max_context, "destination": str(Path(scratch, "data")),
         }  # fmt: skip
         log = kept / "profile.log"
         prepared = Prepared.model_validate(run_stage(task.prepare_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads))
         say("profiling prefill and decode")
-        payload = {"model": model.path, "data": prepared.data, "threads": threads, "trace_folder": str(kept)}
+        payload = {"model": model.path, "data": prepared.data, "threads": threads, "concurrency": spec.concurrency, "trace_folder": str(kept)}
         return run_stage(task.profile_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads)

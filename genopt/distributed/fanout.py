@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +43,7 @@ class FanOut:
         slots: Where candidates are measured.
         facts: What builds need.
         estimate: Expected seconds of a plan.
+        promise: What trying a plan is worth; of those that wait, the most promising goes first, and it is asked again each time.
         started: Told the plan and its expected seconds when it is submitted.
         finished: Told the result of each plan.
         tick: Called about once a second.
@@ -55,13 +55,14 @@ class FanOut:
         facts: BuildFacts,
         *,
         estimate: Callable[[Plan], float],
+        promise: Callable[[Plan], float],
         started: Callable[[Plan, float], None],
         finished: Callable[[Evaluation], None],
         tick: Callable[[], None],
     ) -> None:
         self._slots = slots
         self._facts = facts
-        self._estimate = estimate
+        self._estimate, self._promise = estimate, promise
         self._started, self._finished, self._tick = started, finished, tick
         self._running: dict[ray.ObjectRef[Any], _Flight] = {}
 
@@ -69,16 +70,17 @@ class FanOut:
         """Runs what fits and returns the plans that did not, in order.
 
         Args:
-            plans: Candidates, best first.
+            plans: Candidates, the first of equally promising ones first.
             admit_until: Unix time by which a candidate must be expected to end to be admitted.
             deadline: Unix time at which running candidates are stopped.
         """
-        waiting = deque(plans)
+        waiting = list(plans)
         left_out: list[Plan] = []
         try:
             while waiting or self._running or left_out:
                 while waiting and len(self._running) < IN_FLIGHT * len(self._slots):
-                    plan = waiting.popleft()
+                    plan = max(waiting, key=self._promise)  # the first of those that promise the same
+                    waiting.remove(plan)
                     if not self._submit(plan, admit_until, deadline):
                         left_out.append(plan)
                 if not self._running:

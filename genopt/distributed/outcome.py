@@ -68,6 +68,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "quality_ratio": quality.ratio if quality else None, "quality_low": quality.ci_low if quality else None,
         "quality_high": quality.ci_high if quality else None, "quality_tokens": quality.n if quality else None,
         "speedup_vs_original": speedup["vs_original"].value if "vs_original" in speedup else None,
+        "predicted": candidate.predicted.value if candidate.predicted else None,
         "speedup_vs_baseline": speedup["vs_baseline"].value if "vs_baseline" in speedup else None,
     }  # fmt: skip
     return row | {name: metric.value for name, metric in candidate.metrics.items()}

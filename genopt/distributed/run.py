@@ -18,6 +18,7 @@ from genopt import catalog
 from genopt.distributed import cluster, rollout, stages
 from genopt.distributed.fanout import TICK_S, FanOut, Slot
 from genopt.distributed.outcome import Outcome
+from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.tuning import SearchRequest, search
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError, from_wire
@@ -91,6 +92,7 @@ class _Run:
         self._libraries = prepared.libraries
         self._budget, self._listener = budget, listener
         self._outcome = Outcome(prepared.folder)
+        self._predictions = Predictions(self._task, self._expected_s)
         self._slots: list[Slot] = []
         self._references_s = 0.0
 
@@ -122,8 +124,8 @@ class _Run:
             self._measure_references(prepared)
         facts = self._build_facts(prepared)
         fan_out = FanOut(
-            self._slots, facts, estimate=self._expected_s, started=lambda plan, seconds: self._listener.started(plan.name, seconds),
-            finished=self._ended, tick=self._tick,
+            self._slots, facts, estimate=self._expected_s, promise=self._predictions.promise, started=self._started, finished=self._ended,
+            tick=self._tick,
         )  # fmt: skip
         with self._phase("candidates", "one per technique and engine"):
             until = time.time() + self._budget.until_share("profile", "compress", "measure", "report")  # all but the search's
@@ -189,7 +191,7 @@ class _Run:
         if earlier is None:
             payload = {
                 "model": self._model.path, "data": prepared.data, "threads": self._threads(),
-                "trace_folder": str((self._folder.path / "profile").absolute()),
+                "concurrency": self._spec.concurrency, "trace_folder": str((self._folder.path / "profile").absolute()),
             }  # fmt: skip
             # A long download may have used up the profile's share; it may then take a little of what is left.
             deadline = time.time() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))
@@ -200,6 +202,7 @@ class _Run:
                 self._folder.append("profile_failed", reason=str(error))
                 return []
             self._folder.append("profile", profile=earlier)
+        self._predictions.learn_profile(earlier)
         self._listener.activity(str(earlier.get("advice", "")))
         return list(earlier.get("family_order", []))
 
@@ -221,6 +224,8 @@ class _Run:
         self._references_s = time.monotonic() - started
         for candidate in (found[0].original, found[0].baseline):
             self._listener.finished(candidate)
+        for candidate in (found[0].original, found[0].baseline, *self._outcome.candidates):
+            self._predictions.learn(candidate)
 
     def _bench_config(self, prepared: Prepared, node: cluster.Node) -> BenchConfig:
         model, spec = self._model, self._spec
@@ -259,7 +264,7 @@ class _Run:
         if spec.max_trials != 0:
             search(
                 request, facts, self._slots, finished=self._ended,
-                started=lambda plan: self._listener.started(plan.name, self._expected_s(plan)), tick=self._tick,
+                started=lambda plan: self._started(plan, self._expected_s(plan)), tick=self._tick,
             )  # fmt: skip
 
     def _typical_s(self) -> float:
@@ -271,8 +276,18 @@ class _Run:
         load_s = {references.baseline.engine: references.baseline.metrics["load_s"].value} if references else {}
         return expected_s(plan, self._outcome.seconds, load_s, self._references_s)
 
+    def _started(self, plan: Plan, seconds: float) -> None:
+        predicted = self._predictions.record(plan)
+        if predicted is not None:
+            self._folder.append("candidate_predicted", name=plan.name, predicted=predicted.model_dump(mode="json"))
+        self._listener.started(plan.name, seconds)
+
     def _ended(self, found: Evaluation) -> None:
+        found = found.model_copy(
+            update={"candidate": found.candidate.model_copy(update={"predicted": self._predictions.made.get(found.candidate.name)})}
+        )
         self._outcome.add(found)
+        self._predictions.learn(found.candidate)
         self._listener.finished(found.candidate)
 
     def _skip(self, plan: Plan) -> None:

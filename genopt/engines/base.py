@@ -92,6 +92,8 @@ class Engine(Protocol):
     name: str
     accepts: frozenset[str]
     """Artifact traits of which at least one must be present, for example {"hf"} or {"onnx_genai"}."""
+    layer_overhead_s: float
+    """Seconds per layer and unit of work beside reading and computing, from experience; predictions begin with it and correct it."""
 
     @staticmethod
     def check(options: dict[str, JsonValue]) -> None:

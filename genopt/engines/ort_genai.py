@@ -148,6 +148,7 @@ class OrtGenaiEngine:
 
     name = "ort_genai"
     accepts = frozenset({"onnx_genai"})
+    layer_overhead_s = 4e-5
 
     @staticmethod
     def check(options: dict[str, JsonValue]) -> None:

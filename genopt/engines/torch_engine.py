@@ -41,6 +41,7 @@ class TorchEngine:
 
     name = "torch"
     accepts = frozenset({"hf"})
+    layer_overhead_s = 2e-4
 
     @staticmethod
     def check(options: dict[str, JsonValue]) -> None:

@@ -18,6 +18,7 @@ from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, 
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Row, require_fit
 from genopt.engines.torch_engine import TorchOptions
+from genopt.models import products
 from genopt.models.checkpoint import load_model
 
 SCORED_ROWS = 64
@@ -43,6 +44,7 @@ class TorchSession:
         self._vocabulary: int = config.vocab_size
         self._context = min(config.max_position_embeddings, options.max_context or config.max_position_embeddings)
         self._step: Step | None = None
+        self._slow = products.are_slow_in(self._model)
         self._cache_tokens = min(options.cache_tokens, self._context)
         if options.compile:
             self._cache = StaticCache(config=self._model.config, max_cache_len=self._cache_tokens)
@@ -69,11 +71,16 @@ class TorchSession:
             length = len(request.prompt_ids) + request.max_new_tokens
             require_fit(request.prompt_ids, length, context=self._context, vocabulary=self._vocabulary)
         rows = [Row(index, request) for index, request in enumerate(requests)]
+        # Without compilation the model runs as users run it, slow or not.
+        with products.by_fp32(self._slow and self._step is not None):
+            self._run(rows, on_token)
+        return [row.generation(started) for row in rows]
+
+    def _run(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
         if len(rows) == 1 and self._step is not None and _length(rows[0]) <= self._cache_tokens:
             self._run_compiled(rows[0], self._step, on_token)
         elif rows:
             self._run_eager(rows, on_token)
-        return [row.generation(started) for row in rows]
 
     def _decode(self, token: Tensor, position: Tensor, cache: StaticCache) -> Tensor:
         """The step that is compiled: one token in, float32 logits of the next one out."""
@@ -149,7 +156,8 @@ class TorchSession:
         """
         for sequence in sequences:
             require_fit(sequence, len(sequence) - 1, context=self._context, vocabulary=self._vocabulary)
-        results = [self._score(torch.tensor([sequence], device=self._device)) for sequence in sequences]
+        with products.by_fp32(self._slow):  # no speed is at stake here
+            results = [self._score(torch.tensor([sequence], device=self._device)) for sequence in sequences]
         return Scores(log_probs=tuple(tuple(values) for values, _ in results), top_ids=tuple(tuple(tops) for _, tops in results))
 
     def _score(self, sequence: Tensor) -> tuple[list[float], list[int]]:

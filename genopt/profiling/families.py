@@ -9,13 +9,8 @@ from typing import Any
 from torch import nn
 
 from genopt.profiling.roofline import Work
+from genopt.search.footprint import ATTENTION, HEAD, MLP, NORMALISATION, OTHER, PROJECTIONS
 
-PROJECTIONS = "attention projections"
-ATTENTION = "attention core"
-MLP = "MLP"
-NORMALISATION = "normalisation"
-EMBEDDING = "embedding and head"
-OTHER = "other layers"
 FRAMEWORK = "framework overhead"
 """What happens outside all families: masks, residual additions, cache bookkeeping, and Python between the layers."""
 PREFIX = "family: "
@@ -65,7 +60,7 @@ class Layout:
         found: dict[str, Work] = {}
         for family in self._always.keys() | self._routed.keys() | {ATTENTION}:
             routed = self._routed.get(family, 0.0) * min(1.0, tokens * self._active)
-            rows = 1 if family == EMBEDDING else tokens
+            rows = 1 if family == HEAD else tokens
             operations = 2.0 * rows * self._multiplied.get(family, 0.0)
             state = (state_bytes, attention_operations) if family == ATTENTION else (0.0, 0.0)
             found[family] = Work(bytes=self._always.get(family, 0.0) + routed + state[0], operations=operations + state[1])
@@ -83,7 +78,7 @@ class Layout:
     def _family(self, module: nn.Module, name: str, inside: str | None) -> str | None:
         """The family that a module begins or continues; None for one that only holds others."""
         if module is self._head or isinstance(module, nn.Embedding):
-            return EMBEDDING
+            return HEAD
         if module is self._model:
             return None
         for family, kind, own in _RULES:

@@ -14,6 +14,7 @@ from genopt.errors import ModelError
 from genopt.profiling.ceilings import synchronize
 from genopt.profiling.families import Layout, attention_operations
 from genopt.profiling.roofline import Work
+from genopt.search.footprint import Footprint, Part
 
 
 def load(folder: Path, device: torch.device) -> Any:
@@ -88,6 +89,14 @@ class Generation:
             logits_processor=LogitsProcessorList([clock]),
         )  # fmt: skip
         return [end - start for start, end in zip([started, *clock.after], clock.before, strict=False)], found.get("past_key_values")
+
+    def footprint(self, cache_bytes: float, context: int) -> Footprint:
+        """One token at a context, in the terms in which techniques say what they change."""
+        bits = 8.0 * self.dtype.itemsize
+        operations = attention_operations(self._config, tokens=1, context=context)
+        works = self.layout.work(tokens=1, state_bytes=0.0, attention_operations=operations)
+        parts = {name: Part(weights=8 * work.bytes / bits, bits=bits, operations=work.operations) for name, work in works.items()}
+        return Footprint(parts=parts, state_bytes=cache_bytes, layers=getattr(self._config, "num_hidden_layers", None) or 1)
 
     def prefill_work(self) -> Mapping[str, Work]:
         """What the families do for the prompt."""

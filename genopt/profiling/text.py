@@ -19,11 +19,13 @@ from torch.profiler import profile
 from genopt.errors import OutOfMemoryError
 from genopt.plan import Record
 from genopt.profiling import wording
-from genopt.profiling.ceilings import measure_ceilings, measure_read, thread_count
+from genopt.profiling.ceilings import measure_ceilings, measure_read, short_name, thread_count
 from genopt.profiling.families import FRAMEWORK, state_bytes
+from genopt.profiling.gains import Gain, gains, sentence
 from genopt.profiling.generation import Generation, load
 from genopt.profiling.roofline import Bound, Ceilings, Work, bound, corrected, family_order
 from genopt.profiling.trace import family_times, marked, profiler
+from genopt.search.footprint import Footprint
 
 WARM_UP_TOKENS = 4
 PREFILLS = 3
@@ -71,6 +73,8 @@ class TextProfile(Record):
         weight_bytes: Weights that one token reads.
         state_bytes: KV cache that one token reads at this context.
         prompt_tokens: Length of the prompt.
+        footprint: What one token reads and computes; predictions of candidates start from it.
+        gains: What each family of remedies can bring at most, at each concurrency.
         decode_steps: Decode steps behind `decode_ms`.
         profiler_slowdown: How much slower the profiled steps were; their own cost is taken out of the shares.
         device: Where it ran.
@@ -92,6 +96,8 @@ class TextProfile(Record):
     prefill_shares: dict[str, float]
     weight_bytes: int
     state_bytes: int
+    footprint: Footprint
+    gains: tuple[Gain, ...]
     prompt_tokens: int
     decode_steps: int
     profiler_slowdown: float
@@ -112,7 +118,7 @@ class _Timings(Record):
 
 def profile_text(
     folder: Path, *, threads: int, prompt_ids: Sequence[int], decode_steps: int, time_limit_s: float, progress: Callable[[str], None],
-    trace_folder: Path,
+    trace_folder: Path, streams: tuple[int, ...] = (1,),
 ) -> TextProfile:  # fmt: skip
     """Profiles the model in a folder.
 
@@ -123,6 +129,7 @@ def profile_text(
         decode_steps: Decode steps to time; fewer where the time limit asks for it.
         time_limit_s: Seconds that the profile should take; loading the model cannot be shortened.
         progress: Told what happens.
+        streams: Numbers of simultaneous streams for which remedies are weighed.
         trace_folder: Where `prefill.json.gz` and `decode.json.gz` go, for chrome://tracing or Perfetto.
 
     Raises:
@@ -153,8 +160,10 @@ def profile_text(
 
     works = generation.decode_work(timings.cache_bytes, generation.tokens + timings.steps)
     step = wording.Step(seconds=timings.decode_s, work=_sum(works.values()), device=device.type)
+    footprint = generation.footprint(timings.cache_bytes, generation.tokens + timings.steps)
+    gained = gains(step.seconds, footprint, ceilings, streams)
     return TextProfile(
-        bottlenecks=_bottlenecks(shares, works, step, ceilings), advice=wording.summary(step, ceilings),
+        bottlenecks=_bottlenecks(shares, works, step, ceilings), advice=_advice(step, ceilings, short_name(generation.dtype), gained, streams),
         family_order=family_order(step.seconds, step.work, ceilings, device=device.type), ceilings=_named(ceilings),
         mbu=step.work.bytes / step.seconds / 1e9 / ceilings.read_gb_s,
         mfu=_sum(generation.prefill_work().values()).operations / timings.prefill_s / 1e9 / ceilings.matmul_gflop_s,
@@ -162,8 +171,13 @@ def profile_text(
         prefill_shares=dict(sorted(prefill_shares.items(), key=lambda item: -item[1])),
         weight_bytes=round(step.work.bytes - timings.cache_bytes), state_bytes=round(timings.cache_bytes), prompt_tokens=generation.tokens,
         decode_steps=timings.steps, profiler_slowdown=slowdown, device=device.type, dtype=str(generation.dtype).removeprefix("torch."),
-        threads=threads, seconds=time.monotonic() - started,
+        threads=threads, seconds=time.monotonic() - started, footprint=footprint, gains=gained,
     )  # fmt: skip
+
+
+def _advice(step: wording.Step, ceilings: Ceilings, dtype: str, gained: tuple[Gain, ...], streams: tuple[int, ...]) -> str:
+    parts = [wording.summary(step, ceilings), wording.emulated(dtype, ceilings), *(sentence(gained, count) for count in streams)]
+    return " ".join(filter(None, parts))
 
 
 def _time(generation: Generation, decode_steps: int, deadline: float) -> _Timings:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from genopt.plan import Record
-from genopt.profiling.families import ATTENTION, EMBEDDING, FRAMEWORK, NORMALISATION
+from genopt.profiling.families import FRAMEWORK
 from genopt.profiling.roofline import Bound, Ceilings, Work, compute_s, family_order, limit_s, memory_s
+from genopt.search.footprint import ATTENTION, HEAD, NORMALISATION
 
+EMULATED = 4.0
+"""A format whose products are this many times slower than fp32's is emulated."""
 REST = "everything else"
 """Name of the families that are too small to stand alone."""
 
@@ -22,7 +25,7 @@ _ADVICE: dict[str, dict[str, str]] = {
         "compute": "Use an engine with a fused attention kernel.",
         "overhead": "Rotary embedding, cache update and one token's attention are small: compile the step, or use an engine that fuses them.",
     },
-    EMBEDDING: {**_WEIGHTS, "memory": "Quantize the output head too, where quality allows: a halving saves about {half:.2g} ms per token."},
+    HEAD: {**_WEIGHTS, "memory": "Quantize the output head too, where quality allows: a halving saves about {half:.2g} ms per token."},
     NORMALISATION: dict.fromkeys(_BOUNDS, _SMALL),
     FRAMEWORK: dict.fromkeys(_BOUNDS, "Run the step without Python between its layers: compile it, or use another engine."),
     REST: dict.fromkeys(_BOUNDS, "Nothing to gain here until the larger parts have shrunk."),
@@ -78,6 +81,22 @@ def advice(name: str, seconds: float, work: Work, bound: Bound, ceilings: Ceilin
     limit = limit_s(work, ceilings)
     text = _ADVICE.get(name, _WEIGHTS)[bound]
     return text.format(half=1e3 * memory_s(work, ceilings) / 2, times=seconds / limit if limit > 0 else 1.0)
+
+
+def emulated(dtype: str, ceilings: Ceilings) -> str:
+    """What to know where the processor has no instructions for the model's number format; empty where it has.
+
+    Args:
+        dtype: Short name of the format, as in `Ceilings.formats`.
+        ceilings: What the machine reaches.
+    """
+    rate, wide = ceilings.formats.get(dtype), ceilings.formats.get("fp32")
+    if rate is None or wide is None or rate * EMULATED > wide:
+        return ""
+    return (
+        f"This processor has no instructions for {dtype} products ({_short(rate)} GFLOP/s, in fp32 {_short(wide)}): what computes in fp32 or in "
+        "8 bits will be faster, however many bytes it reads."
+    )
 
 
 def summary(step: Step, ceilings: Ceilings) -> str:

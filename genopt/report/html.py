@@ -9,7 +9,7 @@ from importlib import resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from genopt.report import method, plots, wording
+from genopt.report import method, plots, predicted, wording
 from genopt.report.model import Report
 
 
@@ -26,7 +26,7 @@ def render(report: Report, spec: str) -> str:
     environment.filters["code"] = _code
     template = environment.from_string(package.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
-        report=report, spec=spec, wording=wording, method=method, columns=method.columns(report), tiles=method.tiles(report),
+        report=report, spec=spec, wording=wording, method=method, predicted=predicted, columns=method.columns(report), tiles=method.tiles(report),
         style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),  # noqa: S704  (a file of this package)
         pareto=Markup(plots.pareto(report)), shares=Markup(plots.shares(report.bottlenecks)),  # noqa: S704  (matplotlib escapes text)
     )  # fmt: skip

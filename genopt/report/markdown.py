@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from genopt.plan import Candidate
-from genopt.report import method, wording
+from genopt.report import method, predicted, wording
 from genopt.report.model import REFERENCES, Report
 
 
@@ -21,7 +21,8 @@ def render(report: Report, spec: str) -> str:
     parts = [f"# {escape(wording.verdict(report))}", escape(report.decision)]
     if report.interrupted:
         parts.append(f"> **This run was interrupted**: {escape(report.ended)}. What follows is valid, and not all there is to find.")
-    parts += [*_next_steps(report), *_deployment(report), *_candidates(report), *_bottlenecks(report), *_method(report), *_reproduce(report, spec)]
+    parts += [*_next_steps(report), *_deployment(report), *_candidates(report), *_bottlenecks(report), *_predicted(report), *_method(report)]
+    parts += _reproduce(report, spec)
     return "\n\n".join(parts) + "\n"
 
 
@@ -94,6 +95,15 @@ def _bottlenecks(report: Report) -> list[str]:
     rows = [[escape(item.name), wording.percent(item.share, 0), item.bound, escape(item.detail), escape(item.advice)] for item in report.bottlenecks]
     advice = [escape(report.profile.advice)] if report.profile and report.profile.advice else []
     return ["## Where the original's time goes", _table(["What", "Share", "Bound by", "Measured", "Advice"], rows, [1]), *advice]
+
+
+def _predicted(report: Report) -> list[str]:
+    found = predicted.rows(report)
+    if not found:
+        return []
+    headings = ["Candidate", "Predicted", "95% interval", "Measured", "Error"]
+    table = _table(headings, [[escape(name), *rest] for name, *rest in found], range(1, 5))
+    return ["## Predicted and measured", escape(predicted.sentence(report)), table]
 
 
 def _method(report: Report) -> list[str]:

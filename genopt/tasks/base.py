@@ -123,6 +123,8 @@ class Task(Protocol):
     modality: str
     prepare_stage: str
     profile_stage: str
+    pace_metric: str
+    """Milliseconds per unit of work, which the search minimizes and predicts."""
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:

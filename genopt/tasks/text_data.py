@@ -111,7 +111,7 @@ def profile(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     """Profiles the original; see `genopt.profiling.text.profile_text`.
 
     Args:
-        payload: `model` (folder), `data` (the prepare stage's file), `threads`, `trace_folder`.
+        payload: `model` (folder), `data` (the prepare stage's file), `threads`, `concurrency`, `trace_folder`.
         time_limit_s: Seconds it may take.
     """
     from genopt.profiling.text import profile_text
@@ -119,7 +119,7 @@ def profile(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     prompt = TextSet.model_validate_json(Path(payload["data"]).read_text(encoding="utf-8")).prompts[0]
     found = profile_text(
         Path(payload["model"]), threads=payload["threads"], prompt_ids=prompt, decode_steps=16,
-        time_limit_s=time_limit_s, progress=_print, trace_folder=Path(payload["trace_folder"]),
+        time_limit_s=time_limit_s, progress=_print, trace_folder=Path(payload["trace_folder"]), streams=tuple(payload["concurrency"]),
     )  # fmt: skip
     content: dict[str, Any] = found.model_dump(mode="json")
     return content

@@ -45,6 +45,7 @@ class TextGeneration:
     modality = "text"
     prepare_stage = "prepare_text"
     profile_stage = "profile_text"
+    pace_metric = "tpot_ms"
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from genopt.plan import JsonValue, Record
+from genopt.search.footprint import Footprint
 
 
 class TransformContext(Record):
@@ -56,6 +57,10 @@ class Transform(Protocol):
             InfeasibleError: This model or machine cannot take it, with the reason.
             SpecError: Unknown parameter or bad value.
         """
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """What one unit of work takes after this step; predictions are made from it, nothing is run."""
 
     @staticmethod
     def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:

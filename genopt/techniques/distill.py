@@ -16,6 +16,7 @@ from pydantic import Field
 
 from genopt.errors import DataError
 from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
@@ -61,6 +62,11 @@ class Distill:
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
         parse_settings(DistillParams, params, cls.name)
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: the shapes stay."""
+        return before
 
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
@@ -132,10 +138,12 @@ def _divergence(teacher: PreTrainedModel, student: PreTrainedModel, ids: list[in
     """Mean KL divergence per token of one sequence."""
     import torch
 
+    from genopt.models import products
+
     batch = torch.tensor([ids], device=student.device)
-    with torch.no_grad():
+    with torch.no_grad(), products.by_fp32(products.are_slow_in(teacher)):
         wanted = torch.log_softmax(teacher(input_ids=batch, use_cache=False).logits[0].float(), dim=-1)
-    with torch.autocast(student.device.type, dtype=torch.bfloat16):
+    with products.autocast(student.device):
         logits = student(input_ids=batch, use_cache=False).logits[0]
     found = torch.log_softmax(logits.float(), dim=-1)
     return torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from genopt.errors import DataError, InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
@@ -52,6 +53,12 @@ class DropLayers:
         if layers is not None and count >= layers:
             raise InfeasibleError(f"The model has {layers} layers, so {count} cannot be left out; drop fewer.")
 
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`."""
+        count = parse_settings(DropLayersParams, params, "drop_layers").count
+        return before.with_layers(max(1.0, before.layers - count)).risked(0.3**count)
+
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
@@ -81,11 +88,12 @@ def layer_losses(model: PreTrainedModel, sequences: list[list[int]], progress: P
     """
     import torch
 
+    from genopt.models import products
     from genopt.models.decoder import decoder_layers, replayed
 
     _, layers = decoder_layers(model)
     totals = [0.0] * len(layers)
-    with torch.inference_mode():
+    with torch.inference_mode(), products.by_fp32(products.are_slow_in(model)):
         for number, sequence in enumerate(sequences, start=1):
             ids = torch.tensor([sequence], device=model.device)
             inputs, reference = _observed(model, layers, ids)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, TransformContext
 
 
@@ -41,6 +42,11 @@ class MagnitudePrune:
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
         parse_settings(MagnitudePruneParams, params, cls.name)
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: zeros are read and multiplied like other numbers."""
+        return before.risked(0.05)
 
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:

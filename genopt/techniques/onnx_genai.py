@@ -13,6 +13,7 @@ from typing import Literal
 
 from genopt.errors import InfeasibleError, StageError
 from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, TransformContext
 
 BUILDER = "onnxruntime_genai.models.builder"
@@ -53,6 +54,11 @@ class OnnxGenai:
             raise InfeasibleError(f"The export needs {' and '.join(missing)}; install them with: pip install onnxruntime-genai onnx onnx-ir.")
         if not (source / "config.json").is_file():
             raise InfeasibleError(f"{source} has no config.json; only Hugging Face folders can be exported.")
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: everything is fp32, the cache too."""
+        return before.stored(32.0).model_copy(update={"state_bytes": 2 * before.state_bytes})
 
     @staticmethod
     def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:

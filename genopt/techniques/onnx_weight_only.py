@@ -12,6 +12,7 @@ from typing import Literal
 
 from genopt.errors import InfeasibleError, StageError
 from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import HEAD, MATRICES, MLP, PROJECTIONS, Footprint
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.onnx_embedding import shrink_embedding
 
@@ -28,6 +29,13 @@ NODES: Mapping[str, str] = {
 """What the names of a family's nodes contain."""
 FAMILIES = (*NODES, "edge_layers")
 LAYER = re.compile(r"/layers\.(\d+)/")
+SHARES: Mapping[str, Mapping[str, float]] = {
+    "head": {HEAD: 1.0}, "down_proj": {MLP: 1 / 3}, "up_proj": {MLP: 1 / 3}, "gate_proj": {MLP: 1 / 3}, "qkv_proj": {PROJECTIONS: 0.6},
+    "o_proj": {PROJECTIONS: 0.4},
+}  # fmt: skip
+"""About which share of a module family these nodes are, in models with a gated MLP and grouped queries."""
+CHANCES: Mapping[int, float] = {4: 0.3, 8: 0.9}
+"""How often rounding to these bits kept 99 % of the quality of small models."""
 SMALL = 1024
 """Tensors below this many bytes stay in the graph file."""
 
@@ -69,6 +77,17 @@ class OnnxWeightOnly:
             raise InfeasibleError(f"The quantization needs {' and '.join(missing)}; install them with: pip install onnxruntime onnx onnx-ir.")
 
     @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: a block's scale is an fp32 number, its zero point as long as a weight."""
+        chosen = parse_settings(WeightOnlyParams, params, "onnx_weight_only")
+        bits = chosen.bits + (32 + (0 if chosen.symmetric else chosen.bits)) / chosen.block_size
+        kept: dict[str, float] = {}
+        for name in chosen.keep:
+            for family, share in _kept_shares(name, before.layers).items():
+                kept[family] = min(1.0, kept.get(family, 0.0) + share)
+        return before.stored(bits, families=(*MATRICES, HEAD), kept=kept).risked(CHANCES[chosen.bits])
+
+    @staticmethod
     def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
         import onnx
@@ -104,3 +123,8 @@ def kept_nodes(names: Iterable[str], keep: Iterable[str]) -> list[str]:
     patterns = [NODES[family] for family in keep if family in NODES]
     edges = {0, max(layers.values(), default=0)} if "edge_layers" in keep else set()
     return [name for name in everything if layers.get(name) in edges or any(re.search(pattern, name) for pattern in patterns)]
+
+
+def _kept_shares(name: str, layers: float) -> Mapping[str, float]:
+    """Shares of module families that stay at full precision."""
+    return SHARES[name] if name in SHARES else dict.fromkeys(MATRICES, min(1.0, 2 / layers))

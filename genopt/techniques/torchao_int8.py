@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import MATRICES, Footprint
 from genopt.techniques.base import Progress, TransformContext
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class _Int8:
     adds = frozenset({"quantized"})
     removes: frozenset[str] = frozenset()
     needs_calibration = False
+    chance = 0.8
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
@@ -36,6 +38,11 @@ class _Int8:
         parse_settings(NoParams, params, cls.name)
         if importlib.util.find_spec("torchao") is None:
             raise InfeasibleError("torchao is not installed; install it with: pip install torchao.")
+
+    @classmethod
+    def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: one scale per output channel costs next to nothing."""
+        return before.stored(8.0, families=MATRICES).risked(cls.chance)
 
     @classmethod
     def _write(cls, scheme: AOBaseConfig, source: Path, destination: Path, progress: Progress) -> None:
@@ -66,6 +73,7 @@ class Int8Dynamic(_Int8):
     """W8A8: weights with one scale per output channel, activations with one per token, found while running."""
 
     name = "torchao_int8_dynamic"
+    chance = 0.4
 
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:

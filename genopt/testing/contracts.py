@@ -18,6 +18,7 @@ from genopt.engines.base import GenerationRequest, TextSession
 from genopt.errors import SpecError
 from genopt.plan import JsonValue
 from genopt.quality.audit import audit
+from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
 from genopt.store.artifacts import folder_digest
 from genopt.techniques.base import TransformContext
 
@@ -41,6 +42,7 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     assert not technique.requires & technique.excludes
     with pytest.raises(SpecError, match=name):
         technique.check(source, {**params, "no_such_parameter": 1})
+    _check_footprint(technique, params)
     before, _ = folder_digest(source)
     digests = []
     for attempt in ("first", "second"):
@@ -61,6 +63,15 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     return result
 
 
+def _check_footprint(technique: Any, params: dict[str, JsonValue]) -> None:
+    """A technique says what it changes about the work, and changes nothing else."""
+    work = Footprint(parts={family: Part(weights=1e6, operations=2e6) for family in (*MATRICES, HEAD)}, state_bytes=1e4, layers=8)
+    found = Footprint.model_validate(technique.footprint(work, params))
+    assert found.parts.keys() == work.parts.keys()
+    assert found.chance <= work.chance
+    assert 0 < found.limit_s(10.0, 100.0) <= 2 * work.limit_s(10.0, 100.0)
+
+
 def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vocabulary: int, context: int) -> None:
     """Opens an artifact and checks that the session generates, scores, stops, cancels and refuses as promised.
 
@@ -74,6 +85,7 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
     engine = catalog.load("engines", name)
     assert engine.name == name
     assert engine.accepts
+    assert engine.layer_overhead_s >= 0
     engine.check(options)
     with pytest.raises(SpecError, match=name):
         engine.check({**options, "no_such_option": 1})

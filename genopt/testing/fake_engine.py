@@ -102,6 +102,7 @@ class FakeEngine:
 
     name = "fake"
     accepts = frozenset({"hf"})
+    layer_overhead_s = 1e-3
 
     @staticmethod
     def check(options: dict[str, JsonValue]) -> None:

@@ -26,6 +26,7 @@ class FakeTask:
     prepare_stage = "prepare_text"
     profile_stage = "no such stage"
     """A profile that fails, as one may; a run goes on without it."""
+    pace_metric = "tpot_ms"
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from genopt.errors import ModelError
 from genopt.profiling import families, roofline, text, wording
-from genopt.profiling.families import ATTENTION, EMBEDDING, FRAMEWORK, MLP, NORMALISATION, OTHER, PROJECTIONS, Layout
+from genopt.profiling.families import FRAMEWORK, Layout
 from genopt.profiling.roofline import Ceilings, Work
 from genopt.profiling.text import TextProfile, profile_text
 from genopt.report.model import Bottleneck as ReportedBottleneck
+from genopt.search.footprint import ATTENTION, HEAD, MLP, NORMALISATION, OTHER, PROJECTIONS
 
 SIZES = {
     "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -72,9 +73,9 @@ def test_shares_sum_to_one_and_come_in_order(found: tuple[TextProfile, Path]) ->
 
 
 def test_every_family_of_a_transformer_is_seen(found: tuple[TextProfile, Path]) -> None:
-    assert set(found[0].prefill_shares) == {PROJECTIONS, ATTENTION, MLP, NORMALISATION, EMBEDDING, FRAMEWORK}
+    assert set(found[0].prefill_shares) == {PROJECTIONS, ATTENTION, MLP, NORMALISATION, HEAD, FRAMEWORK}
     names = {part.name for part in found[0].bottlenecks}
-    assert names <= {PROJECTIONS, ATTENTION, MLP, NORMALISATION, EMBEDDING, FRAMEWORK, wording.REST}
+    assert names <= {PROJECTIONS, ATTENTION, MLP, NORMALISATION, HEAD, FRAMEWORK, wording.REST}
 
 
 def test_a_tiny_model_is_bound_by_overhead(found: tuple[TextProfile, Path]) -> None:
@@ -125,8 +126,8 @@ def test_a_profile_refuses_numbers_that_are_not_finite(found: tuple[TextProfile,
 
 def test_a_tied_head_reads_the_whole_table_and_the_embedding_one_row() -> None:
     work = Layout(llama()).work(tokens=1, state_bytes=0.0, attention_operations=0.0)
-    assert work[EMBEDDING].bytes == 4 * 32 * (256 + 1)
-    assert work[EMBEDDING].operations == 2 * 32 * 256
+    assert work[HEAD].bytes == 4 * 32 * (256 + 1)
+    assert work[HEAD].operations == 2 * 32 * 256
     assert work[MLP].bytes == 4 * 2 * 3 * 32 * 64
     assert work[PROJECTIONS].bytes == 4 * 2 * (2 * 32 * 32 + 2 * 32 * 16)
 
@@ -136,7 +137,7 @@ def test_a_prompt_reads_weights_once_and_computes_for_each_token() -> None:
     one, many = (layout.work(tokens=tokens, state_bytes=0.0, attention_operations=0.0) for tokens in (1, 10))
     assert many[MLP].bytes == one[MLP].bytes
     assert many[MLP].operations == 10 * one[MLP].operations
-    assert many[EMBEDDING].operations == one[EMBEDDING].operations
+    assert many[HEAD].operations == one[HEAD].operations
 
 
 def test_gpt2_projections_are_found_by_their_structure() -> None:
@@ -185,7 +186,7 @@ def test_the_order_names_every_family_once_and_the_sentence_agrees(seconds: floa
     assert "nan" not in sentence
 
 
-@given(seconds=SECONDS, work=WORKS, name=st.sampled_from([PROJECTIONS, ATTENTION, MLP, NORMALISATION, EMBEDDING, OTHER, FRAMEWORK, wording.REST]))
+@given(seconds=SECONDS, work=WORKS, name=st.sampled_from([PROJECTIONS, ATTENTION, MLP, NORMALISATION, HEAD, OTHER, FRAMEWORK, wording.REST]))
 def test_every_bottleneck_has_words(seconds: float, work: Work, name: str) -> None:
     bound = roofline.bound(seconds, work, CEILINGS)
     step = wording.Step(seconds=2 * seconds, work=work, device="cpu")

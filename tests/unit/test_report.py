@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from genopt.plan import Artifact, Candidate, Metric, Quality, Ratio, Step
+from genopt.plan import Artifact, Candidate, Metric, Prediction, Quality, Ratio, Step
 from genopt.report.assemble import assemble
 from genopt.report.model import Report
 from genopt.report.write import write_reports
@@ -372,3 +372,28 @@ def test_many_candidates_make_one_page(tmp_path: Path) -> None:
     write_reports(run)
     assert page(run).open == []
     assert (run.path / "report.html").stat().st_size < 400_000
+
+
+def test_predictions_stand_beside_what_was_measured(tmp_path: Path) -> None:
+    """10 ms measured: predictions of 11 and 8 ms are off by 10 and 20 percent."""
+
+    def predicted(name: str, value: float) -> Candidate:
+        expected = Prediction(metric="tpot_ms", value=value, unit="ms", ci_low=0.9 * value, ci_high=1.1 * value, vs_baseline=2.5, seconds=30)
+        return candidate(name, "accepted", 4.1, 0.9962).model_copy(update={"predicted": expected})
+
+    run = run_folder(tmp_path, found=(predicted("high", 11.0), predicted("low", 8.0), FOUND[1]))
+    write_reports(run)
+    text, markdown = page(run).text, (run.path / "report.md").read_text(encoding="utf-8")
+    for shown in (text, markdown):
+        assert "Predicted and measured" in shown
+        assert "over 2 candidates the predictions were off by 15%" in shown
+        assert "+10%" in shown
+        assert "-20%" in shown
+    content = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    assert next(item for item in content["candidates"] if item["name"] == "high")["predicted"]["value"] == 11.0
+
+
+def test_without_predictions_nothing_is_said_about_them(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    write_reports(run)
+    assert "Predicted and measured" not in page(run).text
