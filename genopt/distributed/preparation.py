@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from pydantic import ConfigDict
 
 from genopt import catalog
 from genopt.distributed import cluster, stages
@@ -40,24 +41,21 @@ class Preparation(Record):
         spec: The resolved spec.
         model: The model.
         task: Catalogue name of its task.
-        path: The run's folder.
+        folder: The run's folder, held.
         store: The artifact store.
         nodes: Nodes that measure.
         libraries: Versions that decide the bytes of artifacts.
     """
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     spec: RunSpec
     model: ResolvedModel
     task: str
-    path: Path
+    folder: RunFolder
     store: Path
     nodes: tuple[cluster.Node, ...]
     libraries: dict[str, str]
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder."""
-        return RunFolder(self.path)
 
 
 def default_folder(model: str, prefix: str | None = None) -> Path:
@@ -90,15 +88,15 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         facts = ray.get(stages.machine_task.options(scheduling_strategy=stages.on_node(nodes[0])).remote())
         resolved = spec.model_copy(update={"task": task, "store": str(store), "out": None})
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
-        try:
-            with folder.hold():
+        with folder.hold():
+            try:
                 _begin(folder, budget, how, nodes)
                 folder.append("model_resolved", model=model.model_dump(mode="json"))
                 for name, seconds in phases.items():
                     folder.append("phase", name=name, seconds=seconds)
-                yield Preparation(spec=spec, model=model, task=task, path=path, store=store, nodes=nodes, libraries=facts["libraries"])
-        except KeyboardInterrupt:  # between the folder's creation and the run that takes care of its own interruption
-            raise interrupted(folder, budget, "there is no baseline yet") from None
+                yield Preparation(spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=facts["libraries"])
+            except KeyboardInterrupt:  # between the folder's creation and the run that takes care of its own interruption
+                raise interrupted(folder, budget, "there is no baseline yet") from None
     finally:
         cluster.disconnect()
 
@@ -134,7 +132,7 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
             _begin(folder, budget, how, nodes)
             folder.append("model_resolved", model=model.model_dump(mode="json"))
             task, libraries = require_task(spec, model), facts["libraries"]
-            yield Preparation(spec=spec, model=model, task=task, path=folder.path, store=store, nodes=nodes, libraries=libraries), budget
+            yield Preparation(spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=libraries), budget
         finally:
             cluster.disconnect()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from genopt.errors import RunFolderError
 from genopt.store.files import storage_error, write_atomically
+from genopt.store.lease import Holder, Lease
 
 
 class RunFolder:
@@ -27,6 +27,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lease: Lease | None = None
 
     @staticmethod
     def require_new(path: Path) -> None:
@@ -71,20 +72,41 @@ class RunFolder:
     def hold(self) -> Iterator[None]:
         """Makes this process the folder's one writer, and drops a last journal line that a crash cut off.
 
+        A writer that died is succeeded: at once where it ran on this machine, after `genopt.store.lease.STALE_S` without
+        a sign of life where it ran on another. One that was only suspended finds out and writes nothing more.
+
         Raises:
-            RunFolderError: Another process writes to it.
+            RunFolderError: Another process writes to it, on this machine or another.
+            StorageError: It cannot be written.
         """
-        with (self.path / ".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(f"Another process works on {self.path}; wait until it ends.") from None
+        lease = Lease(self._lease_folder)
+        other = lease.take()
+        if other is not None:
+            raise RunFolderError(f"Another process works on {self.path} ({other}); wait until it ends, or end it first.")
+        self._lease = lease
+        try:
             journal = self.path / "journal.jsonl"
             if journal.exists():
                 content = journal.read_bytes()
                 if not content.endswith(b"\n"):
                     write_atomically(journal, content[: content.rfind(b"\n") + 1])
             yield
+        finally:
+            self._lease = None
+            lease.release()
+
+    @property
+    def _lease_folder(self) -> Path:
+        return self.path / ".lease"
+
+    def writer(self) -> Holder | None:
+        """The living process that works on the run; see `Lease.holder`."""
+        return Lease(self._lease_folder).holder()
+
+    def _require_held(self) -> None:
+        """A writer that was suspended for so long that another took over must not write beside it."""
+        if self._lease is not None and self._lease.lost:
+            raise RunFolderError(f"This process was suspended for so long that another one continues {self.path}; let that one end.")
 
     @property
     def logs(self) -> Path:
@@ -92,7 +114,13 @@ class RunFolder:
         return self.path / "logs"
 
     def append(self, event: str, **content: Any) -> None:
-        """Appends one event to the journal, durably."""
+        """Appends one event to the journal, durably.
+
+        Raises:
+            RunFolderError: Another process has taken over meanwhile.
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        self._require_held()
         line = json.dumps({"time": time.time(), "event": event, **content}, allow_nan=False)
         try:
             with (self.path / "journal.jsonl").open("a", encoding="utf-8") as stream:
@@ -122,6 +150,7 @@ class RunFolder:
         """Writes one Parquet table of records; an empty one is not written."""
         if not rows:
             return
+        self._require_held()
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows), buffer)
         write_atomically(self.path / "records" / f"{name}.parquet", buffer.getvalue().to_pybytes())

@@ -97,3 +97,38 @@ def test_missing_records_name_those_there_are(tmp_path: Path) -> None:
     run.write_records("samples", [{"a": 1}])
     with pytest.raises(RunFolderError, match="it has samples"):
         run.read_records("empty")
+
+
+def test_a_run_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    assert run.writer() is None
+    with run.hold():
+        assert run.writer() is not None
+        with pytest.raises(RunFolderError, match=r"Another process works on .*run \(process \d+ on "), RunFolder.existing(run.path).hold():
+            pass
+        run.append("started")
+    with RunFolder.existing(run.path).hold():
+        pass
+    assert run.writer() is None
+
+
+def test_a_writer_that_was_taken_for_dead_writes_nothing_more(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    with run.hold():
+        run.append("started")
+        (run.path / ".lease" / "2").touch()
+        with pytest.raises(RunFolderError, match="another one continues"):
+            run.append("finished")
+        with pytest.raises(RunFolderError, match="another one continues"):
+            run.write_records("samples", [{"a": 1}])
+    assert [event["event"] for event in run.events()] == ["started"]
+
+
+def test_holding_a_run_drops_what_a_crash_cut_off(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    run.append("started")
+    with (run.path / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "fini')
+    with run.hold():
+        run.append("resumed")
+    assert [event["event"] for event in run.events()] == ["started", "resumed"]
