@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genopt.errors import GenoptError, NoWinnerError
+from genopt.errors import GenoptError, InterruptedRunError, NoWinnerError
 
 if TYPE_CHECKING:
     from genopt.distributed.rollout import Endpoint
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from genopt.store.run_folder import RunFolder
 
 QUESTION = "What is machine learning?"
+PROMPTS_HELP = "Your own prompts: .txt with one a line, .jsonl with `prompt` or chat `messages`, or .parquet with such a column."
 
 app = typer.Typer(
     name="genopt", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -72,8 +73,8 @@ def _spec(model: str | None, config: Path | None, **flags: Any) -> RunSpec:
     return build(values)
 
 
-def _streams(concurrency: str | None) -> list[str] | None:
-    return concurrency.split(",") if concurrency is not None else None
+def _listed(values: str | None) -> list[str] | None:
+    return values.split(",") if values is not None else None
 
 
 @app.command()
@@ -129,7 +130,7 @@ def optimize(
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
     spec = _spec(
         model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data, calib_data=calib_data,
-        include=include, exclude=exclude, concurrency=_streams(concurrency), precision=precision, address=address, store=store, out=out,
+        include=include, exclude=exclude, concurrency=_listed(concurrency), precision=precision, address=address, store=store, out=out,
         deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _conclude(*_optimize(spec), spec, as_json)
@@ -279,36 +280,38 @@ def bench(
     url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible endpoint, with or without /v1.", show_default=False)],
     model: Annotated[str | None, typer.Option(help="Model to ask for.  [default: the first that the endpoint lists]")] = None,
     concurrency: Annotated[str | None, typer.Option(help="Closed loop: requests kept under way, a level each.  [default: 1,8,32]")] = None,
-    rate: Annotated[float | None, typer.Option(help="Open loop instead: requests a second, arriving at random (Poisson) and never waiting.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Open loop instead: requests a second that arrive at random (Poisson), such as 1,2.")] = None,
     requests: Annotated[int | None, typer.Option(help="Requests per level.  [default: 64; without end where --duration is given]")] = None,
     duration: Annotated[str | None, typer.Option(help="Time per level after which no more requests are sent, such as 30s.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="Prompts: a .txt with one a line, or a .jsonl with `prompt`.  [default: made ones]")] = None,
+    prompts: Annotated[str | None, typer.Option(help=f"{PROMPTS_HELP}  [default: made ones]")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="About how long a made prompt is.  [default: 64]")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most new tokens per request.  [default: 64]")] = None,
+    stream: Annotated[bool, typer.Option(help="Ask for answers token by token; whole ones have no TTFT, TPOT or ITL.")] = True,
     slo: Annotated[str | None, typer.Option(help="Limits on each request, such as ttft=300ms,tpot=30ms,e2el=5s; gives the goodput.")] = None,
     timeout: Annotated[str | None, typer.Option(help="Time after which a request is given up.  [default: 120s]")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Variable that holds the key, such as OPENAI_API_KEY.  [default: no key]")] = None,
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write; must not exist.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="SVG file to write: throughput against TTFT and TPOT; must not exist.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG or PNG file to write: throughput against waiting times; must not exist.")] = None,
     as_json: Json = False,
 ) -> None:
     """Load-tests an OpenAI-compatible endpoint: TTFT, TPOT, ITL, throughput and goodput under limits.
 
     TPOT = (E2EL - TTFT)/(n - 1) for n tokens. Run it in no process of the server, and best on another machine.
     """
-    from genopt.console import LoadLine, print_load_test
+    from genopt.load_console import LoadLine, print_load_test
     from genopt.measure import load_spec
-    from genopt.measure.load_plot import load_svg
+    from genopt.measure.load_plot import load_plot, refuse_other_kinds
     from genopt.measure.load_result import refuse_existing, write_new
     from genopt.measure.load_test import load_test
 
     spec = load_spec.build({
-        "url": url, "model": model, "concurrency": _streams(concurrency), "rate": rate, "requests": requests, "duration": duration,
-        "prompts": prompts, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "slo": slo, "timeout": timeout,
+        "url": url, "model": model, "concurrency": _listed(concurrency), "rate": _listed(rate), "requests": requests, "duration": duration,
+        "stream": stream, "prompts": prompts, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "slo": slo, "timeout": timeout,
         "api_key_env": api_key_env, "seed": seed,
     })  # fmt: skip
     refuse_existing(out, plot)
+    refuse_other_kinds(plot)
     with LoadLine() as line:
         found = load_test(spec, line)
     print_load_test(found)
@@ -316,9 +319,12 @@ def bench(
     if as_json:
         _print_json(document)
     if out is not None:
-        write_new(out, json.dumps(document, indent=2) + "\n")
+        write_new(out, json.dumps(document, indent=2).encode() + b"\n")
     if plot is not None:
-        write_new(plot, load_svg(found))
+        write_new(plot, load_plot(found, plot.suffix))
+    if found.interrupted:
+        _say(f"genopt: Interrupted after {len(found.levels)} of {len(spec.concurrency) + len(spec.rate)} levels; what they gave stands above.")
+        raise typer.Exit(InterruptedRunError.exit_code)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

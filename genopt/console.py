@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,9 +18,6 @@ from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
 from genopt.search.estimate import Forecast
 
-if TYPE_CHECKING:
-    from genopt.measure.load_result import Level, LoadResult
-
 STYLES = {
     "accepted": "green", "rejected": "red", "failed": "red", "inconclusive": "yellow", "infeasible": "dim", "skipped": "dim",
     "running": "cyan", "reference": "blue", "winner": "bold green",
@@ -31,7 +28,7 @@ ROWS = 18
 """Rows of the live table: more would push the budget off a small terminal. The summary has them all."""
 
 
-def _stderr() -> Console:
+def stderr() -> Console:
     """Standard error; a log file gets lines long enough for the tables."""
     found = Console(stderr=True)
     return found if found.is_terminal else Console(stderr=True, width=WIDTH)
@@ -56,7 +53,7 @@ class LiveTable:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or _stderr()
+        self._console = console or stderr()
         self._clock = clock
         self._running: dict[str, _Running] = {}
         self._finished: dict[str, Candidate] = {}
@@ -153,7 +150,7 @@ def print_summary(report: Report, console: Console | None = None) -> None:
         report: The run's report.
         console: Where to write; stderr unless given.
     """
-    out = console or _stderr()
+    out = console or stderr()
     out.print()
     out.print(Text(wording.verdict(report), style=STYLES["winner"] if report.winner else "bold"))
     out.print(Text(report.decision, style="dim"))
@@ -212,7 +209,7 @@ def _finished_row(candidate: Candidate) -> tuple[Text, ...]:
 
 def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None:
     """Prints what a run would try."""
-    out = console or _stderr()
+    out = console or stderr()
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for heading in ("candidate", "engine", "techniques", "expected", "disk", "ruled out because"):
         table.add_column(heading, overflow="fold")
@@ -228,7 +225,7 @@ def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None
 
 def print_profile(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints where a model's time goes."""
-    out = console or _stderr()
+    out = console or stderr()
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for heading in ("where", "share", "bound by", "measured", "advice"):
         table.add_column(heading, overflow="fold")
@@ -242,96 +239,9 @@ def print_profile(found: Mapping[str, Any], console: Console | None = None) -> N
 
 def print_status(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints what is deployed."""
-    out = console or _stderr()
+    out = console or stderr()
     if not found:
         out.print("Nothing is deployed.")
     for name, application in found.items():
         replicas = "; ".join(f"{deployment} {detail['replicas']}" for deployment, detail in application["deployments"].items())
         out.print(Text(f"{name}: {application['status'].lower()} {application['message']} {replicas}".strip()))
-
-
-class LoadLine:
-    """A `genopt.measure.load_test.Progress` on stderr: one line that moves on a terminal, one line per level elsewhere.
-
-    Use it as a context manager; the line is gone when the block ends.
-
-    Args:
-        console: Where to write; stderr unless given.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or _stderr()
-        self._text = self._level = ""
-        self._live: Live | None = None
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            # Twice a second: drawing costs the process that takes the times.
-            self._live = Live(self, console=self._console, refresh_per_second=2, redirect_stdout=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def __call__(self, level: str, *, done: int, of: int | None, failed: int, in_flight: int) -> None:
-        """See `genopt.measure.load_test.Progress`."""
-        total = f" of {of}" if of is not None else ""
-        self._text = f"{level}: {done}{total} requests ended, {in_flight} under way, {failed} failed"
-        if self._live is None and level != self._level:
-            self._console.print(level, markup=False, highlight=False, soft_wrap=True)
-        self._level = level
-
-    def __rich__(self) -> RenderableType:
-        """The line as it stands."""
-        return Text(self._text, no_wrap=True, overflow="ellipsis")
-
-
-def print_load_test(result: LoadResult, console: Console | None = None) -> None:
-    """Prints what a load test found: a row per level, a row per level and time, the definitions that differ between tools, and notes."""
-    out = console or _stderr()
-    out.print()
-    out.print(Text(f"{result.model} at {result.spec.url}", style="bold"))
-    out.print(_levels_table(result.levels))
-    out.print()
-    out.print(_times_table(result.levels))
-    for name in ("tpot_ms", "goodput") if any(level.goodput for level in result.levels) else ("tpot_ms",):
-        out.print(Text(f"{name.removesuffix('_ms').upper() if name != 'goodput' else name}: {result.definitions[name]}.", style="dim"))
-    for note in result.notes:
-        out.print(Text(note, style=STYLES["inconclusive"]))
-
-
-def _levels_table(levels: Sequence[Level]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold dim")
-    table.add_column("load", no_wrap=True)
-    for heading in ("answered", "tok/s", "requests/s", "in flight", "client CPU", "goodput"):
-        table.add_column(heading, justify="right")
-    for level in levels:
-        speeds = (f"{level.metrics[name].value:.{digits}f}" if name in level.metrics else wording.NONE
-                  for name, digits in (("output_tok_s", 1), ("requests_s", 2)))  # fmt: skip
-        cpu = wording.percent(level.client.cpu_share, 0) if level.client.cpu_share is not None else wording.NONE
-        good = wording.percent(level.goodput.share) if level.goodput else wording.NONE
-        if level.goodput and level.goodput.requests_s is not None:
-            good += f", {level.goodput.requests_s:.2f}/s"
-        cells = (level.name, f"{level.succeeded}/{level.sent}", *speeds, f"≤ {level.peak_in_flight}", cpu, good)
-        table.add_row(*map(Text, cells), style=STYLES["failed"] if level.errors else None)
-    return table
-
-
-def _times_table(levels: Sequence[Level]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold dim")
-    for heading in ("load", "time"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("p50", "95% interval", "p90", "p99", "n"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for level in levels:
-        for place, (name, title) in enumerate((("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"), ("itl_ms", "ITL"), ("e2el_ms", "E2EL"))):
-            value = level.metrics.get(name)
-            cells = [wording.NONE] * 4 + ["0"]
-            if value is not None:
-                tail = (wording.quantile(value, number) for number in (value.p90, value.p99))
-                cells = [wording.metric(value), wording.metric_interval(value), *tail, str(value.n)]
-            table.add_row(*map(Text, (level.name if place == 0 else "", title, *cells)))
-    return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -13,6 +14,7 @@ from genopt.errors import SpecError
 from genopt.plan import Plan, Record
 
 Objective = Literal["latency", "throughput", "memory", "balanced"]
+ArrivalKind = Literal["poisson", "fixed"]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -50,6 +52,24 @@ def parse_slo(value: object) -> object:
     return value
 
 
+def parse_arrivals(value: str) -> tuple[ArrivalKind, float] | None:
+    """Turns `poisson:2.5` or `fixed:2.5` into the kind and its requests per second, and `closed` into None.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if value == "closed":
+        return None
+    kind, _, rate = value.partition(":")
+    try:
+        per_second = float(rate)
+    except ValueError:
+        per_second = 0.0
+    if kind not in ("poisson", "fixed") or not 0 < per_second < math.inf:
+        raise ValueError(f"{value!r} says not how requests arrive; write closed, or a rate per second such as poisson:2.5 or fixed:2.5")
+    return ("poisson" if kind == "poisson" else "fixed"), per_second
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 SloName = Literal["ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "tpot_p99"]
@@ -69,9 +89,14 @@ class RunSpec(Record):
         calib_data: Likewise for calibration; never overlaps the evaluation text.
         include: Keep only candidates whose technique, engine or name contains one of these.
         exclude: Drop candidates whose technique, engine or name contains one of these.
-        concurrency: Numbers of simultaneous streams at which throughput is measured.
-        prompt_tokens: Length of the measured prompts.
-        output_tokens: New tokens per measured request.
+        prompts: File of the user's own prompts to measure speed with: `.txt` with one a line, `.jsonl` with `prompt` or chat
+            `messages`, or `.parquet` with a column of one of these names. None cuts them from the calibration text.
+        prompt_tokens: Length of the measured prompts in tokens (ISL); prompts of one's own keep their length.
+        output_tokens: New tokens per measured request (OSL).
+        concurrency: Numbers of simultaneous streams at which throughput is measured, each a batch that starts at once.
+        arrivals: How requests arrive beside that: `closed` measures nothing else; `poisson:RATE` and `fixed:RATE` also
+            measure what callers wait where RATE requests a second arrive at random or evenly and queue for the next batch,
+            as they do at a deployed replica.
         precision: Half-width of a speedup's interval at which it counts as decided (accepts `2%`).
         address: Ray cluster to join; None joins a local one or starts an embedded one.
         store: Folder of content-addressed artifacts.
@@ -95,9 +120,11 @@ class RunSpec(Record):
     calib_data: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    concurrency: tuple[int, ...] = (1, 4)
+    prompts: str | None = None
     prompt_tokens: int = Field(default=64, ge=2)
     output_tokens: int = Field(default=32, ge=4)
+    concurrency: tuple[int, ...] = (1, 4)
+    arrivals: str = "closed"
     precision: Share = Field(default=0.02, gt=0, lt=1)
     address: str | None = None
     store: str | None = None
@@ -116,6 +143,11 @@ class RunSpec(Record):
             raise ValueError("concurrency needs at least one number, each 1 or more")
         return tuple(sorted({1, *value}))
 
+    @field_validator("arrivals")
+    @classmethod
+    def _arriving(cls, value: str) -> str:
+        parse_arrivals(value)
+        return value
 
     def wants(self, plan: Plan) -> bool:
         """Whether `include` and `exclude` leave a candidate in; both look into its name, engine and techniques."""

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from genopt.errors import SpecError
-from genopt.measure.load_client import ErrorName, Sample, failures
+from genopt.measure.load_answer import ErrorName
+from genopt.measure.load_client import Sample, failures
 from genopt.measure.load_spec import LimitName, LoadSpec
 from genopt.measure.saturation import ClientLoad
-from genopt.measure.statistics import metric
+from genopt.measure.statistics import metric, percentiles
 from genopt.plan import Metric, Record
 from genopt.store.files import storage_error
 
 DEFINITIONS = {
     "ttft_ms": "send to the first chunk with text",
     "tpot_ms": "(E2EL - TTFT)/(n - 1) for n tokens; a request with one token or with all text in one chunk has none",
-    "e2el_ms": "send to the last chunk with text",
-    "itl_ms": "median gap between a request's chunks with text",
-    "itl_max_ms": "longest gap between a request's chunks with text",
+    "e2el_ms": "send to the last chunk with text, or to the end of an answer in one piece",
+    "itl_ms": "gap between two chunks with text; percentiles over all gaps of all requests, so n counts gaps",
+    "itl_max_ms": "longest gap of each request",
     "prompt_tokens": "tokens of a prompt with the chat template, as the server counts them",
     "output_tokens": "new tokens of a request: the server's usage, else its chunks with text",
-    "output_tok_s": "new tokens of all successful requests over the level's wall time, first send to last end",
+    "output_tok_s": "new tokens of all successful requests over the level's wall time, first send to last end; absent where a count is missing",
     "requests_s": "successful requests over the same time",
     "goodput": "requests that meet every limit, of all that were sent and per second; a request without TPOT meets its limit",
 }
-_TIMES = ("ttft_ms", "tpot_ms", "itl_ms", "itl_max_ms", "e2el_ms")
+_TIMES = ("ttft_ms", "tpot_ms", "e2el_ms")
 _FEW = 100
 """Under so many requests the 99th percentile leans on the slowest one or two."""
+_FULL = 0.8
+"""Share of its workers that a level has to keep busy on average: at its end fewer requests are left, and refused ones are no load."""
+
+
+class Run(Protocol):
+    """What happened at one level.
+
+    Attributes:
+        samples: All requests that count, in the order of their end.
+        wall_s: First send to last end.
+        request_s: Time of all requests together.
+        peak: Most requests under way at once.
+    """
+
+    samples: list[Sample]
+    request_s: float
+    peak: int
+
+    @property
+    def wall_s(self) -> float:
+        """See above."""
 
 
 class Goodput(Record):
@@ -59,7 +81,8 @@ class Level(Record):
         examples: What was said about the first error of each name.
         without_usage: Successful requests whose server sent no usage, so that chunks were counted instead of tokens.
         wall_s: First send to last end.
-        peak_in_flight: Most requests under way at once.
+        mean_in_flight: Requests under way at once, on average over the wall time; None where no time passed.
+        peak_in_flight: The most of them.
         warm_up: Requests before the first that counts.
         warm_up_errors: Those of them that failed, by name.
         metrics: By the names of `DEFINITIONS`; one without samples is absent.
@@ -76,6 +99,7 @@ class Level(Record):
     examples: dict[ErrorName, str]
     without_usage: int
     wall_s: float
+    mean_in_flight: float | None
     peak_in_flight: int
     warm_up: int
     warm_up_errors: dict[ErrorName, int]
@@ -98,6 +122,7 @@ class LoadResult(Record):
         spec: What was asked for, without any key.
         definitions: What each metric means.
         levels: In the order measured.
+        interrupted: Ctrl-C came before all levels were measured; those that had ended are here.
         client_saturated: Whether any level's times may be the client's.
         notes: What a reader has to know before believing the numbers.
     """
@@ -107,6 +132,7 @@ class LoadResult(Record):
     spec: LoadSpec
     definitions: dict[str, str]
     levels: tuple[Level, ...]
+    interrupted: bool = False
     client_saturated: bool
     notes: tuple[str, ...]
 
@@ -126,14 +152,21 @@ def summarize(samples: Sequence[Sample], wall_s: float, *, seed: int) -> dict[st
     """
     good = [sample for sample in samples if sample.error is None]
     columns: dict[str, list[float | int | None]] = {name: [getattr(sample, name) for sample in good] for name in (*_TIMES, "prompt_tokens")}
-    columns["output_tokens"] = [sample.tokens for sample in good]
+    columns |= {"output_tokens": [sample.tokens for sample in good], "itl_max_ms": [max(sample.itl_ms, default=None) for sample in good]}
     found: dict[str, Metric] = {}
     for name, values in columns.items():
         present = [float(value) for value in values if value is not None]
         if present:
-            found[name] = metric(present, "ms" if name in _TIMES else "tokens", seed=seed)
+            found[name] = metric(present, "tokens" if name.endswith("tokens") else "ms", seed=seed)
+    gaps = [gap for sample in good for gap in sample.itl_ms]
+    if gaps:
+        # Without an interval: gaps of one request are alike, and resampling them one by one would pretend to far more evidence than there is.
+        p50, p90, p99 = percentiles(gaps)
+        found["itl_ms"] = Metric(value=p50, unit="ms", p50=p50, p90=p90, p99=p99, n=len(gaps))
     if good and wall_s > 0:
-        found["output_tok_s"] = Metric(value=sum(sample.tokens for sample in good) / wall_s, unit="tok/s", n=len(good))
+        counts = [sample.tokens for sample in good if sample.tokens is not None]
+        if len(counts) == len(good):
+            found["output_tok_s"] = Metric(value=sum(counts) / wall_s, unit="tok/s", n=len(good))
         found["requests_s"] = Metric(value=len(good) / wall_s, unit="1/s", n=len(good))
     return found
 
@@ -152,52 +185,69 @@ def _meets(sample: Sample, limits_s: Mapping[LimitName, float]) -> bool:
 
 
 def level_of(
-    samples: Sequence[Sample], spec: LoadSpec, *, concurrency: int | None, wall_s: float, peak: int, warm_up: Sequence[Sample], client: ClientLoad
+    run: Run, spec: LoadSpec, *, concurrency: int | None, rate: float | None, warm_up: Sequence[Sample], client: ClientLoad
 ) -> Level:
     """One level's record.
 
     Args:
-        samples: All requests that count.
+        run: What happened.
         spec: What was asked for.
         concurrency: Workers; None in the open loop.
-        wall_s: First send to last end.
-        peak: Most requests under way at once.
+        rate: Mean arrivals per second; None in the closed loop.
         warm_up: The requests before.
         client: What the test asked of its own process.
     """
+    samples, wall_s = run.samples, run.wall_s
     errors = failures(samples)
     return Level(
-        concurrency=concurrency, rate=spec.rate, sent=len(samples), succeeded=len(samples) - sum(errors.values()), errors=errors,
+        concurrency=concurrency, rate=rate, sent=len(samples), succeeded=len(samples) - sum(errors.values()), errors=errors,
         examples={name: next(sample.detail for sample in samples if sample.error == name) for name in errors},
-        without_usage=sum(sample.error is None and not sample.with_usage for sample in samples), wall_s=wall_s, peak_in_flight=peak,
+        without_usage=sum(sample.error is None and not sample.with_usage for sample in samples), wall_s=wall_s,
+        mean_in_flight=run.request_s / wall_s if wall_s > 0 else None, peak_in_flight=run.peak,
         warm_up=len(warm_up), warm_up_errors=failures(warm_up), metrics=summarize(samples, wall_s, seed=spec.seed),
         goodput=goodput(samples, spec.slo, wall_s), client=client, samples=tuple(samples),
     )  # fmt: skip
 
 
-def notes_on(levels: Iterable[Level], *, different: int | None, asked: int) -> tuple[str, ...]:
-    """What a reader has to know before believing the numbers, one sentence each.
+def result_of(levels: Sequence[Level], spec: LoadSpec, *, model: str, different: int | None, interrupted: bool = False) -> LoadResult:
+    """A load test's record.
 
     Args:
-        levels: All levels.
+        levels: At least one.
+        spec: What was asked for.
+        model: The name that was asked for.
         different: Different prompts; None where each request had its own.
-        asked: Requests in all, warm-up included.
+        interrupted: Whether levels are missing.
     """
-    found: list[str] = []
-    for level in levels:
-        if level.client.saturated:
-            found.append(f"{level.name}: {level.client.sentence()}")
-        if level.errors:
-            named = ", ".join(f"{count} {name} ({level.examples[name] or 'nothing was said'})" for name, count in level.errors.items())
-            found.append(f"{level.name}: {level.sent - level.succeeded} of {level.sent} requests failed: {named}.")
-        if level.without_usage:
-            what = f"{level.without_usage} answers came without usage"
-            found.append(f"{level.name}: {what}; their tokens are chunks with text, and a chunk may hold several.")
-        if 0 < level.succeeded < _FEW:
-            found.append(f"{level.name}: p99 of {level.succeeded} requests is close to the slowest one; use --requests {_FEW} or more for it.")
+    return LoadResult(
+        model=model, spec=spec, definitions=DEFINITIONS, levels=tuple(levels), interrupted=interrupted,
+        client_saturated=any(level.client.saturated for level in levels), notes=_notes(levels, spec, different),
+    )  # fmt: skip
+
+
+def _notes(levels: Sequence[Level], spec: LoadSpec, different: int | None) -> tuple[str, ...]:
+    """What a reader has to know before believing the numbers, one sentence each."""
+    found = [f"{level.name}: {remark}" for level in levels for remark in _remarks(level, spec.stream)]
+    few = [f"{level.succeeded} ({level.name})" for level in levels if 0 < level.succeeded < _FEW]
+    if few:
+        found.append(f"The p99 of so few requests is close to the slowest one: {', '.join(few)}; use --requests {_FEW} or more for it.")
+    asked = sum(level.sent + level.warm_up for level in levels)
     if different is not None and asked > different:
         found.append(f"{asked} requests shared {different} prompts; a server that caches prompts looks faster for it.")
     return tuple(found)
+
+
+def _remarks(level: Level, stream: bool) -> Iterator[str]:
+    if level.client.saturated:
+        yield level.client.sentence()
+    if level.errors:
+        named = ", ".join(f"{count} {name} ({level.examples[name] or 'nothing was said'})" for name, count in level.errors.items())
+        yield f"{level.sent - level.succeeded} of {level.sent} requests failed: {named}."
+    if level.without_usage:
+        counted = "their tokens are chunks with text, and a chunk may hold several" if stream else "their tokens are not known"
+        yield f"{level.without_usage} answers came without usage; {counted}."
+    if level.concurrency is not None and level.mean_in_flight is not None and level.mean_in_flight < _FULL * level.concurrency:
+        yield f"only {level.mean_in_flight:.1f} requests were under way on average, so its throughput is that of less load; use more --requests."
 
 
 def refuse_existing(*paths: Path | None) -> None:
@@ -213,7 +263,7 @@ def refuse_existing(*paths: Path | None) -> None:
             raise SpecError(f"There is no folder {path.parent}; make it or choose another one.")
 
 
-def write_new(path: Path, content: str) -> None:
+def write_new(path: Path, content: bytes) -> None:
     """Writes a file that does not exist yet.
 
     Raises:
@@ -221,7 +271,7 @@ def write_new(path: Path, content: str) -> None:
         StorageError: It cannot be written.
     """
     try:
-        with path.open("x", encoding="utf-8") as stream:
+        with path.open("xb") as stream:
             stream.write(content)
     except FileExistsError:
         raise SpecError(f"{path} exists already; remove it or choose another name.") from None

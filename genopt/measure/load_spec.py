@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,12 +10,13 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from genopt.errors import DataError, SpecError
+from genopt.errors import SpecError
+from genopt.measure.prompts import Prompt, read_prompts
 from genopt.plan import Record
 from genopt.spec import Duration, parse_slo
 
 LimitName = Literal["ttft", "tpot", "e2el"]
-Prompts = Callable[[int], str]
+Prompts = Callable[[int], Prompt]
 """The prompt of request `index`; the same index always gives the same prompt."""
 
 REQUESTS = 64
@@ -32,10 +32,11 @@ class LoadSpec(Record):
         url: Base URL of the endpoint, without `/v1` and without a slash at the end.
         model: Name to ask for; None takes the first that the endpoint lists.
         concurrency: Closed loop: numbers of workers, one level each. Empty where there is a rate.
-        rate: Open loop: mean arrivals per second; None for the closed loop.
+        rate: Open loop: mean arrivals per second, one level each. Empty in the closed loop.
         requests: Requests per level; None only where there is a duration.
         duration: Seconds after which a level starts no more requests; those under way are waited for.
-        prompts: File of prompts; None makes English ones.
+        stream: Ask for the answer token by token. Without, only whole answers can be timed: there is no TTFT, TPOT or ITL.
+        prompts: File of prompts, see `genopt.measure.prompts`; None makes English ones.
         prompt_tokens: About how long a made prompt is.
         max_tokens: Upper bound of new tokens per request.
         slo: Limits in seconds that a request has to meet to count as good.
@@ -47,9 +48,10 @@ class LoadSpec(Record):
     url: str
     model: str | None = None
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
     requests: int | None = Field(default=None, ge=1)
     duration: Duration | None = Field(default=None, gt=0)
+    stream: bool = True
     prompts: str | None = None
     prompt_tokens: int = Field(default=64, ge=1, le=100_000)
     max_tokens: int = Field(default=64, ge=1)
@@ -87,10 +89,12 @@ class LoadSpec(Record):
 
     @model_validator(mode="after")
     def _agreeing(self) -> LoadSpec:
-        if self.rate is not None and self.concurrency:
+        if self.rate and self.concurrency:
             raise ValueError("--rate sends without waiting and --concurrency waits; give one of the two")
-        if self.rate is None and not self.concurrency:
-            raise ValueError("--concurrency needs at least one number, such as 1,8,32")
+        if not self.rate and not self.concurrency:
+            raise ValueError("a load needs at least one number, such as --concurrency 1,8,32")
+        if not self.stream and {"ttft", "tpot"} & set(self.slo):
+            raise ValueError("without streaming only whole answers are timed; limit e2el in --slo, or leave --no-stream out")
         if self.requests is not None and self.requests < max(self.concurrency, default=1):
             raise ValueError(f"{self.requests} requests cannot keep {max(self.concurrency)} workers busy; raise --requests")
         return self
@@ -133,40 +137,8 @@ def prompts_of(spec: LoadSpec) -> tuple[Prompts, int | None]:
     """
     if spec.prompts is None:
         return made_prompts(spec.prompt_tokens, seed=spec.seed), None
-    listed = read_prompts(Path(spec.prompts))
+    listed = read_prompts(Path(spec.prompts).expanduser())
     return (lambda index: listed[index % len(listed)]), len(set(listed))
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Reads prompts: one a line of a `.txt` file, or the `prompt` of each line of a `.jsonl` file; empty lines are skipped.
-
-    Raises:
-        DataError: The file is missing, has no prompt or another form.
-    """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise DataError(f"{path} is neither .txt nor .jsonl; give one prompt a line, or a JSON object with a `prompt` a line.")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"Cannot read the prompts {path} ({error.strerror}); give the path of a .txt or .jsonl file.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; convert it.") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    found = tuple(_prompt(path, number, line) for number, line in numbered) if path.suffix == ".jsonl" else tuple(line for _, line in numbered)
-    if not found:
-        raise DataError(f"{path} has no prompts; write one a line.")
-    return found
-
-
-def _prompt(path: Path, number: int, line: str) -> str:
-    try:
-        content = json.loads(line)
-    except ValueError:
-        raise DataError(f"Line {number} of {path} is not JSON; mend or remove it.") from None
-    prompt = content.get("prompt") if isinstance(content, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError(f"Line {number} of {path} has no text under `prompt`; give every line a string there.")
-    return prompt
 
 
 def made_prompts(tokens: int, *, seed: int) -> Prompts:

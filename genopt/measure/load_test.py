@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from genopt.errors import EndpointError, InterruptedRunError, SpecError
+from genopt.measure.arrivals import arrivals
 from genopt.measure.load_client import Clock, LoadClient, Sample, failures
-from genopt.measure.load_result import DEFINITIONS, Level, LoadResult, level_name, level_of, notes_on
+from genopt.measure.load_result import Level, LoadResult, level_name, level_of, result_of
 from genopt.measure.load_spec import LoadSpec, Prompts, prompts_of
 from genopt.measure.load_transport import open_client
 from genopt.measure.saturation import Watch
 
 WARM_UP_TOKENS = 8
-PAUSE_S = 0.1
-"""A worker's pause after a failure: without it, one that is refused at once would do nothing but knock."""
+PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+"""A worker's pause after a failure: without it, one that is refused at once would do nothing but knock. A server that says how long to
+wait is obeyed, up to the longest pause. In the open loop nothing waits."""
 
 
 Send = Callable[[int, int, float], Awaitable[Sample]]
@@ -42,7 +42,7 @@ def silent(level: str, *, done: int, of: int | None, failed: int, in_flight: int
 
 
 def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
-    """Measures an endpoint at every level of load, one after another.
+    """Measures an endpoint at every level of load, one after another; after Ctrl-C the result has the levels that had ended.
 
     Args:
         spec: What to do.
@@ -52,20 +52,29 @@ def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
         SpecError: The variable that should hold the key does not.
         DataError: The file of prompts cannot be used.
         EndpointError: The endpoint does not answer, is none, or no request succeeded.
-        InterruptedRunError: Ctrl-C.
+        InterruptedRunError: Ctrl-C before the first level had ended.
     """
     key = _key(spec.api_key_env)
     prompts, different = prompts_of(spec)
+    levels: list[Level] = []
+    model, interrupted = "", False
 
-    async def run() -> LoadResult:
+    async def run() -> None:
+        nonlocal model
         async with open_client(key=key) as http:
-            client = LoadClient(http, spec.url, timeout_s=spec.timeout, clock=time.perf_counter)
-            return await measure(spec, client, prompts, different=different, progress=progress)
+            client = LoadClient(http, spec.url, timeout_s=spec.timeout, clock=time.perf_counter, stream=spec.stream)
+            model = await client.model(spec.model)
+            async for level in measure(spec, client, prompts, model=model, progress=progress):
+                levels.append(level)
 
     try:
-        return asyncio.run(run())
+        asyncio.run(run())
     except KeyboardInterrupt:
-        raise InterruptedRunError("Interrupted before the load test ended; nothing was written, so run it again.") from None
+        interrupted = True
+    if interrupted and not any(level.succeeded for level in levels):
+        raise InterruptedRunError("Interrupted before the first level had ended; nothing was written, so run it again.")
+    _refuse_failure(levels, spec.url)
+    return result_of(levels, spec, model=model, different=different, interrupted=interrupted)
 
 
 def _key(variable: str | None) -> str | None:
@@ -82,34 +91,30 @@ async def measure(
     client: LoadClient,
     prompts: Prompts,
     *,
-    different: int | None = None,
+    model: str,
     progress: Progress = silent,
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
-) -> LoadResult:
-    """`load_test` with a given client and clocks.
+) -> AsyncIterator[Level]:
+    """The levels of a load test, each once it has ended.
 
     Args:
         spec: What to do; the endpoint and the key are the client's.
         client: Whom to ask, with the same clock.
         prompts: What to ask.
-        different: Different prompts; None where each request has its own.
+        model: Whom to ask for.
         progress: Told how it goes on.
         clock: Monotonic clock in seconds.
         cpu_clock: Processor time of this process in seconds.
-
-    Raises:
-        EndpointError: The endpoint does not answer, is none, or no request succeeded.
     """
-    model = await client.model(spec.model)
-    levels: list[Level] = []
     asked = 0
 
     async def send(index: int, tokens: int, since: float) -> Sample:
         return await client.ask(prompts(index), model=model, max_tokens=tokens, index=index, since=since)
 
-    for streams in spec.concurrency or (None,):
-        name = level_name(streams, spec.rate)
+    loads: list[tuple[int | None, float | None]] = [*((streams, None) for streams in spec.concurrency), *((None, rate) for rate in spec.rate)]
+    for streams, rate in loads:
+        name = level_name(streams, rate)
         progress(f"{name}, warming up", done=0, of=spec.requests, failed=0, in_flight=0)
 
         def tell(done: int, failed: int, in_flight: int, name: str = name) -> None:
@@ -118,27 +123,9 @@ async def measure(
         run = _Run(spec, send, first=asked, tell=tell, clock=clock)
         warm_up = await run.warm_up(streams or 1)
         async with Watch(clock, cpu_clock) as watch:
-            await (run.closed_loop(streams) if streams else run.open_loop(poisson_arrivals(spec.rate or 1.0, seed=spec.seed)))
-        levels.append(level_of(run.samples, spec, concurrency=streams, wall_s=run.wall_s, peak=run.peak, warm_up=warm_up, client=watch.load()))
+            await (run.open_loop(arrivals("poisson", rate, seed=spec.seed)) if rate else run.closed_loop(streams or 1))
         asked = run.next
-    _refuse_failure(levels, spec.url)
-    saturated = any(level.client.saturated for level in levels)
-    notes = notes_on(levels, different=different, asked=asked)
-    return LoadResult(model=model, spec=spec, definitions=DEFINITIONS, levels=tuple(levels), client_saturated=saturated, notes=notes)
-
-
-def poisson_arrivals(rate: float, *, seed: int) -> Iterator[float]:
-    """Times of arrival in seconds after the start, without end: independent exponential gaps of mean 1/rate.
-
-    Args:
-        rate: Mean arrivals per second.
-        seed: Same seed, same arrivals.
-    """
-    generator = np.random.default_rng(seed)
-    at = 0.0
-    while True:
-        at += float(generator.exponential(1 / rate))
-        yield at
+        yield level_of(run, spec, concurrency=streams, rate=rate, warm_up=warm_up, client=watch.load())
 
 
 def _refuse_failure(levels: Sequence[Level], url: str) -> None:
@@ -174,6 +161,7 @@ class _Run:
         self._sent = self._failed = self._in_flight = 0
         self.next = first
         self.samples: list[Sample] = []
+        self.request_s = 0.0
         self.peak = 0
 
     @property
@@ -209,7 +197,7 @@ class _Run:
         while self._goes_on(self._clock() - self._began):
             sample = await self._request(self._claim())
             if sample.error is not None:
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, sample.retry_after_s or 0.0)))
 
     def _goes_on(self, elapsed_s: float) -> bool:
         enough = self._spec.requests is not None and self._sent >= self._spec.requests
@@ -222,13 +210,14 @@ class _Run:
         return self.next - 1
 
     async def _request(self, index: int) -> Sample:
-        if self._first_send is None:
-            self._first_send = self._clock()
+        begun = self._clock()
+        self._first_send = begun if self._first_send is None else self._first_send
         self._in_flight += 1
         self.peak = max(self.peak, self._in_flight)
         sample = await self._send(index, self._spec.max_tokens, self._began)
         self._in_flight -= 1
         self._last_end = self._clock()
+        self.request_s += max(0.0, self._last_end - begun)
         self.samples.append(sample)
         self._failed += sample.error is not None
         self._tell(len(self.samples), self._failed, self._in_flight)
