@@ -46,6 +46,13 @@ CalibData = Annotated[str | None, typer.Option(help="Text to calibrate on; must 
 Include = Annotated[list[str] | None, typer.Option(help="Keep candidates whose name, engine or technique contains this; repeatable.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Drop candidates whose name, engine or technique contains this; repeatable.")]
 Concurrency = Annotated[str | None, typer.Option(help="Streams at which throughput is measured, such as 1,8,32.  [default: 1,4]")]
+Prompts = Annotated[str | None, typer.Option(help=f"{PROMPTS_HELP}  [default: pieces of the calibration text]")]
+PromptTokens = Annotated[int | None, typer.Option(help="Tokens of a measured prompt (ISL), unless --prompts brings its own.  [default: 64]")]
+OutputTokens = Annotated[int | None, typer.Option(help="New tokens of a measured request (OSL).  [default: 32]")]
+ArrivalsOf = Annotated[str | None, typer.Option(
+    "--arrivals", help="poisson:RATE or fixed:RATE also measures what callers wait, queueing included, where so many requests a second arrive, "
+    "such as poisson:2.5.  [default: closed, which measures nothing beside --concurrency]",
+)]  # fmt: skip
 Precision = Annotated[str | None, typer.Option(help="Half-width of a speedup's interval at which it counts as decided.  [default: 2%]")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine, else an embedded one]")]
 Store = Annotated[str | None, typer.Option(help="Folder of artifacts, shared by all nodes.  [default: $GENOPT_STORE or the user's cache]")]
@@ -115,7 +122,11 @@ def optimize(
     calib_data: CalibData = None,
     include: Include = None,
     exclude: Exclude = None,
+    prompts: Prompts = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
     concurrency: Concurrency = None,
+    arrivals: ArrivalsOf = None,
     precision: Precision = None,
     address: Address = None,
     store: Store = None,
@@ -130,7 +141,8 @@ def optimize(
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
     spec = _spec(
         model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data, calib_data=calib_data,
-        include=include, exclude=exclude, concurrency=_listed(concurrency), precision=precision, address=address, store=store, out=out,
+        include=include, exclude=exclude, prompts=prompts, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
+        concurrency=_listed(concurrency), arrivals=arrivals, precision=precision, address=address, store=store, out=out,
         deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _conclude(*_optimize(spec), spec, as_json)

@@ -79,8 +79,9 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
         kept.mkdir(parents=True, exist_ok=True)
         say("tokenizing a text")
         payload: dict[str, Any] = {
-            "model": model.path, "eval_data": None, "calib_data": None, "seed": spec.seed, "prompt_tokens": spec.prompt_tokens,
-            "max_context": model.max_context, "destination": str(Path(scratch, "data")),
+            "model": model.path, "eval_data": None, "calib_data": None, "seed": spec.seed, "prompts": spec.prompts,
+            "prompt_tokens": spec.prompt_tokens, "output_tokens": spec.output_tokens, "max_context": model.max_context,
+            "destination": str(Path(scratch, "data")),
         }  # fmt: skip
         log = kept / "profile.log"
         prepared = Prepared.model_validate(run_stage(task.prepare_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads))

@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 from genopt import catalog
 from genopt.distributed import cluster, stages
 from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
+from genopt.measure.prompts import read_prompts
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Record
 from genopt.progress import Listener
@@ -175,6 +176,8 @@ def _require_inputs(spec: RunSpec, path: Path) -> None:
     for data in (spec.eval_data, spec.calib_data):
         if data is not None:
             load_documents(Path(data).expanduser())
+    if spec.prompts is not None:
+        read_prompts(Path(spec.prompts).expanduser())
     if spec.deploy and not port_is_free(spec.host, spec.port):
         raise DeploymentError(f"Port {spec.port} on {spec.host} is taken; stop what listens there or choose another with --port.")
 

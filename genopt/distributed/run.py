@@ -180,7 +180,8 @@ class _Run:
     def _prepare(self) -> Prepared:
         payload = {
             "model": self._model.path, "eval_data": self._spec.eval_data, "calib_data": self._spec.calib_data, "seed": self._spec.seed,
-            "prompt_tokens": self._spec.prompt_tokens, "max_context": self._model.max_context,
+            "prompts": self._spec.prompts, "prompt_tokens": self._spec.prompt_tokens, "output_tokens": self._spec.output_tokens,
+            "max_context": self._model.max_context,
             "destination": str((self._folder.path / "data").absolute()),
         }  # fmt: skip
         return Prepared.model_validate(self._stage(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))
@@ -234,8 +235,8 @@ class _Run:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return BenchConfig(
             original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
-            concurrency=spec.concurrency, output_tokens=spec.output_tokens, precision=spec.precision, threads=max(1, int(node.cpus)),
-            parameters=model.parameters, seed=spec.seed, environment=environment,
+            concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
+            threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
         )  # fmt: skip
 
     def _original(self) -> Artifact:

@@ -13,29 +13,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from statistics import median_low
 
 from pydantic import Field
 
 from genopt.engines.base import Generation, GenerationRequest, TextSession
 from genopt.errors import StageError
-from genopt.measure.exclusivity import Disturbance, Unwatched, Watch
+from genopt.measure.exclusivity import Unwatched, Watch
+from genopt.measure.repeats import Repeats, Row
 from genopt.measure.statistics import half_width as relative_half_width
 from genopt.measure.statistics import log_ratio_interval, metric
 from genopt.plan import JsonValue, Metric, Ratio, Record
 
 MIN_ROUNDS = 5
 """Fewer may agree by chance and look decided; they are measured even where the time cap has passed."""
-BATCH_REPEATS = 2
-DISCARDS, PATIENCE = 6, 0.5
-"""Disturbed rounds that are measured again, and the share of the time in which even more are; then they are kept, and said to be disturbed."""
+BATCH_REPEATS = 3
 AA_ROUNDS = 8
 CLOCK_RESOLUTION_MS = 1e-6
 """Timestamps are whole nanoseconds; two tokens with the same one are not infinitely fast."""
 
 Clock = Callable[[], float]
-Row = dict[str, object]
-Found = TypeVar("Found")
 
 
 class TextWorkload(Record):
@@ -50,6 +47,12 @@ class TextWorkload(Record):
     prompts: tuple[tuple[int, ...], ...] = Field(min_length=1)
     output_tokens: int = Field(ge=2)
     concurrency: tuple[int, ...] = (1,)
+
+    def lengths(self) -> dict[str, JsonValue]:
+        """Tokens in and out as a metric's conditions say them; prompts of different lengths by their median and their longest."""
+        counts = [len(prompt) for prompt in self.prompts]
+        longest: dict[str, JsonValue] = {"longest_prompt_tokens": max(counts)} if min(counts) < max(counts) else {}
+        return {"prompt_tokens": median_low(counts), **longest, "output_tokens": self.output_tokens}
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Timing:
-    """One request's times."""
+class Timing:
+    """One request's times; `of` counts them from when the engine got the request, or from when it arrived before that."""
 
     tokens: int
     ttft_ms: float
@@ -86,11 +89,12 @@ class _Timing:
     itl_ms: tuple[float, ...]
 
     @classmethod
-    def of(cls, generation: Generation) -> _Timing:
+    def of(cls, generation: Generation, waited_ms: float = 0.0) -> Timing:
+        """Raises `StageError` where there is no time per token."""
         times = generation.timestamps_ns
         if len(times) < 2:
             raise StageError(f"The engine returned {len(times)} tokens where a time per token needs two; check that it ignores end-of-sequence.")
-        ttft, e2el = ((at - generation.started_ns) / 1e6 for at in (times[0], times[-1]))
+        ttft, e2el = (waited_ms + (at - generation.started_ns) / 1e6 for at in (times[0], times[-1]))
         gaps = tuple((after - before) / 1e6 for before, after in pairwise(times))
         per_token = max(CLOCK_RESOLUTION_MS, (e2el - ttft) / (len(times) - 1))
         return cls(tokens=len(times), ttft_ms=ttft, tpot_ms=per_token, e2el_ms=max(CLOCK_RESOLUTION_MS, e2el), itl_ms=gaps)
@@ -99,16 +103,12 @@ class _Timing:
 class _Duel:
     """Two sessions under one workload, and all rows so far."""
 
-    def __init__(self, candidate: TextSession, baseline: TextSession, workload: TextWorkload, watch: Watch, patient: Callable[[], bool]) -> None:
+    def __init__(self, candidate: TextSession, baseline: TextSession, workload: TextWorkload, repeats: Repeats) -> None:
         self._sessions = {"candidate": candidate, "baseline": baseline}
         self._workload = workload
-        self._watch = watch
-        self._patient = patient
-        self.timings: dict[str, list[_Timing]] = {role: [] for role in self._sessions}
+        self.repeats = repeats
+        self.timings: dict[str, list[Timing]] = {role: [] for role in self._sessions}
         self.batches: dict[tuple[str, int], list[float]] = {}
-        self.rows: list[Row] = []
-        self.discarded = 0
-        self.kept_disturbed = False
         self.decided = False
 
     def warm_up(self) -> None:
@@ -123,7 +123,7 @@ class _Duel:
         """
         done = 0
         while True:
-            found = self._undisturbed(partial(self._round, done), "single")
+            found = self.repeats.measured(partial(self._round, done))
             if found is not None:
                 for role, timings in found.items():
                     self.timings[role] += timings
@@ -135,34 +135,17 @@ class _Duel:
             if self.decided or done >= max_rounds or clock() >= deadline:
                 return ratio
 
-    def _round(self, index: int) -> dict[str, list[_Timing]]:
+    def _round(self, index: int) -> dict[str, list[Timing]]:
         return {
             role: self._run(role, phase="single", round_index=index, turn=turn, streams=1) for turn, role in enumerate(self._order(index))
         }  # fmt: skip
 
-    def _undisturbed(self, run: Callable[[], Found], phase: str) -> Found | None:
-        """Runs something, and drops what it found if the node was disturbed and there is patience left."""
-        first = len(self.rows)
-        self._watch.begin()
-        found = run()
-        disturbance = self._watch.end()
-        if not disturbance.contended:
-            return found
-        for row in self.rows[first:]:
-            row["phase"] = f"{phase}, disturbed"
-            row["disturbance"] = _described(disturbance)
-        if self.discarded < DISCARDS or self._patient():
-            self.discarded += 1
-            return None
-        self.kept_disturbed = True
-        return found
-
     def batch(self, streams: int, *, deadline: float, clock: Clock) -> None:
-        """Batches of `streams` requests on both sessions; repeated in the other order if the time suffices."""
+        """Batches of `streams` requests on both sessions; repeated in the other order while the time suffices."""
         done = 0
         while done < BATCH_REPEATS:
             started = clock()
-            found = self._undisturbed(partial(self._batch, done, streams), "throughput")
+            found = self.repeats.measured(partial(self._batch, done, streams))
             if found is not None:
                 for role, timings in found.items():
                     seconds = max(timing.e2el_ms for timing in timings) / 1e3
@@ -171,7 +154,7 @@ class _Duel:
             if done and 2 * clock() - started > deadline:
                 break
 
-    def _batch(self, index: int, streams: int) -> dict[str, list[_Timing]]:
+    def _batch(self, index: int, streams: int) -> dict[str, list[Timing]]:
         return {
             role: self._run(role, phase="throughput", round_index=index, turn=turn, streams=streams)
             for turn, role in enumerate(self._order(index))
@@ -183,8 +166,7 @@ class _Duel:
 
         def summary(samples: Sequence[float], unit: str, streams: int = 1) -> Metric:
             conditions: dict[str, JsonValue] = {
-                "prompt_tokens": max(map(len, self._workload.prompts)), "output_tokens": self._workload.output_tokens,
-                "concurrency": streams, "decided": self.decided, "contended": self.kept_disturbed,
+                **self._workload.lengths(), "concurrency": streams, "decided": self.decided, "contended": self.repeats.kept_disturbed
             }  # fmt: skip
             return metric(samples, unit, seed=seed, conditions=conditions)
 
@@ -206,28 +188,26 @@ class _Duel:
         candidate, baseline = ([timing.tpot_ms for timing in self.timings[role]] for role in ("candidate", "baseline"))
         return log_ratio_interval(candidate, baseline, seed=seed)
 
-    def _run(self, role: str, *, phase: str, round_index: int, turn: int, streams: int) -> list[_Timing]:
+    def _run(self, role: str, *, phase: str, round_index: int, turn: int, streams: int) -> list[Timing]:
         """One call with `streams` requests, recorded."""
         prompts = self._workload.prompts
         chosen = [prompts[(round_index + offset) % len(prompts)] for offset in range(streams)]
         requests = [GenerationRequest(prompt_ids=prompt, max_new_tokens=self._workload.output_tokens) for prompt in chosen]
-        timings = [_Timing.of(generation) for generation in self._sessions[role].generate(requests)]
+        timings = [Timing.of(generation) for generation in self._sessions[role].generate(requests)]
         if len(timings) != streams:
             raise StageError(f"The engine answered {len(timings)} of {streams} requests; check that it returns one result per request.")
         for prompt, timing in zip(chosen, timings, strict=True):
-            self.rows.append({
-                "session": role, "round": round_index, "turn": turn, "phase": phase, "concurrency": streams,
-                "prompt_tokens": len(prompt), "output_tokens": timing.tokens, "ttft_ms": timing.ttft_ms,
-                "tpot_ms": timing.tpot_ms, "e2el_ms": timing.e2el_ms, "itl_ms": list(timing.itl_ms), "disturbance": "",
-            })  # fmt: skip
+            self.repeats.rows.append(row(timing, session=role, phase=phase, round_index=round_index, turn=turn, streams=streams, prompt=len(prompt)))
         return timings
 
 
-def _described(disturbance: Disturbance) -> str:
-    parts = [f"{disturbance.other_cores:.2f} processors used by others", f"{disturbance.steal:.1%} stolen"]
-    if disturbance.foreign_gpu_processes:
-        parts.append(f"{disturbance.foreign_gpu_processes} foreign GPU processes")
-    return ", ".join(parts)
+def row(timing: Timing, *, session: str, phase: str, round_index: int, turn: int, streams: int, prompt: int) -> Row:
+    """One request as the records keep it."""
+    return {
+        "session": session, "round": round_index, "turn": turn, "phase": phase, "concurrency": streams, "prompt_tokens": prompt,
+        "output_tokens": timing.tokens, "ttft_ms": timing.ttft_ms, "tpot_ms": timing.tpot_ms, "e2el_ms": timing.e2el_ms,
+        "itl_ms": list(timing.itl_ms), "disturbance": "",
+    }  # fmt: skip
 
 
 def compare(
@@ -263,8 +243,8 @@ def compare(
         GenoptError: Whatever a session raises.
     """
     deadline = clock() + time_cap_s
-    patience = clock() + PATIENCE * time_cap_s
-    duel = _Duel(candidate, baseline, workload, watch or Unwatched(), lambda: clock() < patience)
+    repeats = Repeats(watch or Unwatched(), clock, time_cap_s)
+    duel = _Duel(candidate, baseline, workload, repeats)
     duel.warm_up()
     ratio = duel.single_stream(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
     for streams in workload.concurrency:
@@ -272,7 +252,7 @@ def compare(
             duel.batch(streams, deadline=deadline, clock=clock)
     return Comparison(
         candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
-        decided=duel.decided, discarded=duel.discarded, contended=duel.kept_disturbed, raw=tuple(duel.rows),
+        decided=duel.decided, discarded=repeats.discarded, contended=repeats.kept_disturbed, raw=tuple(repeats.rows),
     )  # fmt: skip
 
 
@@ -295,7 +275,6 @@ def measure_aa(
         StageError: The session returned too few tokens or results.
     """
     deadline = clock() + time_cap_s
-    patience = clock() + PATIENCE * time_cap_s
-    duel = _Duel(session, session, workload, watch or Unwatched(), lambda: clock() < patience)
+    duel = _Duel(session, session, workload, Repeats(watch or Unwatched(), clock, time_cap_s))
     duel.warm_up()
     return duel.single_stream(seed=seed, half_width=half_width, max_rounds=AA_ROUNDS, deadline=deadline, clock=clock)

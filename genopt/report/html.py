@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from genopt.report import method, plots, predicted, wording
+from genopt.report.by_load import by_load
 from genopt.report.model import Report
 
 
@@ -27,6 +28,7 @@ def render(report: Report, spec: str) -> str:
     template = environment.from_string(package.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         report=report, spec=spec, wording=wording, method=method, predicted=predicted, columns=method.columns(report), tiles=method.tiles(report),
+        load=by_load(report),
         style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),  # noqa: S704  (a file of this package)
         pareto=Markup(plots.pareto(report)), shares=Markup(plots.shares(report.bottlenecks)),  # noqa: S704  (matplotlib escapes text)
     )  # fmt: skip

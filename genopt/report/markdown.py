@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from genopt.plan import Candidate
 from genopt.report import method, predicted, wording
-from genopt.report.model import REFERENCES, Report
+from genopt.report.by_load import by_load
+from genopt.report.model import Report
 
 
 def render(report: Report, spec: str) -> str:
@@ -21,8 +22,8 @@ def render(report: Report, spec: str) -> str:
     parts = [f"# {escape(wording.verdict(report))}", escape(report.decision)]
     if report.interrupted:
         parts.append(f"> **This run was interrupted**: {escape(report.ended)}. What follows is valid, and not all there is to find.")
-    parts += [*_next_steps(report), *_deployment(report), *_candidates(report), *_bottlenecks(report), *_predicted(report), *_method(report)]
-    parts += _reproduce(report, spec)
+    parts += [*_next_steps(report), *_deployment(report), *_candidates(report), *_by_load(report), *_bottlenecks(report)]
+    parts += [*_predicted(report), *_method(report), *_reproduce(report, spec)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,8 +77,20 @@ def _candidates(report: Report) -> list[str]:
     ]  # fmt: skip
 
 
+def _by_load(report: Report) -> list[str]:
+    load = by_load(report)
+    if not load.rows:
+        return []
+    signs = {"best": "★ **{}**", "tied": "≈ {}", "": "{}"}
+    rows = [[escape(row.name), row.kind, *(signs[cell.mark].format(cell.text) for cell in row.cells)] for row in load.rows]
+    return [
+        "## Throughput by load", _table(["Candidate", "Status", *load.headings], rows, range(2, 2 + len(load.headings))),
+        f"{escape(load.remark)} ★ marks the fastest that may be deployed, ≈ what its 95% interval cannot tell from it.",
+    ]  # fmt: skip
+
+
 def _row(candidate: Candidate, report: Report, metrics: Sequence[str]) -> list[str]:
-    kind = "**winner**" if candidate.name == report.winner else "reference" if candidate.name in REFERENCES else candidate.status
+    kind = method.kind(candidate, report).replace("winner", "**winner**")
     original, baseline = candidate.speedup.get("vs_original"), candidate.speedup.get("vs_baseline")
     quality = _with_interval(wording.quality_percent(candidate.quality.ratio) if candidate.quality else wording.NONE,
                              wording.quality_interval(candidate.quality))  # fmt: skip

@@ -22,6 +22,11 @@ def ordered(report: Report) -> list[Candidate]:
     return [*(candidate for candidate in report.candidates if candidate.name in REFERENCES), *sorted(report.tried, key=rank)]
 
 
+def kind(candidate: Candidate, report: Report) -> str:
+    """How a candidate is shown: `winner`, `reference`, or by its status."""
+    return "winner" if candidate.name == report.winner else "reference" if candidate.name in REFERENCES else candidate.status
+
+
 def columns(report: Report) -> list[tuple[str, str]]:
     """Headings and metric names of the table of candidates: what was measured of this modality, throughput at the most streams."""
     names = {name for candidate in report.candidates for name in candidate.metrics}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import socket
 from collections.abc import Mapping
@@ -11,12 +10,12 @@ from typing import Any
 
 from pydantic import Field
 
+from genopt.measure.knee import knee
 from genopt.plan import Plan, Record
 
 INGRESS = "Ingress"
 ENGINE = "Engine"
 LONGEST_STREAM_S = 600.0
-_GROWTH = 1.10
 
 
 class ServeArguments(Record):
@@ -82,29 +81,22 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
-def autoscaling(knee: Mapping[int, float], *, max_replicas: int = 1) -> Scaling:
+def autoscaling(throughput: Mapping[int, float], *, max_replicas: int = 1) -> Scaling:
     """Turns measured throughput per concurrency into limits.
 
-    The target is the concurrency at which throughput stops growing by more than 10 % from one
-    measured point to the next: below it a replica has unused throughput, above it requests only wait
-    longer for the same total. A replica accepts half as many again, so that the next batch is
+    The target is the knee (`genopt.measure.knee`). A replica accepts half as many again, so that the next batch is
     already there when one ends, and a new replica is asked for before callers are turned away. Four times that may
     queue per proxy: at the knee a full queue is then a few batches of waiting, after which a quick
     429 serves a caller better than a late answer.
 
     Args:
-        knee: Tokens per second by number of concurrent streams; measured points only.
+        throughput: Tokens per second by number of concurrent streams; measured points only.
         max_replicas: Upper bound of replicas; 1 where there is one device.
 
     Returns:
         The limits. Without a measurement the target is 1, the only concurrency that needs none.
     """
-    points = sorted(knee.items())
-    target = points[0][0] if points else 1
-    for (_, before), (concurrency, after) in itertools.pairwise(points):
-        if after <= before * _GROWTH:
-            break
-        target = concurrency
+    target = knee(throughput)
     accepted = max(target + 1, math.ceil(target * 1.5))
     return Scaling(
         target_ongoing_requests=target, max_ongoing_requests=accepted, max_queued_requests=4 * accepted,

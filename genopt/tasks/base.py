@@ -21,6 +21,7 @@ class BenchConfig(Record):
         quality: Quality bar.
         concurrency: Numbers of streams at which throughput is measured.
         output_tokens: New tokens per measured request.
+        arrivals: How requests arrive beside that; see `RunSpec.arrivals`.
         precision: Half-width of a speedup's interval at which it counts as decided.
         threads: CPU threads of every session.
         parameters: Parameter count of the original.
@@ -35,6 +36,7 @@ class BenchConfig(Record):
     quality: float
     concurrency: tuple[int, ...]
     output_tokens: int
+    arrivals: str = "closed"
     precision: float = 0.02
     threads: int
     parameters: int

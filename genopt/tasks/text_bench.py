@@ -15,12 +15,15 @@ from pathlib import Path
 from genopt.engines.base import GenerationRequest
 from genopt.errors import GenoptError, InfeasibleError, StageError
 from genopt.measure.exclusivity import NodeWatch
+from genopt.measure.knee import knee
+from genopt.measure.queueing import Load, Queued, measure_queue
 from genopt.measure.statistics import combine, half_width
 from genopt.measure.text_speed import Comparison, TextWorkload, compare, measure_aa
 from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
 from genopt.quality.gate import SequentialGate
+from genopt.spec import parse_arrivals
 from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, failed
 from genopt.tasks.text_data import TextSet
 from genopt.tasks.text_sessions import BenchSessions
@@ -33,6 +36,8 @@ ROUNDS, ROUNDS_OF_LOST = 24, 5
 """Most rounds of single streams; a candidate whose quality is lost gets just enough for an interval."""
 SECONDS, SECONDS_OF_LOST, SECONDS_OF_REFERENCES, SECONDS_OF_AA = 14.0, 6.0, 20.0, 8.0
 """Most time for them."""
+SECONDS_OF_ARRIVALS, SECONDS_OF_ARRIVALS_OF_LOST = 12.0, 4.0
+"""Most time for requests that arrive by themselves, where the spec asks for such."""
 LENGTH_SHARE = 0.9
 """Generated length below this share of the original's is anomalous: truncated output fakes speed (MLPerf Inference rules)."""
 
@@ -62,6 +67,7 @@ class TextBench:
         self._workload = TextWorkload(prompts=self._data.prompts, output_tokens=config.output_tokens, concurrency=config.concurrency)
         self._sessions = BenchSessions(config)
         self._watch = NodeWatch(self._sessions.pids)
+        self._arrivals = parse_arrivals(config.arrivals)
         self._reference_scores: list[tuple[float, ...]] = []
         self._reference_tops: list[tuple[int, ...]] = []
         self._reference_length = 0
@@ -106,17 +112,23 @@ class TextBench:
         progress("timing the baseline against itself (A/A)")
         aa = measure_aa(baseline, self._workload, seed=seed, half_width=precision, time_cap_s=SECONDS_OF_AA, watch=self._watch)
         self._baseline_ratio = found.ratio
+        queued = [
+            self._queue(session, role, metrics, SECONDS_OF_ARRIVALS, progress)
+            for session, role, metrics in ((original, "baseline", found.baseline_metrics), (baseline, "candidate", found.candidate_metrics))
+        ]  # fmt: skip
         progress("scoring the evaluation text with the original")
         self._reference(0)
         quality = self._look(baseline, _Judged(), 0, progress)
         unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         return References(
-            original=self._candidate(original_plan, "the model as it is run today", "original", found.baseline_metrics, None, {"vs_original": unit}),
-            baseline=self._candidate(
-                baseline_plan, note, "baseline", found.candidate_metrics, quality.model_copy(update={"verdict": "reference"}),
-                {"vs_original": found.ratio, "vs_baseline": aa},
+            original=self._candidate(
+                original_plan, "the model as it is run today", "original", found.baseline_metrics | queued[0].metrics, None, {"vs_original": unit}
             ),
-            aa=aa.model_dump(), samples=_rows(found, "baseline"), evaluation=self._evaluation_facts(),
+            baseline=self._candidate(
+                baseline_plan, note, "baseline", found.candidate_metrics | queued[1].metrics,
+                quality.model_copy(update={"verdict": "reference"}), {"vs_original": found.ratio, "vs_baseline": aa},
+            ),
+            aa=aa.model_dump(), samples=_rows("baseline", found.raw, *(one.raw for one in queued)), evaluation=self._evaluation_facts(),
         )  # fmt: skip
 
     def _evaluation_facts(self) -> dict[str, JsonValue]:
@@ -210,6 +222,8 @@ class TextBench:
             session, self._sessions["baseline"], self._workload, seed=self._config.seed, half_width=self._config.precision,
             max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, watch=self._watch,
         )  # fmt: skip
+        patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - time.time()))
+        queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)
         quality = self._judge_on(session, judged, quick, deadline, progress)
         if self._reference_length and length < LENGTH_SHARE * self._reference_length:
             share = length / self._reference_length
@@ -219,17 +233,27 @@ class TextBench:
         resources = self._sessions.resources("candidate", Path(artifact.path), self._workload)
         candidate = Candidate(
             name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
-            metrics=found.candidate_metrics | resources, quality=quality, speedup=speedup,
+            metrics=found.candidate_metrics | queued.metrics | resources, quality=quality, speedup=speedup,
         )  # fmt: skip
-        return candidate, _rows(found, plan.name)
+        return candidate, _rows(plan.name, found.raw, queued.raw)
+
+    def _queue(self, session: SessionProcess, role: str, metrics: dict[str, Metric], time_cap_s: float, progress: Progress) -> Queued:
+        """What callers wait where the spec says how requests arrive; with the batches that a deployment would allow."""
+        if self._arrivals is None:
+            return Queued(metrics={}, raw=())
+        kind, rate = self._arrivals
+        progress(f"timing requests that arrive {rate:g} times a second ({kind})")
+        streams = {count: metrics[f"throughput_tok_s@{count}"].value for count in self._workload.concurrency}
+        load = Load(kind=kind, rate=rate, max_batch=knee(streams))
+        return measure_queue(session, self._workload, load, name=role, seed=self._config.seed, time_cap_s=time_cap_s, watch=self._watch)
 
     def close(self) -> None:
         """See `Bench.close`."""
         self._sessions.close()
 
 
-def _rows(found: Comparison, name: str) -> tuple[dict[str, object], ...]:
-    return tuple({"candidate": name, **sample} for sample in found.raw)
+def _rows(name: str, *raw: tuple[dict[str, object], ...]) -> tuple[dict[str, object], ...]:
+    return tuple({"candidate": name, **sample} for rows in raw for sample in rows)
 
 
 def _agreement(reference: list[tuple[int, ...]], candidate: list[tuple[int, ...]]) -> float:

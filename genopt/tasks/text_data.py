@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import TemplateError
 from pydantic import Field
 
 from genopt.errors import DataError, ModelError
+from genopt.measure.prompts import Message, read_prompts
 from genopt.plan import Record
 from genopt.store.files import write_atomically
 from genopt.tasks.base import Prepared
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 WINDOW = 512
 """Tokens per evaluated sequence."""
 EVALUATION_TOKENS = 65_536
 """128 windows; each scores one token less than it has."""
 CALIBRATION_TOKENS = 65_536
-PROMPTS = 8
+PROMPTS, OWN_PROMPTS = 8, 256
+"""How many prompts are cut from a text, and how many of a user's own are taken at most."""
 
 
 class TextSet(Record):
@@ -28,7 +38,7 @@ class TextSet(Record):
 
     Attributes:
         windows: Evaluation sequences for the likelihood gate, in a seeded order.
-        prompts: Prompts for speed, all of the same length, disjoint from the evaluation text.
+        prompts: Prompts for speed: the user's own, or pieces of the calibration text, all of the same length.
         stop_ids: End-of-sequence tokens.
         calibration: Parquet file with calibration sequences (column `ids`).
         source: Where the evaluation text comes from.
@@ -60,11 +70,11 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     """Tokenizes evaluation, calibration and prompt texts; writes `text_set.json` and `calibration.parquet`.
 
     Args:
-        payload: `model` (folder), `eval_data`, `calib_data` (paths or None), `seed`, `prompt_tokens`,
+        payload: `model` (folder), `eval_data`, `calib_data`, `prompts` (paths or None), `seed`, `prompt_tokens`, `output_tokens`,
             `max_context`, `destination` (folder).
 
     Raises:
-        DataError: The texts are too short or cannot be used.
+        DataError: The texts are too short, the prompts too long, or either cannot be used.
         ModelError: The model's tokenizer cannot be read.
     """
     from tokenizers import Tokenizer
@@ -87,8 +97,13 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     window = min(WINDOW, int(payload["max_context"]))
     evaluated = windows(evaluation, encode, window, EVALUATION_TOKENS)
     calibrated = windows(calibration, encode, window, CALIBRATION_TOKENS)
-    length = int(payload["prompt_tokens"])
-    prompts = [piece[:length] for piece in calibrated if len(piece) >= length][:PROMPTS]
+    room, length = int(payload["max_context"]) - int(payload["output_tokens"]), int(payload["prompt_tokens"])
+    if payload["prompts"] is not None:
+        prompts = _own_prompts(Path(payload["prompts"]).expanduser(), folder, tokenizer, room, payload["seed"])
+    elif length > room:
+        raise DataError(f"Prompts of {length} tokens leave no room for the answer in the model's context; --prompt-tokens may be {room} here.")
+    else:
+        prompts = [piece for piece in windows(calibration, encode, length, PROMPTS * length) if len(piece) == length]
     if not evaluated or not prompts:
         raise DataError("The evaluation or calibration text is too short for one window; give a longer text with --eval-data or --calib-data.")
     destination.mkdir(parents=True, exist_ok=True)
@@ -101,6 +116,42 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     write_atomically(destination / "text_set.json", text_set.model_dump_json())
     found = Prepared(data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=calibration.digest)
     return found.model_dump(mode="json")
+
+
+def _own_prompts(path: Path, folder: Path, tokenizer: Tokenizer, room: int, seed: int) -> list[list[int]]:
+    """The user's prompts as token ids, in a seeded order: conversations with the model's chat template, texts as completions are asked.
+
+    Raises:
+        DataError: The file cannot be used, or a prompt leaves no room for its answer.
+        ModelError: There are conversations, and the model has no chat template or one that refuses them.
+    """
+    listed = read_prompts(path)
+    chosen = np.random.default_rng(seed).permutation(len(listed))[:OWN_PROMPTS].tolist()
+    found: list[list[int]] = []
+    for place in chosen:
+        prompt = listed[place]
+        ids = tokenizer.encode(prompt, add_special_tokens=True).ids if isinstance(prompt, str) else _chat_ids(folder, prompt)
+        if not 0 < len(ids) <= room:
+            raise DataError(f"Prompt {place + 1} of {path} has {len(ids)} tokens, and with its answer only 1 to {room} fit; shorten or remove it.")
+        found.append(ids)
+    return found
+
+
+def _chat_ids(folder: Path, messages: Sequence[Message]) -> list[int]:
+    try:
+        template = _template(folder)
+        ids = template.apply_chat_template([message.model_dump() for message in messages], add_generation_prompt=True, return_dict=False)
+    except (ValueError, TemplateError) as error:
+        raise ModelError(f"The model's chat template cannot be used ({str(error).splitlines()[0]}); give the prompts as `prompt`.") from None
+    return [int(token) for token in ids]
+
+
+@cache
+def _template(folder: Path) -> PreTrainedTokenizerFast:
+    """What renders conversations; serving renders them with the same template."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _path(value: str | None) -> Path | None:

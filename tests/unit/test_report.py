@@ -217,7 +217,7 @@ def test_the_markdown_has_the_same_content(tmp_path: Path) -> None:
     write_reports(run)
     text = (run.path / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# ort-int8-g32 decodes 4.10× as fast")
-    headings = ["Next steps", "Candidates", "Where the original's time goes", "How it was measured", "How to reproduce it"]
+    headings = ["Next steps", "Candidates", "Throughput by load", "Where the original's time goes", "How it was measured", "How to reproduce it"]
     assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == headings
     assert "model: smollm2-135m" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):

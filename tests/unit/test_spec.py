@@ -40,7 +40,10 @@ def test_limits_of_latency() -> None:
         ({"model": "m", "slo": "ttft_p99"}, "ttft_p99=300ms"), ({"model": "m", "slo": "p99=1s"}, "slo"),
         ({"model": "m", "objective": "speed"}, "objective"), ({"model": "m", "concurrency": []}, "concurrency"),
         ({"model": "m", "concurrency": [0]}, "concurrency"), ({"model": "m", "max_trials": -1}, "max_trials"),
-        ({"model": "m", "schema_version": 2}, "schema_version"),
+        ({"model": "m", "schema_version": 2}, "schema_version"), ({"model": "m", "arrivals": "poisson"}, "poisson:2.5"),
+        ({"model": "m", "arrivals": "poisson:0"}, "arrivals"), ({"model": "m", "arrivals": "fixed:nan"}, "arrivals"),
+        ({"model": "m", "arrivals": "closed:1"}, "arrivals"), ({"model": "m", "arrivals": "burst:2"}, "arrivals"),
+        ({"model": "m", "prompt_tokens": 1}, "prompt_tokens"), ({"model": "m", "output_tokens": 0}, "output_tokens"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named_with_its_key(values: dict[str, Any], says: str) -> None:
@@ -53,6 +56,13 @@ def test_a_bad_value_is_named_with_its_key(values: dict[str, Any], says: str) ->
 def test_an_unknown_key_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(SpecError, match=r"Unknown key 'budgett'; known keys are .*budget"):
         spec.build({"model": "m", "budgett": 3})
+
+
+@pytest.mark.parametrize(("text", "found"), [("closed", None), ("poisson:2.5", ("poisson", 2.5)), ("fixed:10", ("fixed", 10.0))])
+def test_arrivals_stay_as_they_were_written(text: str, found: object) -> None:
+    asked = spec.build({"model": "m", "arrivals": text})
+    assert spec.build(yaml.safe_load(spec.dump(asked))).arrivals == text
+    assert spec.parse_arrivals(asked.arrivals) == found
 
 
 def test_one_stream_is_always_measured() -> None:
