@@ -140,7 +140,8 @@ def _own_prompts(path: Path, folder: Path, tokenizer: Tokenizer, room: int, seed
 def _chat_ids(folder: Path, messages: Sequence[Message]) -> list[int]:
     try:
         template = _template(folder)
-        ids = template.apply_chat_template([message.model_dump() for message in messages], add_generation_prompt=True, return_dict=False)
+        conversation = [message.model_dump() for message in messages]
+        ids: Any = template.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
     except (ValueError, TemplateError) as error:
         raise ModelError(f"The model's chat template cannot be used ({str(error).splitlines()[0]}); give the prompts as `prompt`.") from None
     return [int(token) for token in ids]
@@ -151,7 +152,8 @@ def _template(folder: Path) -> PreTrainedTokenizerFast:
     """What renders conversations; serving renders them with the same template."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    found: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return found
 
 
 def _path(value: str | None) -> Path | None:
