@@ -7,7 +7,6 @@ compute in hardware, so doing just that by way of fp32 changes nothing but the t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,10 +15,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-SIZE = 256
-"""Rows and columns of the matrices that are tried: 30 ms where they are slow."""
-SLOW = 8.0
-"""A 16-bit product that takes this many times as long as in fp32 has no instructions of its own."""
 ROWS = 4
 """With fewer rows a product reads its weights once, and widening them would cost more than the product."""
 LOW = (torch.bfloat16, torch.float16)
@@ -30,26 +25,19 @@ PRODUCTS = frozenset({
 
 
 def are_slow(dtype: torch.dtype, device: torch.device) -> bool:
-    """Tries whether products in this format are emulated here.
+    """Whether the processor has no instructions for products in this format.
+
+    oneDNN is asked, because PyTorch leaves such products to it where it can take them. It is not tried out: equal
+    inputs must take equal paths, however busy the machine is.
 
     Args:
         dtype: The format of the weights.
-        device: Where they are; GPUs are never tried.
+        device: Where they are; GPUs have instructions for all.
     """
-    if device.type != "cpu" or dtype not in LOW:
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return _seconds(dtype) > SLOW * _seconds(torch.float32)
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    """Time of one product; the better of two, since the first one may have to load a kernel."""
-    one = torch.ones(SIZE, SIZE, dtype=dtype)
-    found = []
-    for _ in range(2):
-        started = time.perf_counter()
-        one @ one
-        found.append(time.perf_counter() - started)
-    return min(found)
+    supported = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}
+    return dtype in supported and not supported[dtype]()
 
 
 def are_slow_in(model: nn.Module) -> bool:

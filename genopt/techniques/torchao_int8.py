@@ -66,7 +66,7 @@ class Int8WeightOnly(_Int8):
         """See `Transform.apply`."""
         from torchao.quantization import Int8WeightOnlyConfig
 
-        cls._write(Int8WeightOnlyConfig(), source, destination, progress)
+        cls._write(Int8WeightOnlyConfig(version=2), source, destination, progress)
 
 
 class Int8Dynamic(_Int8):
@@ -80,4 +80,4 @@ class Int8Dynamic(_Int8):
         """See `Transform.apply`."""
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-        cls._write(Int8DynamicActivationInt8WeightConfig(), source, destination, progress)
+        cls._write(Int8DynamicActivationInt8WeightConfig(version=2), source, destination, progress)

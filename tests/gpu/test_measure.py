@@ -1,0 +1,126 @@
+"""What is read of a real GPU: its state, its energy, who else computes on it, and what a session's profile says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from genopt.engines.base import GenerationRequest
+from genopt.engines.torch_engine import TorchEngine
+from genopt.measure import gpu
+from genopt.measure.energy import joules_per_token
+from genopt.measure.exclusivity import NodeWatch
+from genopt.measure.text_speed import TextWorkload, compare
+from genopt.profiling.text import profile_text
+from genopt.testing.contracts import check_engine
+from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
+
+pytestmark = pytest.mark.gpu
+
+STRANGER = """
+import os, sys, torch
+one = torch.ones(4096, 4096, device="cuda")
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """Process id of one that computes on the GPU and is no child of ours, since its parent ended at once."""
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)
+    with subprocess.Popen(["sh", "-c", f'{{ "$0" -c "$1" <&{reading} & }}', sys.executable, STRANGER], stdout=subprocess.PIPE, text=True,
+                          pass_fds=[reading]) as shell:  # fmt: skip
+        os.close(reading)
+        assert shell.stdout is not None
+        yield int(shell.stdout.readline())
+        os.close(writing)
+
+
+def test_the_state_of_every_gpu_is_read() -> None:
+    torch.ones(1, device="cuda")
+    states = gpu.states()
+    assert len(states) == torch.cuda.device_count()
+    for state in states:
+        print(state)
+        assert state.name == torch.cuda.get_device_name()
+        assert state.sm_mhz > 100
+        assert 0 < state.temperature_c < 110
+        assert 10 < state.power_w < 1500
+        assert state.used_bytes > 0
+
+
+def test_energy_is_counted_and_grows_with_work() -> None:
+    one = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+
+    def work(seconds: float) -> int:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            one @ one
+            torch.cuda.synchronize()
+        return 1
+
+    short, long = joules_per_token(lambda: work(0.5)), joules_per_token(lambda: work(1.5))
+    print("joules", short, long)
+    assert short is not None
+    assert long is not None
+    assert 20 < short < long < 3000
+
+
+def test_a_stranger_on_the_gpu_is_noticed(stranger: int) -> None:
+    torch.ones(1, device="cuda")
+    seen = gpu.foreign_processes([os.getpid()])
+    print("foreign", seen, "known", gpu.foreign_processes([os.getpid(), stranger]))
+    assert seen == 1
+    assert gpu.foreign_processes([os.getpid(), stranger]) == 0
+    watch = NodeWatch(lambda: [os.getpid()])
+    watch.begin()
+    assert watch.end().contended
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_torch_engine_keeps_its_contract_on_a_gpu(model: Path, compiled: bool) -> None:
+    check_engine("torch", model, {"compile": compiled, "cache_tokens": 128}, vocabulary=VOCABULARY, context=CONTEXT)
+
+
+def test_two_sessions_are_timed_against_each_other_on_a_gpu(model: Path) -> None:
+    one, other = TorchEngine.open(model, {"compile": True, "cache_tokens": 128}), TorchEngine.open(model, {"compile": False})
+    try:
+        asked = GenerationRequest(prompt_ids=tuple(range(1, 20)), max_new_tokens=16)
+        assert len(one.generate([asked])[0].token_ids) == 16
+        workload = TextWorkload(prompts=(tuple(range(1, 33)),), output_tokens=16, concurrency=(1, 4))
+        found = compare(one, other, workload, seed=0, half_width=0.05, max_rounds=8, time_cap_s=10)
+        print("compiled over eager", found.ratio)
+        assert found.ratio.value > 1.5
+        memory = one.memory()
+        assert memory.device_peak_bytes > 0
+    finally:
+        one.close()
+        other.close()
+
+
+def test_a_profile_of_a_gpu_adds_up(model: Path, tmp_path: Path) -> None:
+    found = profile_text(
+        model, threads=4, prompt_ids=list(range(1, 65)), decode_steps=16, time_limit_s=120, progress=print, trace_folder=tmp_path, streams=(1, 32)
+    )
+    print(found.ceilings, found.mbu, found.mfu, found.decode_ms, found.advice)
+    assert found.device == "cuda"
+    assert sum(part.share for part in found.bottlenecks) == pytest.approx(1.0)
+    assert found.ceilings["read_gb_s"] > 500
+    assert found.ceilings["matmul_bf16_gflop_s"] > 50_000
+    assert 0 < found.mbu < 1
+    assert 0 < found.mfu < 1
+    assert (tmp_path / "decode.json.gz").stat().st_size > 0
