@@ -18,6 +18,8 @@ KINDS = (".svg", ".png")
 _STREAMED: tuple[LimitName, ...] = ("ttft", "tpot")
 _WHOLE: tuple[LimitName, ...] = ("e2el",)
 _TITLES = {"ttft": "Time to first token (TTFT)", "tpot": "Time per output token (TPOT)", "e2el": "End-to-end latency (E2EL)"}
+_LONG_MS = 3000.0
+"""Times from here on are drawn in seconds."""
 _INK, _MUTED, _LINE, _MEDIAN, _TAIL = "#1f2430", "#5c6370", "#d9dce3", "#2f6fde", "#c4572e"
 
 
@@ -39,12 +41,11 @@ def load_figure(result: LoadResult) -> Figure:
     from matplotlib.figure import Figure
 
     panels = _STREAMED if result.spec.stream else _WHOLE
-    figure = Figure(figsize=(4.8 * len(panels), 3.9), dpi=150)
+    figure = Figure(figsize=(max(6.6, 4.8 * len(panels)), 3.9), dpi=150)
     for place, name in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), place)
         axes.set_title(_TITLES[name], color=_INK, fontsize=10, loc="left")
         axes.set_xlabel("Output tokens per second", color=_MUTED)
-        axes.set_ylabel("ms", color=_MUTED)
         axes.grid(color=_LINE, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(colors=_MUTED, labelsize=8.5)
@@ -75,7 +76,7 @@ def load_plot(result: LoadResult, kind: str = ".svg") -> bytes:
 
 
 def _headline(result: LoadResult) -> str:
-    loop = "requests kept under way" if result.spec.concurrency else "Poisson arrivals"
+    loop = "closed loop" if result.spec.concurrency else "open loop, Poisson arrivals"
     warnings = [text for text, holds in (
         ("THE CLIENT WAS SATURATED", result.client_saturated), ("some requests failed", any(level.errors for level in result.levels)),
         ("interrupted", result.interrupted),
@@ -90,16 +91,22 @@ def _panel(axes: Axes, levels: list[Level], name: str, limit_s: float | None) ->
         axes.set_yticks([])
         return
     speeds = [level.metrics["output_tok_s"].value for level in levels]
-    for quantile, colour in (("p99", _TAIL), ("p50", _MEDIAN)):
-        heights = [getattr(level.metrics[name], quantile) for level in levels]
-        axes.plot(speeds, heights, marker="o", markersize=4, linewidth=1.3, color=colour, label="median" if quantile == "p50" else quantile)
-    for level, speed in zip(levels, speeds, strict=True):
-        axes.annotate(level.name, (speed, level.metrics[name].value), (0, -12), textcoords="offset points", ha="center", fontsize=8, color=_MUTED)
-    axes.margins(x=0.2, y=0.15)
-    axes.set_ylim(bottom=0)
+    quantiles = {quantile: [getattr(level.metrics[name], quantile) for level in levels] for quantile in ("p99", "p50")}
+    unit, scale = ("s", 1e-3) if max(quantiles["p99"]) >= _LONG_MS else ("ms", 1.0)
+    for quantile, label, colour in (("p99", "p99", _TAIL), ("p50", "median", _MEDIAN)):
+        heights = [scale * height for height in quantiles[quantile]]
+        axes.plot(speeds, heights, marker="o", markersize=4, linewidth=1.3, color=colour, label=label)
+    for level, speed, height in zip(levels, speeds, quantiles["p99"], strict=True):
+        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+        place = (speed, scale * height)
+        axes.annotate(level.name, place, (0, 7), textcoords="offset points", ha="center", fontsize=8, color=_MUTED, bbox=box)
     if limit_s is not None:
-        axes.axhline(1e3 * limit_s, color=_INK, linewidth=1, linestyle=(0, (5, 3)), label="limit")
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=_MUTED)
+        axes.axhline(scale * 1e3 * limit_s, color=_INK, linewidth=1, linestyle=(0, (5, 3)), label="limit")
+    axes.set_ylabel(unit, color=_MUTED)
+    axes.margins(y=0.2)
+    axes.set_xlim(0, 1.12 * max(speeds))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=_MUTED, loc="upper left")
 
 
 def _plain(text: str) -> str:

@@ -31,7 +31,8 @@ _TIMES = ("ttft_ms", "tpot_ms", "e2el_ms")
 _FEW = 100
 """Under so many requests the 99th percentile leans on the slowest one or two."""
 _FULL = 0.8
-"""Share of its workers that a level has to keep busy on average: at its end fewer requests are left, and refused ones are no load."""
+"""Share of its workers that a level has to keep busy on average, and of its arrivals that it has to answer meanwhile: at a level's end
+fewer requests are left, and refused ones are no load."""
 
 
 class Run(Protocol):
@@ -248,6 +249,12 @@ def _remarks(level: Level, stream: bool) -> Iterator[str]:
         yield f"{level.without_usage} answers came without usage; {counted}."
     if level.concurrency is not None and level.mean_in_flight is not None and level.mean_in_flight < _FULL * level.concurrency:
         yield f"only {level.mean_in_flight:.1f} requests were under way on average, so its throughput is that of less load; use more --requests."
+    answered = level.metrics.get("requests_s")
+    if level.rate is not None and answered is not None and answered.value < _FULL * level.rate:
+        yield (
+            f"only {answered.value:.2f} of {level.rate:g} requests a second were answered; if --duration 60s shows the same, more come than it "
+            "can answer, and the times only tell how long the test was."
+        )
 
 
 def refuse_existing(*paths: Path | None) -> None:

@@ -11,6 +11,7 @@ from genopt.report.model import REFERENCES, Report
 
 RATE = "throughput_tok_s@"
 _IMAGES = "images_per_s@"
+_BUSY = " Busy is the share of the time that the requests a second kept it at work; near 100% they come faster than they are answered."
 Mark = Literal["", "best", "tied"]
 
 
@@ -61,7 +62,7 @@ def by_load(report: Report) -> ByLoad:
         for candidate in shown
     ]  # fmt: skip
     headings = [f"{count} {'stream' if count == 1 else 'streams'}" for count in streams]
-    return ByLoad([*headings, *(_waiting_headings(shown, arrivals) if arrivals else ())], rows, _remark(marks))
+    return ByLoad([*headings, *(_waiting_headings(shown, arrivals) if arrivals else ())], rows, _remark(marks) + (_BUSY if arrivals else ""))
 
 
 def _streams(name: str) -> int:
@@ -99,7 +100,7 @@ def _remark(marks: dict[int, dict[str, Mark]]) -> str:
 
 def _waiting_headings(shown: list[Candidate], kind: str) -> Iterator[str]:
     rate = next(candidate.metrics[f"ttft_ms@{kind}"].conditions["rate"] for candidate in shown if f"ttft_ms@{kind}" in candidate.metrics)
-    yield f"TTFT p50 / p99 where {rate} requests a second arrive ({kind})"
+    yield f"TTFT p50 / p99 at {rate} requests a second ({kind})"
     yield "Busy"
 
 

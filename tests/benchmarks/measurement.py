@@ -1,10 +1,16 @@
-"""How far the interleaved measurement can be trusted: A/A pairs, and a slowdown that was planted.
+"""How far the interleaved measurement can be trusted: A/A pairs, a slowdown that was planted, and one that was not.
 
-`python tests/benchmarks/measurement.py [--repetitions 20] [--slowdown 3%] [--precision 1%]`
+    python tests/benchmarks/measurement.py RESULTS.jsonl --artifact FOLDER [--minutes 8]
 
-Builds the 8-bit ONNX Runtime variant of SmolLM2-135M and times it against itself through `genopt.measure`, with a
-busy wait in every decode step of one side: none for A/A, a share of the time per token for the planted slowdown.
-Prints how often the interval covers 1 (A/A), how often the slowdown is found, and how often nothing wins.
+FOLDER is an artifact for the `ort_genai` engine, such as that of `ort-int8-g32-sym` in a run's report. Each repetition does what a
+run does with a candidate, with the same settings and processes: it times the baseline against itself (A/A), and against it two
+candidates in fresh processes of their own, both with the same weights: one that is exactly as fast (planted 0 %), and one whose
+every decode step waits 3 % longer. Appends a line per repetition to RESULTS, ends after --minutes and goes on where it ended when
+called again; prints what all lines so far come to:
+
+aa_covers_1     A/A intervals that cover 1.000; should be 19 of 20 or more.
+slower_found    Planted slowdowns whose whole interval is below 1; should be 19 of 20 or more.
+nothing_won     Planted 0 % that wins by `genopt.search.selection.choose`, given that repetition's A/A; should be none.
 """
 
 from __future__ import annotations
@@ -12,97 +18,129 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from genopt import catalog
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TextSession
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.limits import usable_cores
 from genopt.measure.statistics import half_width
 from genopt.measure.text_speed import TextWorkload, compare, measure_aa
-from genopt.models.resolve import resolve
-from genopt.plan import Ratio
-from genopt.spec import parse_share
-from genopt.store.artifacts import open_root
-from genopt.techniques.base import TransformContext
+from genopt.plan import Candidate, Quality, Ratio
+from genopt.process import SessionProcess
+from genopt.search.selection import choose
+from genopt.spec import RunSpec, parse_share
+from genopt.tasks.text_bench import ROUNDS, SECONDS, SECONDS_OF_AA
+
+PRECISION = float(RunSpec.model_fields["precision"].default)
+WORKLOAD = TextWorkload(prompts=tuple(tuple(range(100 + 7 * start, 164 + 7 * start)) for start in range(8)), output_tokens=32)
 
 
-class Slowed:
-    """A session whose every token takes a little longer; the caller's own callback is not used here."""
+class Machine:
+    """Opens sessions of one artifact, and knows which processes are ours."""
 
-    def __init__(self, session: TextSession, delay_ns: int) -> None:
-        self._session, self._delay_ns = session, delay_ns
+    def __init__(self, artifact: Path, scratch: Path) -> None:
+        self._artifact, self._scratch = artifact, scratch
+        self._open: list[SessionProcess] = []
+        self.watch = NodeWatch(lambda: [session.pid for session in self._open])
+        info = scratch / "slowed_engine-0.0.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slowed-engine\nVersion: 0.0.0\n")
+        (info / "entry_points.txt").write_text("[genopt.engines]\nslowed = slowed_engine:SlowedEngine\n")
 
-    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
-        def wait(index: int, token: int) -> bool:
-            until = time.monotonic_ns() + self._delay_ns
-            while time.monotonic_ns() < until:
-                pass
-            return True
-
-        return self._session.generate(requests, wait)
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        return self._session.score(sequences)
-
-    def memory(self) -> Memory:
-        return self._session.memory()
-
-    def close(self) -> None:
-        self._session.close()
+    @contextmanager
+    def session(self, delay_ns: int = 0) -> Iterator[SessionProcess]:
+        threads = usable_cores()
+        path = os.pathsep.join([str(self._scratch), str(Path(__file__).parent), str(Path(__file__).parents[2])])
+        options = {"threads": threads, "delay_ns": delay_ns}
+        session = SessionProcess(
+            "slowed", self._artifact, options, log=self._scratch / "session.log", timeout_s=120, threads=threads, environment={"PYTHONPATH": path}
+        )  # fmt: skip
+        with session:
+            self._open.append(session)
+            yield session
+            self._open.remove(session)
 
 
-def build(scratch: Path) -> Path:
-    """The 8-bit variant."""
-    model = resolve("smollm2-135m", cache=open_root(None) / "models", progress=print)
-    context = TransformContext(original=model.path, calibration=None, seed=0, threads=usable_cores(), time_limit_s=600)
-    exported, quantized = scratch / "exported", scratch / "quantized"
-    for folder in (exported, quantized):
-        folder.mkdir()
-    catalog.load("techniques", "onnx_genai").apply(Path(model.path), exported, {}, context, print)
-    catalog.load("techniques", "onnx_weight_only").apply(exported, quantized, {"bits": 8, "block_size": 32}, context, print)
-    return quantized
+def repetition(machine: Machine, baseline: SessionProcess, delay_ns: int, seed: int, precision: float) -> dict[str, Any]:
+    """What one run would find."""
+    settings: dict[str, Any] = {"seed": seed, "half_width": precision, "watch": machine.watch}
+    aa = measure_aa(baseline, WORKLOAD, time_cap_s=SECONDS_OF_AA, **settings)
+    found = {"aa": aa.model_dump()}
+    for name, delay in (("nothing", 0), ("slower", delay_ns)):
+        started = time.monotonic()
+        with machine.session(delay) as candidate:
+            duel = compare(candidate, baseline, WORKLOAD, max_rounds=ROUNDS, time_cap_s=SECONDS, **settings)
+        found[name] = {
+            **duel.ratio.model_dump(), "decided": duel.decided, "contended": duel.contended, "discarded": duel.discarded,
+            "rounds": duel.candidate_metrics["tpot_ms"].n, "seconds": time.monotonic() - started,
+        }  # fmt: skip
+    return {**found, "seed": seed, "precision": precision, "delay_ns": delay_ns, "nothing_won": _wins(found["nothing"], aa)}
+
+
+def _wins(found: dict[str, Any], aa: Ratio) -> bool:
+    """Whether a run would choose a candidate that was measured so, if its quality were perfect."""
+    ratio = Ratio(value=found["value"], ci_low=found["ci_low"], ci_high=found["ci_high"])
+    unit = Ratio(value=1, ci_low=1, ci_high=1)
+    perfect = Quality(metric="", ratio=1, ci_low=1, ci_high=1, n=1, verdict="accept")
+    made = [
+        Candidate(name=name, status="accepted", reason="", engine="", quality=perfect, speedup={"vs_original": speed, "vs_baseline": speed})
+        for name, speed in (("original", unit), ("baseline", unit), ("nothing", ratio))
+    ]  # fmt: skip
+    return choose(made, objective="latency", bar=0.99, slo={}, aa=aa.model_dump()).winner is not None
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all repetitions come to."""
+    slower = [Ratio(**{key: line["slower"][key] for key in ("value", "ci_low", "ci_high")}) for line in lines]
+    nothing = [line["nothing"] for line in lines]
+    return {
+        "repetitions": len(lines),
+        "aa_covers_1": sum(line["aa"]["ci_low"] <= 1 <= line["aa"]["ci_high"] for line in lines),
+        "slower_found": sum(ratio.ci_high < 1 for ratio in slower),
+        "nothing_won": sum(line["nothing_won"] for line in lines),
+        "nothing_covers_1": sum(one["ci_low"] <= 1 <= one["ci_high"] for one in nothing),
+        "nothing_largest_percent": round(100 * max(abs(one["value"] - 1) for one in nothing), 2),
+        "slowdown_seen_percent": round(100 * (math.exp(-statistics.fmean(math.log(ratio.value) for ratio in slower)) - 1), 2),
+        "half_width_percent": round(100 * statistics.median(map(half_width, slower)), 2),
+        "undecided": sum(not line[name]["decided"] for line in lines for name in ("nothing", "slower")),
+        "contended": sum(line[name]["contended"] for line in lines for name in ("nothing", "slower")),
+        "seconds_of_a_candidate": round(statistics.median(line[name]["seconds"] for line in lines for name in ("nothing", "slower")), 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--slowdown", type=parse_share, default=0.03)
-    parser.add_argument("--precision", type=parse_share, default=0.01)
+    parser.add_argument("--precision", type=parse_share, default=PRECISION)
     asked = parser.parse_args()
-    workload = TextWorkload(prompts=tuple(tuple(range(100 + 7 * start, 164 + 7 * start)) for start in range(8)), output_tokens=32)
-    with tempfile.TemporaryDirectory(prefix="genopt-benchmark-") as scratch:
-        session = catalog.load("engines", "ort_genai").open(build(Path(scratch)), {"threads": usable_cores()})
-        watch = NodeWatch(lambda: [])
-        plain = Slowed(session, 0)
-        step_ns = int(1e6 * compare(plain, plain, workload, seed=0, half_width=0.01, max_rounds=8, time_cap_s=10).candidate_metrics["tpot_ms"].value)
-        slow = Slowed(session, int(asked.slowdown * step_ns))
-        pairs: list[Ratio] = []
-        planted: list[Ratio] = []
-        seconds: list[float] = []
-        settings = {"half_width": asked.precision, "time_cap_s": 30.0, "watch": watch}
-        for repetition in range(asked.repetitions):
-            pairs.append(measure_aa(plain, workload, seed=repetition, **settings))
-            started = time.monotonic()
-            planted.append(compare(slow, plain, workload, seed=repetition, max_rounds=64, **settings).ratio)
-            seconds.append(time.monotonic() - started)
-            print(f"{repetition + 1}: A/A {_said(pairs[-1])}, planted {_said(planted[-1])}, {seconds[-1]:.1f} s", flush=True)
-        session.close()
-    print(json.dumps({
-        "repetitions": asked.repetitions, "tpot_ms": step_ns / 1e6,
-        "aa_covers_1": sum(pair.ci_low <= 1 <= pair.ci_high for pair in pairs),
-        "aa_wins": sum(pair.ci_low > 1 for pair in pairs),
-        "slowdown_found": sum(pair.ci_high < 1 for pair in planted),
-        "slowdown_mean": 1 / math.exp(sum(math.log(pair.value) for pair in planted) / len(planted)) - 1,
-        "half_width_median": sorted(map(half_width, planted))[len(planted) // 2], "seconds_median": sorted(seconds)[len(seconds) // 2],
-    }, indent=2))  # fmt: skip
+    deadline = time.monotonic() + 60 * asked.minutes
+    lines = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    with tempfile.TemporaryDirectory(prefix="genopt-benchmark-") as scratch, asked.results.open("a") as results:
+        machine = Machine(asked.artifact, Path(scratch))
+        with machine.session() as baseline, machine.session() as twin:
+            calibration = compare(baseline, twin, WORKLOAD, seed=0, half_width=0.01, max_rounds=8, time_cap_s=8, watch=machine.watch)
+            tpot_ms = calibration.candidate_metrics["tpot_ms"].value
+        with machine.session() as baseline:
+            while len(lines) < asked.repetitions and time.monotonic() < deadline:
+                lines.append(repetition(machine, baseline, int(asked.slowdown * 1e6 * tpot_ms), len(lines), asked.precision))
+                results.write(json.dumps(lines[-1]) + "\n")
+                results.flush()
+                print(f"{len(lines)}: " + ", ".join(f"{name} {_said(lines[-1][name])}" for name in ("aa", "nothing", "slower")), flush=True)
+    print(json.dumps({**summary(lines), "tpot_ms": round(tpot_ms, 2)}, indent=2))
 
 
-def _said(ratio: Ratio) -> str:
-    return f"{ratio.value:.4f} [{ratio.ci_low:.4f}, {ratio.ci_high:.4f}]"
+def _said(ratio: dict[str, Any]) -> str:
+    return f"{ratio['value']:.4f} [{ratio['ci_low']:.4f}, {ratio['ci_high']:.4f}]"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -179,3 +180,23 @@ def test_interrupted_before_a_baseline(folder: Path) -> None:
     assert "no baseline yet" in ended(process, 130)["error"]["message"]
     assert report_of(run)["candidates"] == []
     assert_nothing_is_left(folder)
+
+
+def test_requests_that_arrive_by_themselves_are_measured_with_ones_own_prompts(folder: Path) -> None:
+    prompts = folder / "mine.jsonl"
+    turns = [{"role": "user", "content": "Hi"}]
+    prompts.write_text(json.dumps({"prompt": "short"}) + "\n" + json.dumps({"messages": turns}), encoding="utf-8")
+    run = folder / "arrivals"
+    load = ("--prompts", str(prompts), "--output-tokens", "8", "--concurrency", "1,4", "--arrivals", "poisson:20")
+    report = ended(optimize(folder, run, "--include", "twice-as-fast", "--max-trials", "0", *load), 0)
+    for candidate in report["candidates"]:
+        found = {name: value for name, value in candidate["metrics"].items() if name.endswith("@poisson")}
+        assert set(found) == {"ttft_ms@poisson", "tpot_ms@poisson", "e2el_ms@poisson", "output_tok_s@poisson"}
+        assert {(value["conditions"]["rate"], value["conditions"]["output_tokens"]) for value in found.values()} == {(20.0, 8)}
+        assert candidate["metrics"]["ttft_ms"]["conditions"]["longest_prompt_tokens"] == len("<|user|>Hi<|assistant|>") + 1
+    busy = [candidate["metrics"]["ttft_ms@poisson"]["conditions"]["busy"] for candidate in report["candidates"]]
+    assert busy[0] > busy[1] > busy[2]
+    samples = pq.read_table(run / "records" / "samples.parquet").to_pylist()
+    asked = report["candidates"][2]["metrics"]["ttft_ms@poisson"]["n"]
+    assert sum(row["candidate"] == "twice-as-fast" and row["phase"] == "arrivals" for row in samples) == asked
+    assert "20.0 requests a second (poisson)" in (run / "report.html").read_text(encoding="utf-8")

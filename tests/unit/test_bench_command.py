@@ -147,6 +147,13 @@ class Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class Server(ThreadingHTTPServer):
+    """Callers that went away are what it is for."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing."""
+
+
 BEHAVIOURS: dict[str, Callable[[Handler], None]] = {
     name.replace("_", "-"): method for name, method in vars(Handler).items() if callable(method) and not name.startswith(("_", "do", "log"))
 }
@@ -159,7 +166,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The server's address, without the part that chooses its behaviour."""
     for name, value in (("asked", []), ("keys", []), ("callers", set()), ("released", threading.Event())):
         monkeypatch.setattr(Handler, name, value)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+    with Server(("127.0.0.1", 0), Handler) as found:
         thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{found.server_address[1]}"

@@ -71,7 +71,7 @@ def test_what_callers_wait_stands_beside_it(tmp_path: Path) -> None:
         "original": ("accepted", {**throughput({1: 20}), **waiting(900, 4000, 0.97)}),
         "baseline": ("accepted", {**throughput({1: 40}), **waiting(300.4, 950, 0.6)}), "int4": ("accepted", throughput({1: 50})),
     })  # fmt: skip
-    assert found.headings == ["1 stream", "TTFT p50 / p99 where 2.5 requests a second arrive (poisson)", "Busy"]
+    assert found.headings == ["1 stream", "TTFT p50 / p99 at 2.5 requests a second (poisson)", "Busy"]
     assert [cell.text for cell in found.rows[1].cells] == ["40.0 tok/s", "300 ms / 950 ms", "60%"]
     assert [cell.text for cell in found.rows[2].cells] == ["50.0 tok/s", "–", "–"]
 

@@ -637,6 +637,12 @@ def test_the_plot_is_the_same_for_the_same_result_and_shows_each_level() -> None
         assert words in drawing
 
 
+def test_arrivals_that_were_not_answered_meanwhile_are_noted() -> None:
+    swamped = run(Server(lambda request, number: stream(first=3.0 + number)), rate=[10.0], requests=20)
+    assert any("10 per s: only 0." in note and "requests a second were answered" in note for note in swamped.notes)
+    assert not any("were answered" in note for note in run(Server(lambda request, number: stream()), rate=[1.0], requests=50).notes)
+
+
 def test_a_plot_without_tpot_says_so() -> None:
     assert "not measured" in load_plot(run(Server(lambda request, number: stream(chunks=1)))).decode()
 
