@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from genopt.errors import EndpointError, InterruptedRunError, SpecError
@@ -61,7 +64,7 @@ def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
 
     async def run() -> None:
         nonlocal model
-        async with open_client(key=key) as http:
+        async with _cancelled_by_signals(), open_client(key=key) as http:
             client = LoadClient(http, spec.url, timeout_s=spec.timeout, clock=time.perf_counter, stream=spec.stream)
             model = await client.model(spec.model)
             async for level in measure(spec, client, prompts, model=model, progress=progress):
@@ -69,12 +72,38 @@ def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
 
     try:
         asyncio.run(run())
-    except KeyboardInterrupt:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         interrupted = True
     if interrupted and not any(level.succeeded for level in levels):
         raise InterruptedRunError("Interrupted before the first level had ended; nothing was written, so run it again.")
     _refuse_failure(levels, spec.url)
     return result_of(levels, spec, model=model, different=different, interrupted=interrupted)
+
+
+@asynccontextmanager
+async def _cancelled_by_signals() -> AsyncIterator[None]:
+    """Lets the first Ctrl-C or SIGTERM cancel this task, so that its requests end in order; a second one acts as before the block."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    if task is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            if loop.remove_signal_handler(number) and handler is not None:
+                signal.signal(number, handler)
+
+    def cancel() -> None:
+        restore()
+        task.cancel()
+
+    for number in before:
+        loop.add_signal_handler(number, cancel)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _key(variable: str | None) -> str | None:
