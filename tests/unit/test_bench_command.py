@@ -382,15 +382,18 @@ def test_what_cannot_work_ends_in_one_sentence(words: list[str], code: int, said
     (401, b"{}", "--api-key-env"), (404, b"not here", "no OpenAI-compatible endpoint"), (200, b"<html>", "no OpenAI-compatible endpoint"),
     (200, b'{"data": []}', "no OpenAI-compatible endpoint"), (200, b'["a"]', "no OpenAI-compatible endpoint"),
 ])  # fmt: skip
-def test_what_lists_no_model_is_no_endpoint_unless_a_model_is_named(
+def test_what_lists_no_model_is_no_endpoint(
     status: int, body: bytes, words: str, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Handler, "do_GET", lambda handler: handler._send(status, body, JSON))
-    command = ["bench", f"{server}/good", "--concurrency", "1", "--requests", "1"]
-    assert main(command) == 1
+    assert main(["bench", f"{server}/good"]) == 1
     (sentence,) = capsys.readouterr().err.strip().splitlines()
     assert words in sentence
-    assert main([*command, "--model", "mine"]) == 0
+
+
+def test_an_endpoint_that_lists_nothing_is_asked_for_a_model_that_is_named(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Handler, "do_GET", lambda handler: handler._send(404, b"not here", JSON))
+    assert main(["bench", f"{server}/good", "--concurrency", "1", "--requests", "1", "--model", "mine"]) == 0
     assert {asked["model"] for asked in Handler.asked} == {"mine"}
 
 
