@@ -71,7 +71,8 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
     Raises:
         GenoptError: The model cannot be used or the profile failed.
     """
-    model = resolve_model(spec, open_root(spec.store), _Told(say))
+    store = open_root(spec.store)
+    model = resolve_model(spec, store, _Told(say))
     task: Task = catalog.load("tasks", require_task(spec, model))
     threads = int(machine.hardware()["cores"])
     with tempfile.TemporaryDirectory(prefix="genopt-profile-") as scratch:
@@ -86,5 +87,8 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
         log = kept / "profile.log"
         prepared = Prepared.model_validate(run_stage(task.prepare_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads))
         say("profiling prefill and decode")
-        payload = {"model": model.path, "data": prepared.data, "threads": threads, "concurrency": spec.concurrency, "trace_folder": str(kept)}
+        payload = {
+            "model": model.path, "data": prepared.data, "threads": threads, "concurrency": spec.concurrency, "trace_folder": str(kept),
+            "ceilings": str(store / "ceilings"),
+        }  # fmt: skip
         return run_stage(task.profile_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads)

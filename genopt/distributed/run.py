@@ -193,6 +193,7 @@ class _Run:
             payload = {
                 "model": self._model.path, "data": prepared.data, "threads": self._threads(),
                 "concurrency": self._spec.concurrency, "trace_folder": str((self._folder.path / "profile").absolute()),
+                "ceilings": str(self._store / "ceilings"),
             }  # fmt: skip
             # A long download may have used up the profile's share; it may then take a little of what is left.
             deadline = time.time() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))

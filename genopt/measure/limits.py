@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -14,9 +14,26 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 def usable_cores() -> int:
     """Processors that this process gets: those it may run on, or fewer where a control group has a quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(usable_cpus())
     quotas = [_quota(folder) for folder in _groups("cpu")]
     return max(1, min([allowed, *(round(quota) for quota in quotas if quota)]))
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Numbers of the processors that this process may run on; all of them where the system does not tell."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return tuple(sorted(allowed))
+
+
+def cpu_list(cpus: Iterable[int]) -> str:
+    """Processor numbers as Linux writes them: `0-3,8`."""
+    runs: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def available_memory() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,11 +40,12 @@ class Layout:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._head: nn.Module | None = model.get_output_embeddings()
+        self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._active = _active_share(model.config.get_text_config())
         self.marks: list[tuple[nn.Module, str]] = []
         """Modules that begin a family, with nested ones of another family after the one that holds them."""
-        self._elements: dict[str, float] = {}
         self._always: dict[str, float] = {}
+        self._looked_up: dict[str, list[tuple[float, float]]] = {}
         self._routed: dict[str, float] = {}
         self._multiplied: dict[str, float] = {}
         self._seen: set[int] = set()
@@ -53,17 +55,18 @@ class Layout:
         """What each family reads and computes in one pass.
 
         Args:
-            tokens: New tokens of the pass; only the last one goes through the head.
-            state_bytes: KV cache and the like that the attention reads.
+            tokens: New tokens of the pass; only the last one goes through the head where the model can leave the others out.
+            state_bytes: KV cache and the like that the attention reads or, of a prompt, writes.
             attention_operations: Operations of the attention itself.
         """
         found: dict[str, Work] = {}
-        for family in self._always.keys() | self._routed.keys() | {ATTENTION}:
-            routed = self._routed.get(family, 0.0) * min(1.0, tokens * self._active)
-            rows = 1 if family == HEAD else tokens
+        for family in self._always.keys() | self._routed.keys() | self._looked_up.keys() | {ATTENTION}:
+            routed = self._routed.get(family, 0.0) * (1 - (1 - self._active) ** tokens)  # tokens that choose their experts independently
+            looked_up = sum(min(tokens * row, table) for row, table in self._looked_up.get(family, ()))
+            rows = 1 if family == HEAD and self._last_only else tokens
             operations = 2.0 * rows * self._multiplied.get(family, 0.0)
             state = (state_bytes, attention_operations) if family == ATTENTION else (0.0, 0.0)
-            found[family] = Work(bytes=self._always.get(family, 0.0) + routed + state[0], operations=operations + state[1])
+            found[family] = Work(bytes=self._always.get(family, 0.0) + routed + looked_up + state[0], operations=operations + state[1])
         return found
 
     def _visit(self, module: nn.Module, name: str, inside: str | None, *, routed: bool) -> None:
@@ -89,11 +92,11 @@ class Layout:
         return OTHER if inside is None and any(True for _ in module.parameters(recurse=False)) else None
 
     def _count(self, module: nn.Module, family: str, *, routed: bool) -> None:
-        """Adds a module's own parameters; of an embedding only one row is read, a tied head still reads them all."""
+        """Adds a module's own parameters; of an embedding a row per token is read, a tied head still reads them all."""
         for parameter in module.parameters(recurse=False):
             size = float(parameter.numel() * parameter.element_size())
             if isinstance(module, nn.Embedding):
-                self._add(self._always, family, size / max(1, parameter.shape[0]))
+                self._looked_up.setdefault(family, []).append((size / max(1, parameter.shape[0]), size))
                 continue
             if id(parameter) in self._seen:
                 continue
@@ -126,20 +129,34 @@ def _active_share(config: Any) -> float:
 def attention_operations(config: Any, *, tokens: int, context: int) -> float:
     """Operations of all attention layers for `tokens` new tokens after `context` earlier ones; each sees those before it.
 
+    Counts what a causal mask and a window leave, two operations per multiplication and addition: scores over the width of a key, and
+    the weighted sum over that of a value. Layers without attention count nothing here.
+
     Args:
         config: Configuration of the language part.
         tokens: New tokens.
         context: Tokens in the cache.
     """
-    layers, heads, width = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    heads, width = (getattr(config, name, None) or 0 for name in ("num_attention_heads", "hidden_size"))
     size = getattr(config, "head_dim", None) or (width / heads if heads else 0)
-    seen = tokens * context + tokens * (tokens + 1) / 2
-    return float(4 * layers * heads * size * seen)  # scores and weighted sums, a multiplication and an addition each
+    latent = [getattr(config, name, None) or 0 for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+    widths = sum(latent) if all(latent) else 2 * size  # latent attention has keys wider than its values
+    return float(sum(2 * heads * widths * _seen(tokens, context, window) for window in _windows(config)))
 
 
-def state_bytes(cache: Any) -> float:
-    """Bytes that a decode step reads of what earlier ones left: keys and values, or the state of recurrent layers."""
-    layers = getattr(cache, "layers", None) or ()
-    values = (value for layer in layers for value in vars(layer).values())
-    tensors = (value for value in values if hasattr(value, "element_size") and hasattr(value, "numel"))
-    return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+def _windows(config: Any) -> list[int | None]:
+    """Per layer with attention, how many tokens it looks back on; None for all of them."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * (getattr(config, "num_hidden_layers", None) or 0)
+    attending = [kind for kind in kinds if "attention" in kind and "linear" not in kind]
+    return [window if "sliding" in kind else None for kind in attending]
+
+
+def _seen(tokens: int, context: int, window: int | None) -> float:
+    """Pairs of a new token and one that it sees, itself included."""
+    if window is None or context + tokens <= window:
+        return tokens * context + tokens * (tokens + 1) / 2
+    growing = max(0, window - context)  # tokens that still see everything
+    return growing * context + growing * (growing + 1) / 2 + (tokens - growing) * window

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from genopt.errors import ModelError
+from genopt.models.kv_cache import CacheSize
 from genopt.profiling.ceilings import synchronize
 from genopt.profiling.families import Layout, attention_operations
 from genopt.profiling.roofline import Work
@@ -62,7 +63,7 @@ class Generation:
 
     def __init__(self, model: Any, device: torch.device, prompt_ids: Sequence[int], new_tokens: int) -> None:
         self.device = device
-        self._model = model
+        self.model = model
         self.layout = Layout(model)
         self._config = model.config.get_text_config()
         longest = getattr(self._config, "max_position_embeddings", None)
@@ -72,7 +73,13 @@ class Generation:
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the weights."""
-        found: torch.dtype = next(self._model.parameters()).dtype
+        found: torch.dtype = next(self.model.parameters()).dtype
+        return found
+
+    @property
+    def prompt(self) -> list[int]:
+        """Tokens of the prompt, after the cut."""
+        found: list[int] = self._ids[0].tolist()
         return found
 
     @property
@@ -84,26 +91,26 @@ class Generation:
         """Seconds to the first and to each further token, and the cache."""
         clock = _Clock(self.device, on_token)
         started = time.perf_counter()
-        found = self._model.generate(
+        found = self.model.generate(
             self._ids, attention_mask=torch.ones_like(self._ids), max_new_tokens=count, do_sample=False, return_dict_in_generate=True,
             logits_processor=LogitsProcessorList([clock]),
         )  # fmt: skip
         return [end - start for start, end in zip([started, *clock.after], clock.before, strict=False)], found.get("past_key_values")
 
-    def footprint(self, cache_bytes: float, context: int) -> Footprint:
+    def footprint(self, cache: CacheSize, context: int) -> Footprint:
         """One token at a context, in the terms in which techniques say what they change."""
         bits = 8.0 * self.dtype.itemsize
         operations = attention_operations(self._config, tokens=1, context=context)
         works = self.layout.work(tokens=1, state_bytes=0.0, attention_operations=operations)
         parts = {name: Part(weights=8 * work.bytes / bits, bits=bits, operations=work.operations) for name, work in works.items()}
-        return Footprint(parts=parts, state_bytes=cache_bytes, layers=getattr(self._config, "num_hidden_layers", None) or 1)
+        return Footprint(parts=parts, state_bytes=cache.at(context), layers=getattr(self._config, "num_hidden_layers", None) or 1)
 
-    def prefill_work(self) -> Mapping[str, Work]:
-        """What the families do for the prompt."""
+    def prefill_work(self, cache: CacheSize) -> Mapping[str, Work]:
+        """What the families do for the prompt, with a cache of the size that it fills."""
         operations = attention_operations(self._config, tokens=self.tokens, context=0)
-        return self.layout.work(tokens=self.tokens, state_bytes=0.0, attention_operations=operations)
+        return self.layout.work(tokens=self.tokens, state_bytes=cache.at(self.tokens), attention_operations=operations)
 
-    def decode_work(self, cache_bytes: float, context: int) -> Mapping[str, Work]:
-        """What the families do for one token at a context."""
+    def decode_work(self, cache: CacheSize, context: int) -> Mapping[str, Work]:
+        """What the families do for one token after `context` earlier ones."""
         operations = attention_operations(self._config, tokens=1, context=context)
-        return self.layout.work(tokens=1, state_bytes=cache_bytes, attention_operations=operations)
+        return self.layout.work(tokens=1, state_bytes=cache.at(context), attention_operations=operations)

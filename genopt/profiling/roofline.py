@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TypeVar
+
+from pydantic import Field
 
 from genopt.plan import Record
+from genopt.profiling.records import Bound
 
-Bound = Literal["memory", "compute", "overhead", "io"]
+Part = TypeVar("Part")
+
 EXPLAINED = 1 / 3
 """Work that takes more than this many times its limit (as 1/3: three times) is bound by neither memory nor arithmetic."""
 DOMINANT = 1 / 2
@@ -30,18 +34,38 @@ class Work(Record):
     operations: float = 0.0
 
 
-class Ceilings(Record):
-    """What the machine was measured to reach.
+class DeviceCeilings(Record):
+    """What a device was measured to reach, whatever model runs on it.
 
     Attributes:
         read_gb_s: Reading memory, in GB/s.
+        copy_gb_s: Copying memory, in GB/s; what is read and what is written both count.
+        formats: Matrix products in GFLOP/s (integers: GOP/s) by the short names of number formats: `bf16`, `fp16`, `fp32`, `int8`.
+        launch_us: Microseconds per operation that does next to nothing: on a CPU dispatching it, on a GPU starting its kernel.
+    """
+
+    read_gb_s: float = Field(gt=0)
+    copy_gb_s: float = Field(gt=0)
+    formats: dict[str, float]
+    launch_us: float = Field(gt=0)
+
+
+class Ceilings(Record):
+    """What the machine was measured to reach, for a model in one number format.
+
+    Attributes:
+        read_gb_s: Reading memory, in GB/s.
+        copy_gb_s: Copying memory, in GB/s; what is read and what is written both count.
         matmul_gflop_s: Matrix products in the model's number format, in GFLOP/s.
         formats: The same rate for other formats too, by their short names.
+        launch_us: Microseconds per operation that does next to nothing.
     """
 
     read_gb_s: float
+    copy_gb_s: float = 0.0
     matmul_gflop_s: float
     formats: dict[str, float]
+    launch_us: float = 0.0
 
 
 def memory_s(work: Work, ceilings: Ceilings) -> float:
@@ -66,7 +90,7 @@ def bound(seconds: float, work: Work, ceilings: Ceilings) -> Bound:
     return "memory" if memory_s(work, ceilings) >= compute_s(work, ceilings) else "compute"
 
 
-def corrected(seconds: Mapping[str, float], events: Mapping[str, int], true_total_s: float) -> dict[str, float]:
+def corrected(seconds: Mapping[Part, float], events: Mapping[Part, int], true_total_s: float) -> dict[Part, float]:
     """Takes the profiler's own cost out of profiled times.
 
     The profiler costs about the same per recorded event, so parts with many small operations look slower than they are.

@@ -11,6 +11,7 @@ from torch import nn
 from torch._C._profiler import _RecordFunctionFast  # the public one costs ten times as much, 6 ms per token of a small model
 from torch.profiler import ProfilerActivity, profile
 
+from genopt.profiling.causes import PYTHON, Cell, Place
 from genopt.profiling.families import FRAMEWORK, PREFIX
 
 
@@ -47,10 +48,10 @@ def profiler(device: torch.device) -> profile:
     return profile(activities=activities)
 
 
-def family_times(recorded: profile, device: torch.device, wall_s: float) -> tuple[dict[str, float], dict[str, int]]:
-    """Seconds and recorded events by family; what is outside all of them is the framework's.
+def read_cells(recorded: profile, device: torch.device, wall_s: float) -> dict[Place, Cell]:
+    """What was recorded, by family and operator; what is outside all families is the framework's.
 
-    On a CPU that is time of the calling thread. On a GPU it is time of kernels, and the framework's is the time in which none runs.
+    On a CPU times are those of the calling thread. On a GPU they are times of kernels, and the time in which none runs is Python's.
 
     Args:
         recorded: A profiler that has stopped.
@@ -59,18 +60,24 @@ def family_times(recorded: profile, device: torch.device, wall_s: float) -> tupl
     """
     events = [event for event in (recorded.events() or ()) if event.device_type.name == "CPU" and not event.is_async]
     threads = {event.thread for event in events if event.name.startswith(PREFIX)}
-    seconds: dict[str, float] = {FRAMEWORK: 0.0}
-    counts: dict[str, int] = {}
+    cells: dict[Place, Cell] = {}
     known: dict[int, str] = {}
     for event in events:
         if event.thread not in threads:
             continue
-        family = _family(event, known)
-        own_us = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        seconds[family] = seconds.get(family, 0.0) + own_us / 1e6
-        counts[family] = counts.get(family, 0) + 1
-    seconds[FRAMEWORK] += max(0.0, wall_s - sum(seconds.values()))
-    return seconds, counts
+        operator = PYTHON if event.name.startswith(PREFIX) else event.name
+        cell = cells.setdefault((_family(event, known), operator), Cell())
+        cell.seconds += (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e6
+        cell.events += 1
+        cell.launches += len(event.kernels) if device.type == "cuda" else _from_python(event)
+    rest = max(0.0, wall_s - sum(cell.seconds for cell in cells.values()))
+    cells.setdefault((FRAMEWORK, PYTHON), Cell()).seconds += rest
+    return cells
+
+
+def _from_python(event: Any) -> bool:
+    """Whether an event is an operator that Python called, not one inside another."""
+    return not event.name.startswith(PREFIX) and (event.cpu_parent is None or event.cpu_parent.name.startswith(PREFIX))
 
 
 def _family(event: Any, known: dict[int, str]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from genopt.plan import Record
 from genopt.profiling.families import FRAMEWORK
-from genopt.profiling.roofline import Bound, Ceilings, Work, compute_s, family_order, limit_s, memory_s
+from genopt.profiling.records import Bound
+from genopt.profiling.roofline import Ceilings, Work, compute_s, family_order, limit_s, memory_s
 from genopt.search.footprint import ATTENTION, HEAD, NORMALISATION
 
 EMULATED = 4.0
@@ -64,14 +67,33 @@ def detail(name: str, seconds: float, work: Work, bound: Bound, step: Step, ceil
         return f"{start}, and next to nothing to read or compute"
     if bound == "compute":
         rate = work.operations / seconds / 1e9
-        amounts = f"{_short(work.operations / 1e9)} GFLOP at {_short(rate)} of {_short(ceilings.matmul_gflop_s)} GFLOP/s"
+        amounts = f"{short(work.operations / 1e9)} GFLOP at {short(rate)} of {short(ceilings.matmul_gflop_s)} GFLOP/s"
     else:
         rate = work.bytes / seconds / 1e9
-        amounts = f"{_short(work.bytes / 1e6)} MB at {_short(rate)} of {_short(ceilings.read_gb_s)} GB/s"
+        amounts = f"{short(work.bytes / 1e6)} MB at {short(rate)} of {short(ceilings.read_gb_s)} GB/s"
     return f"{start}; {amounts}; its limit is {1e3 * limit:.2f} ms"
 
 
-def _short(value: float) -> str:
+def phase_detail(name: str, seconds: float, work: Work, causes: Mapping[str, float], ceilings: Ceilings) -> str:
+    """What a phase reads and computes, how near it comes to the machine's limits, and what takes its time."""
+    reached = work.bytes / seconds / 1e9, work.operations / seconds / 1e9
+    whole = sum(causes.values())
+    shares = ", ".join(f"{cause} {value / whole:.0%}" for cause, value in causes.items() if value >= 0.005 * whole)
+    return (
+        f"{name}: {1e3 * seconds:.3g} ms; {short(work.bytes / 1e6)} MB at {short(reached[0])} of {short(ceilings.read_gb_s)} GB/s "
+        f"({reached[0] / ceilings.read_gb_s:.0%}), {short(work.operations / 1e9)} GFLOP at {short(reached[1])} of "
+        f"{short(ceilings.matmul_gflop_s)} GFLOP/s ({reached[1] / ceilings.matmul_gflop_s:.0%}). Its time goes to: {shares}."
+    )
+
+
+def ceilings_by_name(ceilings: Ceilings) -> dict[str, float]:
+    """The ceilings as reports list them, with the unit in the name."""
+    formats = {f"matmul_{name}_{'gop_s' if name.startswith('int') else 'gflop_s'}": rate for name, rate in ceilings.formats.items()}
+    copy = {"copy_gb_s": ceilings.copy_gb_s, "launch_us": ceilings.launch_us}
+    return {"read_gb_s": ceilings.read_gb_s, **copy, "matmul_gflop_s": ceilings.matmul_gflop_s, **formats}
+
+
+def short(value: float) -> str:
     """Three digits, without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -94,7 +116,7 @@ def emulated(dtype: str, ceilings: Ceilings) -> str:
     if rate is None or wide is None or rate * EMULATED > wide:
         return ""
     return (
-        f"This processor has no instructions for {dtype} products ({_short(rate)} GFLOP/s, in fp32 {_short(wide)}): what computes in fp32 or in "
+        f"This processor has no instructions for {dtype} products ({short(rate)} GFLOP/s, in fp32 {short(wide)}): what computes in fp32 or in "
         "8 bits will be faster, however many bytes it reads."
     )
 

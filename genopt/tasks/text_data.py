@@ -164,15 +164,18 @@ def profile(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     """Profiles the original; see `genopt.profiling.text.profile_text`.
 
     Args:
-        payload: `model` (folder), `data` (the prepare stage's file), `threads`, `concurrency`, `trace_folder`.
+        payload: `model` (folder), `data` (the prepare stage's file), `threads`, `concurrency`, `trace_folder`, `ceilings` (folder of their
+            cache).
         time_limit_s: Seconds it may take.
     """
+    from genopt.profiling.ceiling_cache import CeilingCache
     from genopt.profiling.text import profile_text
 
     prompt = TextSet.model_validate_json(Path(payload["data"]).read_text(encoding="utf-8")).prompts[0]
     found = profile_text(
         Path(payload["model"]), threads=payload["threads"], prompt_ids=prompt, decode_steps=16,
         time_limit_s=time_limit_s, progress=_print, trace_folder=Path(payload["trace_folder"]), streams=tuple(payload["concurrency"]),
+        cache=CeilingCache(Path(payload["ceilings"])),
     )  # fmt: skip
     content: dict[str, Any] = found.model_dump(mode="json")
     return content

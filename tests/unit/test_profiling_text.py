@@ -14,13 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from genopt.errors import ModelError
-from genopt.profiling import families, roofline, text, wording
+from genopt.errors import DataError, ModelError
+from genopt.measure.exclusivity import Unwatched
+from genopt.profiling import families, roofline, wording
+from genopt.profiling.ceiling_cache import CeilingCache
 from genopt.profiling.families import FRAMEWORK, Layout
 from genopt.profiling.roofline import Ceilings, Work
 from genopt.profiling.text import TextProfile, profile_text
 from genopt.report.model import Bottleneck as ReportedBottleneck
 from genopt.search.footprint import ATTENTION, HEAD, MLP, NORMALISATION, OTHER, PROJECTIONS
+from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 SIZES = {
     "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -45,7 +48,8 @@ def profiled(model: Any, folder: Path, **changes: Any) -> tuple[TextProfile, lis
     model.save_pretrained(folder / "model")
     messages: list[str] = []
     asked: dict[str, Any] = {"threads": 1, "prompt_ids": range(3, 19), "decode_steps": 4, "time_limit_s": 20.0, **changes}
-    return profile_text(folder / "model", progress=messages.append, trace_folder=folder / "traces", **asked), messages
+    cache = CeilingCache(folder / "ceilings", read=lambda _: 10.0, watch=Unwatched())  # as on a machine that is quiet and stays as it is
+    return profile_text(folder / "model", progress=messages.append, trace_folder=folder / "traces", cache=cache, **asked), messages
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,16 +91,18 @@ def test_a_tiny_model_is_bound_by_overhead(found: tuple[TextProfile, Path]) -> N
 
 def test_every_number_is_finite_and_positive(found: tuple[TextProfile, Path]) -> None:
     profile = found[0]
-    content = profile.model_dump(exclude={"bottlenecks", "prefill_shares", "ceilings"})
+    content = profile.model_dump(exclude={"bottlenecks", "prefill_shares", "ceilings", "ceilings_age_s"})
     numbers = [value for value in content.values() if isinstance(value, (int, float))]
     numbers += [*profile.ceilings.values(), *profile.prefill_shares.values()]
     assert all(math.isfinite(number) and number > 0 for number in numbers)
-    assert {"read_gb_s", "matmul_gflop_s", "matmul_bf16_gflop_s", "matmul_fp32_gflop_s"} == profile.ceilings.keys()
+    formats = {"matmul_bf16_gflop_s", "matmul_fp16_gflop_s", "matmul_fp32_gflop_s", "matmul_int8_gop_s"}
+    assert {"read_gb_s", "copy_gb_s", "launch_us", "matmul_gflop_s"} | formats == profile.ceilings.keys()
 
 
 def test_the_traces_open_and_name_the_families(found: tuple[TextProfile, Path]) -> None:
-    for name in text.TRACES:
-        path = found[1] / "traces" / name
+    assert found[0].traces.keys() == {"prefill", "decode step"}
+    for path in map(Path, found[0].traces.values()):
+        assert path.parent == found[1] / "traces"
         assert path.stat().st_size < 5e6
         with gzip.open(path) as stream:
             events = json.load(stream)["traceEvents"]
@@ -111,12 +117,62 @@ def test_the_report_takes_the_bottlenecks(found: tuple[TextProfile, Path]) -> No
 def test_a_long_prompt_is_cut_to_the_context(tmp_path: Path) -> None:
     profile, messages = profiled(llama(), tmp_path, prompt_ids=range(3, 203), decode_steps=2, time_limit_s=0.1)
     assert profile.prompt_tokens + profile.decode_steps < SIZES["max_position_embeddings"]
-    assert messages == ["loading the model on cpu", "timing prefill and decode", "measuring what the machine reaches", "profiling prefill and decode"]
+    assert messages[:2] == ["loading the model on cpu", "timing prefill and decode"]
 
 
 def test_a_folder_without_a_model_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
-        profile_text(tmp_path, threads=1, prompt_ids=[1], decode_steps=2, time_limit_s=1, progress=print, trace_folder=tmp_path)
+        profile_text(
+            tmp_path, threads=1, prompt_ids=[1], decode_steps=2, time_limit_s=1, progress=print, trace_folder=tmp_path, cache=CeilingCache(tmp_path)
+        )  # fmt: skip
+
+
+def test_a_prompt_without_tokens_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no tokens"):
+        profile_text(
+            tmp_path, threads=1, prompt_ids=[], decode_steps=2, time_limit_s=1, progress=print, trace_folder=tmp_path, cache=CeilingCache(tmp_path)
+        )  # fmt: skip
+
+
+def test_both_phases_are_set_against_the_limits(found: tuple[TextProfile, Path]) -> None:
+    prefill, decode = found[0].phases
+    assert (prefill.name, decode.name) == ("prefill", "decode step")
+    assert (prefill.ms, prefill.mfu, decode.ms, decode.mbu) == (found[0].prefill_ms, found[0].mfu, found[0].decode_ms, found[0].mbu)
+    assert prefill.operations > 10 * decode.operations
+    for phase in (prefill, decode):
+        assert sum(phase.causes_ms.values()) == pytest.approx(phase.ms)  # these models have no tokenizer
+        assert phase.limited_by == next(iter(phase.causes_ms))
+        assert sum(family.byte_share for family in phase.families) == pytest.approx(1.0)
+        assert sum(family.time_share for family in phase.families) == pytest.approx(1.0)
+        assert sum(family.bytes for family in phase.families) == pytest.approx(phase.bytes)
+        assert all(part in phase.detail for part in (phase.name, "GB/s", "GFLOP/s", phase.limited_by))
+
+
+def test_the_top_operators_are_those_with_the_most_time_of_their_own(found: tuple[TextProfile, Path]) -> None:
+    for phase in found[0].phases:
+        names, times = [item.name for item in phase.operators], [item.ms for item in phase.operators]
+        assert 5 < len(names) == len(set(names)) <= 10
+        assert {"aten::mm", "aten::addmm"} & set(names)
+        assert times == sorted(times, reverse=True)
+        assert sum(times) < phase.ms
+        assert all(item.share == pytest.approx(item.ms / phase.ms) for item in phase.operators)
+
+
+def test_the_second_profile_takes_the_ceilings_from_the_first(found: tuple[TextProfile, Path]) -> None:
+    again, _ = profiled(llama(), found[1], decode_steps=2, time_limit_s=0.1)
+    assert found[0].ceilings_origin.startswith("measured now")
+    assert again.ceilings_age_s > 0
+    assert again.ceilings_origin.endswith("on this kind of hardware")
+    assert again.graph_breaks.count is None
+    assert "give a larger --budget" in again.graph_breaks.note
+
+
+def test_a_tokenizer_is_timed_where_there_is_one(tmp_path: Path) -> None:
+    write_tiny_tokenizer(tmp_path / "model", context=64)
+    profile, _ = profiled(llama(vocab_size=300), tmp_path, decode_steps=2, time_limit_s=0.1)
+    assert profile.tokenizer_ms.keys() == {"prompt", "token"}
+    assert profile.phases[0].causes_ms["tokenizer"] == profile.tokenizer_ms["prompt"] > 0
+    assert sum(profile.phases[0].causes_ms.values()) == pytest.approx(profile.prefill_ms + profile.tokenizer_ms["prompt"])
 
 
 def test_a_profile_refuses_numbers_that_are_not_finite(found: tuple[TextProfile, Path]) -> None:
@@ -138,6 +194,7 @@ def test_a_prompt_reads_weights_once_and_computes_for_each_token() -> None:
     assert many[MLP].bytes == one[MLP].bytes
     assert many[MLP].operations == 10 * one[MLP].operations
     assert many[HEAD].operations == one[HEAD].operations
+    assert many[HEAD].bytes - one[HEAD].bytes == 9 * 4 * 32  # a row of the embedding for every token
 
 
 def test_gpt2_projections_are_found_by_their_structure() -> None:
@@ -155,6 +212,13 @@ def test_only_the_active_experts_are_read() -> None:
     assert per_token[1] - router == 2 * (per_token[0] - router)
 
 
+def test_many_tokens_read_every_expert_once() -> None:
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2))
+    few, many = (Layout(model).work(tokens=tokens, state_bytes=0.0, attention_operations=0.0)[MLP].bytes for tokens in (2, 500))
+    experts = 4 * 2 * 8 * 3 * 32 * 64
+    assert few < experts < many == pytest.approx(experts + 4 * 2 * 8 * 32)
+
+
 def test_layers_without_a_known_name_are_other_layers() -> None:
     config = transformers.MambaConfig(vocab_size=256, hidden_size=32, num_hidden_layers=2, state_size=8)
     marked = [family for _, family in Layout(transformers.MambaForCausalLM(config)).marks]
@@ -165,6 +229,20 @@ def test_attention_operations_are_those_of_a_causal_mask() -> None:
     config = transformers.LlamaConfig(**SIZES)
     token_by_token = sum(families.attention_operations(config, tokens=1, context=context) for context in range(5))
     assert families.attention_operations(config, tokens=5, context=0) == token_by_token
+
+
+def test_attention_with_a_window_sees_no_more_than_it() -> None:
+    config = transformers.MistralConfig(**SIZES, sliding_window=4)
+    each = [families.attention_operations(config, tokens=1, context=context) for context in range(8)]
+    assert each[3:] == [each[3]] * 5
+    assert families.attention_operations(config, tokens=8, context=0) == sum(each)
+
+
+def test_only_layers_that_attend_count_as_attention() -> None:
+    config = transformers.Qwen2Config(**SIZES)
+    every = families.attention_operations(config, tokens=1, context=8)
+    config.layer_types = ["linear_attention", "full_attention"]
+    assert families.attention_operations(config, tokens=1, context=8) == every / 2
 
 
 @given(seconds=SECONDS, work=WORKS)
