@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 
 from genopt import catalog
 from genopt.distributed import cluster, stages
+from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
 from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
 from genopt.measure.prompts import read_prompts
 from genopt.models.resolve import ResolvedModel, resolve
@@ -91,7 +92,7 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
         with folder.hold():
             try:
-                _begin(folder, budget, how, nodes)
+                _begin(folder, budget, how, nodes, terms_of(resolved, facts["libraries"]))
                 folder.append("model_resolved", model=model.model_dump(mode="json"))
                 for name, seconds in phases.items():
                     folder.append("phase", name=name, seconds=seconds)
@@ -107,10 +108,11 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
     """As `prepare_run`, for a run folder that exists; the budget goes on where it stopped.
 
     Raises:
-        RunFolderError: The run is finished, in use, or its model changed.
+        RunFolderError: The run is finished, in use, or its spec, model, data or libraries changed.
         BudgetError: Too little of the budget is left.
     """
     spec, earlier = build(load(folder.path / "spec.yaml")), assemble(folder)
+    require_same_spec(folder, spec)
     if not earlier.interrupted and total_s is None:
         raise RunFolderError(f"{folder.path} is finished; search on with a larger total budget, for example --budget {2 * spec.budget:.0f}s.")
     budget = Budget(total_s or earlier.budget.total_s, spent_s=earlier.budget.spent_s)
@@ -123,14 +125,15 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
         store = open_root(spec.store)
         listener.phase("resolve", spec.model)
         model = resolve_model(spec, store, listener)
-        if earlier.model.digest not in ("", model.digest):
-            raise RunFolderError(f"The model {spec.model} has changed since {folder.path} began; start a new run.")
+        require_same_model(folder, earlier.model.digest, model.digest)
         listener.phase("connect", "joining or starting Ray")
         how = cluster.connect(spec.address)
         try:
             nodes = cluster.measuring_nodes()
             facts = ray.get(stages.machine_task.options(scheduling_strategy=stages.on_node(nodes[0])).remote())
-            _begin(folder, budget, how, nodes)
+            terms = terms_of(spec, facts["libraries"])
+            require_same(folder, terms)
+            _begin(folder, budget, how, nodes, terms)
             folder.append("model_resolved", model=model.model_dump(mode="json"))
             task, libraries = require_task(spec, model), facts["libraries"]
             yield Preparation(spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=libraries), budget
@@ -151,10 +154,10 @@ def interrupted(folder: RunFolder, budget: Budget, found: str) -> InterruptedRun
     return InterruptedRunError(f"Interrupted: {found}; continue with `genopt resume {folder.path}`.", {"run": str(folder.path)})
 
 
-def _begin(folder: RunFolder, budget: Budget, how: cluster.Connection, nodes: tuple[cluster.Node, ...]) -> None:
-    """Records where the run runs; host names stay out of the report."""
+def _begin(folder: RunFolder, budget: Budget, how: cluster.Connection, nodes: tuple[cluster.Node, ...], terms: Terms) -> None:
+    """Records with what and where the run runs; host names stay out of the report."""
     shape = {"how": how.description, "nodes": len(nodes), "cpus": nodes[0].cpus, "gpus": nodes[0].gpus}
-    folder.append("run_started", budget_s=budget.total_s, spent_s=budget.spent_s, cluster=shape)
+    folder.append("run_started", budget_s=budget.total_s, spent_s=budget.spent_s, cluster=shape, **terms.model_dump(mode="json"))
 
 
 @contextmanager

@@ -85,15 +85,22 @@ class RunFolder:
             raise RunFolderError(f"Another process works on {self.path} ({other}); wait until it ends, or end it first.")
         self._lease = lease
         try:
-            journal = self.path / "journal.jsonl"
-            if journal.exists():
-                content = journal.read_bytes()
-                if not content.endswith(b"\n"):
-                    write_atomically(journal, content[: content.rfind(b"\n") + 1])
+            self._mend()
             yield
         finally:
             self._lease = None
             lease.release()
+
+    def _mend(self) -> None:
+        """Drops a last line that was cut off, so that what follows does not continue it."""
+        content = self._journal.read_bytes() if self._journal.exists() else b""
+        whole, _, last = content.removesuffix(b"\n").rpartition(b"\n")
+        if last and (not content.endswith(b"\n") or _event(last) is None):
+            write_atomically(self._journal, whole + b"\n" if whole else b"")
+
+    @property
+    def _journal(self) -> Path:
+        return self.path / "journal.jsonl"
 
     @property
     def _lease_folder(self) -> Path:
@@ -123,7 +130,7 @@ class RunFolder:
         self._require_held()
         line = json.dumps({"time": time.time(), "event": event, **content}, allow_nan=False)
         try:
-            with (self.path / "journal.jsonl").open("a", encoding="utf-8") as stream:
+            with self._journal.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -131,15 +138,21 @@ class RunFolder:
             raise storage_error(self.path, error) from None
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The journal's events in order; a last line that was cut off by a crash is left out."""
-        journal = self.path / "journal.jsonl"
-        if not journal.exists():
-            return
-        for line in journal.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
+        """The journal's events in order; a last line that was cut off by a crash is left out.
+
+        Raises:
+            RunFolderError: Another line cannot be read.
+        """
+        lines = self._journal.read_bytes().splitlines() if self._journal.exists() else []
+        for number, line in enumerate(lines, start=1):
+            event = _event(line)
+            if event is not None:
+                yield event
+            elif number < len(lines):
+                raise RunFolderError(
+                    f"Line {number} of {self._journal} is damaged; put an undamaged copy back, or keep what precedes it: "
+                    f"sed -i '{number},$d' {self._journal}."
+                )
 
     def environment(self) -> dict[str, Any]:
         """What the run ran on."""
@@ -166,3 +179,12 @@ class RunFolder:
             known = ", ".join(sorted(item.stem for item in (self.path / "records").glob("*.parquet"))) or "none yet"
             raise RunFolderError(f"{self.path} has no records named {name!r}; it has {known}.")
         return pq.read_table(path)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """One line of a journal; None where it is damaged."""
+    try:
+        content = json.loads(line)
+    except ValueError:  # no JSON, or not even UTF-8
+        return None
+    return content if isinstance(content, dict) and "event" in content and "time" in content else None

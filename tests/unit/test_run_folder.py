@@ -132,3 +132,21 @@ def test_holding_a_run_drops_what_a_crash_cut_off(tmp_path: Path) -> None:
     with run.hold():
         run.append("resumed")
     assert [event["event"] for event in run.events()] == ["started", "resumed"]
+
+
+@pytest.mark.parametrize("damage", [b"\x00\x00\x00\n", b'{"event": "x", "time"\n', b"\xff\xfe{}\n", b"17\n", b'{"time": 1}\n'])
+def test_a_damaged_line_ends_the_journal_only_where_it_is_the_last(tmp_path: Path, damage: bytes) -> None:
+    run = created(tmp_path / "run")
+    journal = run.path / "journal.jsonl"
+    run.append("started")
+    with journal.open("ab") as stream:
+        stream.write(damage)
+    assert [event["event"] for event in run.events()] == ["started"]
+    kept = journal.read_bytes()
+    with run.hold():
+        run.append("resumed")
+    assert [event["event"] for event in run.events()] == ["started", "resumed"]
+    journal.write_bytes(kept)
+    run.append("resumed")
+    with pytest.raises(RunFolderError, match=r"Line 2 of .* is damaged; .* sed -i '2,\$d'"):
+        list(run.events())
