@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +20,23 @@ from genopt.errors import GenoptError, InterruptedRunError, NoWinnerError
 
 if TYPE_CHECKING:
     from genopt.distributed.rollout import Endpoint
+    from genopt.progress import Listener
     from genopt.report.model import Report
     from genopt.spec import RunSpec
     from genopt.store.run_folder import RunFolder
 
 QUESTION = "What is machine learning?"
 PROMPTS_HELP = "Your own prompts: .txt with one a line, .jsonl with `prompt` or chat `messages`, or .parquet with such a column."
+
+
+
+class Progress(StrEnum):
+    """How a run says on stderr what it does."""
+
+    auto = "auto"
+    lines = "lines"
+    json = "json"
+
 
 app = typer.Typer(
     name="genopt", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -61,6 +74,10 @@ Deploy = Annotated[bool | None, typer.Option("--deploy", help="Serve the winner 
 Port = Annotated[int | None, typer.Option(help="Port of the deployment.  [default: 8000]")]
 MaxTrials = Annotated[int | None, typer.Option(help="Most candidates that the search may add.  [default: until the budget ends]")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.  [default: 0]")]
+ProgressStyle = Annotated[Progress, typer.Option(
+    "--progress", help="What stderr shows: a table on a terminal and lines elsewhere (auto), lines, or one JSON object per event (json): phase, "
+    "budget, started, activity, finished, ended, error, each with `time` and `event`.",
+)]  # fmt: skip
 TrustRemoteCode = Annotated[bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 
 
@@ -99,7 +116,7 @@ def quickstart(
 
     folder = str(out or default_folder("", prefix="quickstart"))
     spec = _spec("smollm2-135m", None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True)
-    found, report = _optimize(spec)
+    found, report = _optimize(spec, Progress.auto)
     with _deployed(found, report, address) as endpoint:
         _ask(endpoint)
         _say(f"report   {found.path.absolute() / 'report.html'}")
@@ -136,6 +153,7 @@ def optimize(
     max_trials: MaxTrials = None,
     seed: Seed = None,
     trust_remote_code: TrustRemoteCode = None,
+    progress: ProgressStyle = Progress.auto,
     as_json: Json = False,
 ) -> None:
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
@@ -145,30 +163,27 @@ def optimize(
         concurrency=_listed(concurrency), arrivals=arrivals, precision=precision, address=address, store=store, out=out,
         deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    _conclude(*_optimize(spec), spec, as_json)
+    _conclude(*_optimize(spec, progress), spec, as_json)
 
 
 @app.command()
 def resume(
     run: RunPath,
     budget: Annotated[str | None, typer.Option(help="New total budget, what was used before included.")] = None,
+    progress: ProgressStyle = Progress.auto,
     as_json: Json = False,
 ) -> None:
     """Continues an interrupted run with the rest of its budget."""
-    from genopt.console import LiveTable, print_summary
     from genopt.distributed.run import resume_run
-    from genopt.report.assemble import assemble
     from genopt.spec import build, load
     from genopt.store.run_folder import RunFolder
 
     folder = RunFolder.existing(run)
     spec = build(load(folder.path / "spec.yaml"))
     total = build({"model": spec.model, "budget": budget}).budget if budget is not None else None
-    with LiveTable() as table:
-        resume_run(folder, table, total_s=total)
-    report = assemble(folder)
-    print_summary(report)
-    _conclude(folder, report, spec, as_json)
+    with _listener(progress) as listener:
+        resume_run(folder, listener, total_s=total)
+    _conclude(folder, _summarize(folder, progress), spec, as_json)
 
 
 @app.command()
@@ -272,8 +287,15 @@ def undeploy(
 
 
 @app.command()
-def status(address: Address = None, as_json: Json = False) -> None:
-    """Shows what is deployed on a cluster."""
+def status(
+    run: Annotated[Path | None, typer.Argument(help="Run folder; without one, what is deployed on a cluster.", show_default=False)] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Shows how a run stands, from any terminal: phase, budget, candidates, best so far, its driver and deployment."""
+    if run is not None:
+        _run_status(run, as_json)
+        return
     from genopt.console import print_status
     from genopt.distributed import cluster, rollout
 
@@ -285,6 +307,21 @@ def status(address: Address = None, as_json: Json = False) -> None:
         _print_json(found)
     else:
         print_status(found)
+
+
+def _run_status(run: Path, as_json: bool) -> None:
+    from genopt.console import print_run_status
+    from genopt.report.status import run_status
+    from genopt.serving.client import is_ready
+    from genopt.store.run_folder import RunFolder
+
+    found = run_status(RunFolder.existing(run))
+    if found.deployment is not None:
+        found = found.model_copy(update={"answers": is_ready(found.deployment.url)})
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        print_run_status(found)
 
 
 @app.command()
@@ -366,17 +403,43 @@ def doctor(address: Address = None, store: Store = None, as_json: Json = False) 
     _say("✓ nothing to mend")
 
 
-def _optimize(spec: RunSpec) -> tuple[RunFolder, Report]:
-    """Runs a spec under the live table and prints how it ended."""
-    from genopt.console import LiveTable, print_summary
+def _optimize(spec: RunSpec, progress: Progress) -> tuple[RunFolder, Report]:
+    """Runs a spec and says how it ended."""
     from genopt.distributed.run import start_run
+
+    with _listener(progress) as listener:
+        folder = start_run(spec, listener)
+    return folder, _summarize(folder, progress)
+
+
+@contextmanager
+def _listener(progress: Progress) -> Iterator[Listener]:
+    from genopt.console import LiveTable, plain
+    from genopt.progress import JsonLines
+
+    if progress is Progress.json:
+        yield JsonLines(_write_event)
+        return
+    with LiveTable(plain() if progress is Progress.lines else None) as table:
+        yield table
+
+
+def _write_event(line: str) -> None:
+    sys.stderr.write(line)
+    sys.stderr.flush()
+
+
+def _summarize(folder: RunFolder, progress: Progress) -> Report:
+    from genopt.console import print_summary
+    from genopt.progress import JsonLines
     from genopt.report.assemble import assemble
 
-    with LiveTable() as table:
-        folder = start_run(spec, table)
     found = assemble(folder)
-    print_summary(found)
-    return folder, found
+    if progress is Progress.json:
+        JsonLines(_write_event).event("ended", winner=found.winner, decision=found.decision, run=found.run)
+    else:
+        print_summary(found)
+    return found
 
 
 def _conclude(folder: RunFolder, found: Report, spec: RunSpec, as_json: bool) -> None:
@@ -478,17 +541,23 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except GenoptError as error:
-        return _failure(error, error.exit_code, "--json" in words[:own], debug)
+        return _failure(error, error.exit_code, words[:own], debug)
     except Exception as error:  # noqa: BLE001 - the last resort: one sentence instead of a traceback
-        return _failure(error, 1, "--json" in words[:own], debug)
+        return _failure(error, 1, words[:own], debug)
     return 0
 
 
-def _failure(error: Exception, code: int, as_json: bool, debug: bool) -> int:
+def _failure(error: Exception, code: int, words: list[str], debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     message = str(error) if isinstance(error, GenoptError) else f"{type(error).__name__}: {error}; run with --debug for the traceback."
-    if as_json:
-        _print_json({"error": {"message": message, "type": type(error).__name__, "exit_code": code}})
-    _say(f"genopt: {message}")
+    content = {"message": message, "type": type(error).__name__, "exit_code": code}
+    if "--json" in words:
+        _print_json({"error": content})
+    if "--progress=json" in words or ("--progress", "json") in pairwise(words):
+        from genopt.progress import JsonLines
+
+        JsonLines(_write_event).event("error", **content)
+    else:
+        _say(f"genopt: {message}")
     return code

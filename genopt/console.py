@@ -16,6 +16,7 @@ from rich.text import Text
 from genopt.plan import Candidate, Record
 from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
+from genopt.report.status import RunStatus
 from genopt.search.estimate import Forecast
 
 STYLES = {
@@ -32,6 +33,11 @@ def stderr() -> Console:
     """Standard error; a log file gets lines long enough for the tables."""
     found = Console(stderr=True)
     return found if found.is_terminal else Console(stderr=True, width=WIDTH)
+
+
+def plain() -> Console:
+    """Standard error as a log: lines instead of a table, even on a terminal."""
+    return Console(stderr=True, force_terminal=False, width=WIDTH)
 
 
 class _Running(Record):
@@ -245,3 +251,29 @@ def print_status(found: Mapping[str, Any], console: Console | None = None) -> No
     for name, application in found.items():
         replicas = "; ".join(f"{deployment} {detail['replicas']}" for deployment, detail in application["deployments"].items())
         out.print(Text(f"{name}: {application['status'].lower()} {application['message']} {replicas}".strip()))
+
+
+def print_run_status(found: RunStatus, console: Console | None = None) -> None:
+    """Prints how a run stands."""
+    out = console or stderr()
+    grid = Table.grid(padding=(0, 2))
+    state = f"{found.state}, {found.phase}" if found.state == "running" else found.state
+    counts = ", ".join(f"{count} {name}" for name, count in found.candidates.items()) or "none yet"
+    best = wording.NONE
+    if found.best is not None:
+        speed = f", {found.best.speedup:.2f}× the original" if found.best.speedup else ""
+        best = found.best.name + speed + (f", quality {wording.quality_percent(found.best.quality)}" if found.best.quality else "")
+    rows = [("run", found.run), ("state", state), ("budget", f"{wording.duration(found.spent_s)} of {wording.duration(found.total_s)}"),
+            ("candidates", counts), ("best so far", best)]  # fmt: skip
+    if found.driver is not None:
+        rows.insert(2, ("driver", f"process {found.driver.pid} on {found.driver.host}"))
+    if found.running:
+        rows.insert(-1, ("under way", ", ".join(found.running)))
+    if found.deployment is not None:
+        served = f"{found.deployment.variant} at {found.deployment.url}" + ("" if found.answers else ", which does not answer")
+        rows.append(("deployment", served))
+    for name, value in rows:
+        grid.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    out.print(grid)
+    if found.remedy:
+        out.print(Text(f"→ {found.remedy.replace('`', '')}"))

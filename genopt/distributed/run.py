@@ -17,13 +17,14 @@ import ray
 from genopt import catalog
 from genopt.distributed import cluster, rollout, stages
 from genopt.distributed.fanout import TICK_S, FanOut, Slot
+from genopt.distributed.observers import JournalListener, RayMetrics
 from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.tuning import SearchRequest, search
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError, from_wire
 from genopt.plan import Artifact, Plan
-from genopt.progress import Listener
+from genopt.progress import Broadcast, Listener
 from genopt.report.write import write_reports
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
@@ -90,7 +91,8 @@ class _Run:
         self._nodes, self._store = prepared.nodes, prepared.store
         self._task: Task = catalog.load("tasks", prepared.task)
         self._libraries = prepared.libraries
-        self._budget, self._listener = budget, listener
+        self._metrics = RayMetrics(prepared.folder.path.name)
+        self._budget, self._listener = budget, Broadcast(listener, JournalListener(prepared.folder), self._metrics)
         self._outcome = Outcome(prepared.folder)
         self._predictions = Predictions(self._task, self._expected_s)
         self._slots: list[Slot] = []
@@ -289,6 +291,7 @@ class _Run:
             update={"candidate": found.candidate.model_copy(update={"predicted": self._predictions.made.get(found.candidate.name)})}
         )
         self._outcome.add(found)
+        self._metrics.measured(found)
         self._predictions.learn(found.candidate)
         self._listener.finished(found.candidate)
 

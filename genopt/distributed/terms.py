@@ -24,7 +24,7 @@ class Terms(Record):
     Attributes:
         spec: The resolved spec.
         libraries: Versions that decide the bytes of artifacts.
-        data: sha256 of the evaluation and calibration files, by key of the spec.
+        data: sha256 of the files with texts and prompts, by key of the spec.
     """
 
     spec: dict[str, Any]
@@ -39,7 +39,7 @@ def terms_of(spec: RunSpec, libraries: Mapping[str, str]) -> Terms:
         spec: The resolved spec.
         libraries: What the measuring node has.
     """
-    files = {"eval_data": spec.eval_data, "calib_data": spec.calib_data}
+    files = {"eval_data": spec.eval_data, "calib_data": spec.calib_data, "prompts": spec.prompts}
     data = {name: file_sha256(Path(path).expanduser()) for name, path in files.items() if path is not None}
     return Terms(spec=spec.model_dump(mode="json"), libraries=dict(libraries), data=data)
 

@@ -13,6 +13,18 @@ from genopt.errors import DeploymentError
 _CONNECT_S = 5.0
 
 
+def is_ready(url: str) -> bool:
+    """Whether a deployment answers that it is ready.
+
+    Args:
+        url: Base URL without `/v1`.
+    """
+    try:
+        return httpx.get(f"{url}/readyz", timeout=_CONNECT_S).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def ask(url: str, question: str, *, model: str, max_tokens: int = 128, on_text: Callable[[str], None]) -> str:
     """Asks one question, greedily, and returns the whole answer.
 
