@@ -110,7 +110,7 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
             loaded = catalog.load("techniques", name)
             return tuple(sorted((set(source.traits) - loaded.removes) | loaded.adds))
 
-        current = store.build(key, make)
+        current = store.build(key, make, wait_s=max(1.0, deadline - time.time()))
     return current
 
 

@@ -1,22 +1,31 @@
 """Content-addressed artifacts: a step key finds work, a digest names bytes.
 
 Layout below the root: `artifacts/<digest>/` (the files), `steps/<step key>.json` (which digest a
-step produced, and its manifest), `locks/`, `building/` (temporary).
+step produced, and its manifest), `verified/<digest>.json` (size and time of each file when its bytes
+were last hashed), `locks/`, `building/` (temporary).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from genopt.errors import StorageError
+from pydantic import ValidationError
+
+from genopt.errors import StageTimeoutError, StorageError
 from genopt.plan import Artifact
-from genopt.store.files import exclusive, file_sha256, storage_error, sync_folder, write_atomically
+from genopt.store.files import file_sha256, storage_error, sync_folder, write_atomically
+from genopt.store.lease import Lease
+
+POLL_S = 0.2
+"""How often one who waits looks whether another has built a step."""
 
 
 def default_root() -> Path:
@@ -66,36 +75,83 @@ class ArtifactStore:
         self.root = root
 
     def find(self, key: str) -> Artifact | None:
-        """The artifact that a step produced earlier, if its files are still there."""
-        record = self.root / "steps" / f"{key}.json"
-        if not record.exists():
-            return None
-        artifact = Artifact.model_validate_json(record.read_text(encoding="utf-8"))
-        return artifact if Path(artifact.path).is_dir() else None
+        """The artifact that a step produced earlier, if its files are still there and its bytes are those of its digest.
 
-    def build(self, key: str, make: Callable[[Path], tuple[str, ...]]) -> Artifact:
-        """Returns the step's artifact, making it unless it exists; concurrent callers make it once.
+        Bytes are hashed again only where a file's size or time has changed since they were hashed last.
+        """
+        try:
+            record = Artifact.model_validate_json((self.root / "steps" / f"{key}.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        artifact = record.model_copy(update={"path": str(self._folder(record.digest))})
+        return artifact if self._is_intact(artifact) else None
+
+    def build(self, key: str, make: Callable[[Path], tuple[str, ...]], *, wait_s: float | None = None) -> Artifact:
+        """Returns the step's artifact, making it unless it exists; concurrent callers, on any machine, make it once.
+
+        One who builds and dies is succeeded by one who waits.
 
         Args:
             key: The step key.
             make: Fills the empty folder that it is given and returns the artifact's traits.
+            wait_s: Longest wait for another who builds it; None waits as long as that one lives.
 
         Raises:
+            StageTimeoutError: Another builds it for longer than that.
             StorageError: The store cannot be written.
         """
-        with exclusive(self.root / "locks" / f"{key}.lock"):
-            found = self.find(key)
-            if found is not None:
-                return found
-            building = self.root / "building" / f"{key[:16]}-{uuid.uuid4().hex}"
-            try:
-                building.mkdir(parents=True)
-                traits = make(building)
-                return self._publish(key, building, traits)
-            except OSError as error:
-                raise storage_error(self.root, error) from None
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
+        found = self.find(key)
+        if found is not None:
+            return found
+        with self._alone(key, wait_s):
+            return self.find(key) or self._make(key, make)
+
+    @contextlib.contextmanager
+    def _alone(self, key: str, wait_s: float | None) -> Iterator[None]:
+        until = None if wait_s is None else time.monotonic() + wait_s
+        lease = Lease(self.root / "locks" / key)
+        while (other := lease.take()) is not None:
+            if until is not None and time.monotonic() > until:
+                raise StageTimeoutError(f"Another stage still builds the same step ({other}); give a larger --budget.")
+            time.sleep(POLL_S)
+        try:
+            yield
+        finally:
+            lease.release()
+
+    def _make(self, key: str, make: Callable[[Path], tuple[str, ...]]) -> Artifact:
+        self._sweep(key)
+        building = self.root / "building" / f"{key[:16]}-{uuid.uuid4().hex}"
+        try:
+            building.mkdir(parents=True)
+            traits = make(building)
+            return self._publish(key, building, traits)
+        except OSError as error:
+            raise storage_error(self.root, error) from None
+        finally:
+            self._sweep(key)
+
+    def _sweep(self, key: str) -> None:
+        """Removes what is unfinished of a step: this builder's own, and that of one that died."""
+        for unfinished in (self.root / "building").glob(f"{key[:16]}-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _folder(self, digest: str) -> Path:
+        return self.root / "artifacts" / digest
+
+    def _is_intact(self, artifact: Artifact) -> bool:
+        folder, marker = Path(artifact.path), self.root / "verified" / f"{artifact.digest}.json"
+        try:
+            seen = _stamps(folder)
+            if marker.exists() and marker.read_text(encoding="utf-8") == seen:
+                return True
+            intact = folder.is_dir() and folder_digest(folder)[0] == artifact.digest
+        except OSError:
+            return False
+        if intact:
+            with contextlib.suppress(StorageError):  # a store that can only be read is hashed each time
+                write_atomically(marker, seen)
+        return intact
 
     def _publish(self, key: str, building: Path, traits: tuple[str, ...]) -> Artifact:
         digest, size = folder_digest(building)
@@ -103,15 +159,24 @@ class ArtifactStore:
             if path.is_file():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
-        final = self.root / "artifacts" / digest
+        final = self._folder(digest)
         final.parent.mkdir(parents=True, exist_ok=True)
+        artifact = Artifact(digest=digest, path=str(final), bytes=size, traits=traits)
+        if final.exists() and not self._is_intact(artifact):
+            final.rename(self.root / "building" / f"{key[:16]}-{uuid.uuid4().hex}")
         if not final.exists():
             building.rename(final)
             sync_folder(final.parent)
-        artifact = Artifact(digest=digest, path=str(final), bytes=size, traits=traits)
+        write_atomically(self.root / "verified" / f"{digest}.json", _stamps(final))
         write_atomically(self.root / "steps" / f"{key}.json", artifact.model_dump_json())
         return artifact
 
     def discard_unfinished(self) -> None:
         """Removes what a killed process was building; call it only while nothing is being built."""
         shutil.rmtree(self.root / "building", ignore_errors=True)
+
+
+def _stamps(folder: Path) -> str:
+    """Size and time of change of each file, as JSON."""
+    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    return json.dumps({path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})

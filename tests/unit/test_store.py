@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genopt.errors import StorageError
+from genopt.errors import StageTimeoutError, StorageError
 from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, open_root, step_key
 from genopt.store.files import write_atomically
 
@@ -31,7 +31,8 @@ def full(_descriptor: int) -> None:
 
 
 def files(root: Path) -> list[str]:
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path.parent.name != "locks")
+    found = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in found if path.parts[0] != "locks")
 
 
 def test_an_artifact_is_named_by_its_bytes_and_found_by_its_step(tmp_path: Path) -> None:
@@ -108,6 +109,67 @@ def test_a_builder_that_dies_leaves_no_artifact_and_no_lock(tmp_path: Path) -> N
     store.discard_unfinished()
     assert files(tmp_path / "store") == []
     assert store.build(KEY, make).bytes == 5
+
+
+def test_one_who_waits_succeeds_a_builder_that_dies(tmp_path: Path) -> None:
+    script = BUILDER.replace('if sys.argv[2] == "die": os._exit(9)', "print(flush=True); input()")
+    command = [sys.executable, "-c", script, str(tmp_path / "store"), "hang", str(tmp_path / "calls")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as builder:
+        assert builder.stdout is not None
+        builder.stdout.readline()
+        with pytest.raises(StageTimeoutError, match=f"builds the same step .process {builder.pid}"):
+            ArtifactStore(tmp_path / "store").build(KEY, make, wait_s=0)
+        found: list[int] = []
+        waiting = threading.Thread(target=lambda: found.append(ArtifactStore(tmp_path / "store").build(KEY, make).bytes))
+        waiting.start()
+        builder.kill()
+        builder.wait()
+        waiting.join(timeout=10)
+    assert found == [5]
+    assert list((tmp_path / "store" / "building").iterdir()) == [], "what the dead one left is swept up"
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "add", "remove"])
+def test_a_damaged_artifact_is_built_again(tmp_path: Path, damage: str) -> None:
+    store = ArtifactStore(tmp_path)
+    built = store.build(KEY, make)
+    weights = Path(built.path, "weights", "a.bin")
+    if damage == "flip":
+        weights.write_bytes(b"12045")
+    elif damage == "cut":
+        weights.write_bytes(b"123")
+    elif damage == "add":
+        (weights.parent / "b.bin").touch()
+    else:
+        weights.unlink()
+    assert store.find(KEY) is None
+    again = store.build(KEY, make)
+    assert (again, weights.read_bytes()) == (built, b"12345")
+    assert store.find(KEY) == built
+    assert not list((tmp_path / "building").iterdir())
+
+
+def test_a_file_that_was_only_touched_is_still_good(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    built = store.build(KEY, make)
+    os.utime(Path(built.path, "weights", "a.bin"), (1, 1))
+    assert store.find(KEY) == built
+
+
+def test_a_damaged_record_of_a_step_is_built_again(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    built = store.build(KEY, make)
+    (tmp_path / "steps" / f"{KEY}.json").write_text('{"digest"')
+    assert store.find(KEY) is None
+    assert store.build(KEY, make) == built
+
+
+def test_a_store_that_was_moved_is_still_good(tmp_path: Path) -> None:
+    built = ArtifactStore(tmp_path / "here").build(KEY, make)
+    (tmp_path / "here").rename(tmp_path / "there")
+    found = ArtifactStore(tmp_path / "there").find(KEY)
+    assert found is not None
+    assert found.path == str(tmp_path / "there" / "artifacts" / built.digest)
 
 
 def test_a_step_that_raises_leaves_nothing_and_keeps_its_error(tmp_path: Path) -> None:
