@@ -1,8 +1,8 @@
 """Runs stages and engine sessions in processes of their own.
 
-Each child gets its own process group and a deadline; whatever happens, the group is killed when the
-work ends, so that memory is truly released and a crash or hang is a typed error. A child also ends
-by itself when its parent disappears (`genopt.worker` watches it).
+Each child gets its own process group and a deadline; whatever happens, the group and all that left it
+are killed when the work ends, so that memory is truly released and a crash or hang is a typed error.
+They also end when the parent disappears (`genopt.guardian` watches it).
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import IO, Any, Self
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.errors import OutOfMemoryError, StageCrashedError, StageError, StageTimeoutError, from_wire
+from genopt.guardian import PARENT, SWEEP_S
 from genopt.plan import JsonValue
 
 
 def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a child: explicit thread count, no hub or tokenizer chatter."""
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, PARENT: str(os.getpid()), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     environment.update(extra or {})
@@ -37,7 +38,14 @@ def child_environment(threads: int | None, extra: Mapping[str, str] | None = Non
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:
-    """Kills a child's whole process group and reaps the child."""
+    """Kills a child, all that it started, and its whole process group, and reaps the child.
+
+    Its guardian is asked first, because it alone finds processes that left the group.
+    """
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=SWEEP_S + 1)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -47,7 +55,8 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
 def _death_error(what: str, code: int, log: Path) -> StageError:
     if code == -signal.SIGKILL:
         return OutOfMemoryError(f"{what} was killed, most likely for lack of memory; free memory or use a smaller model (log: {log.name}).")
-    return StageCrashedError(f"{what} ended with exit code {code}; see {log.name} in the run's logs for the cause.")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return StageCrashedError(f"{what} {how}; see {log.name} in the run's logs for the cause.")
 
 
 def run_stage(
@@ -107,6 +116,7 @@ class SessionProcess:
         options: Options of the engine.
         log: File that receives the process's output.
         timeout_s: Limit of opening and of each later call, in seconds.
+        lifetime_s: Seconds from now after which no call may last, whatever its own limit; None sets no end.
         threads: CPU threads, or None for the libraries' defaults.
         environment: Variables for the child.
     """
@@ -119,9 +129,11 @@ class SessionProcess:
         *,
         log: Path,
         timeout_s: float,
+        lifetime_s: float | None = None,
         threads: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._ends = None if lifetime_s is None else time.monotonic() + lifetime_s
         self._engine, self._artifact, self._options = engine, str(artifact), dict(options)
         self._log = log
         self.timeout_s = timeout_s
@@ -188,13 +200,14 @@ class SessionProcess:
     def call(self, method: str, *, on_token: OnToken | None = None, **arguments: Any) -> Any:
         """Calls a method of the remote session and waits for its result."""
         self._send({"method": method, "arguments": arguments, "stream": on_token is not None})
-        deadline = time.monotonic() + self.timeout_s
+        began = time.monotonic()
+        deadline = began + self.timeout_s if self._ends is None else min(began + self.timeout_s, self._ends)
         while True:
             try:
                 line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.01))
             except queue.Empty:
                 self.close()
-                raise StageTimeoutError(f"The engine did not answer {method!r} within {self.timeout_s:.0f} s and was stopped.") from None
+                raise StageTimeoutError(f"The engine did not answer {method!r} within {max(0.0, deadline - began):.0f} s and was stopped.") from None
             if line is None:
                 raise self._died()
             answer = json.loads(line)

@@ -12,10 +12,8 @@ import importlib
 import json
 import os
 import queue
-import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,24 +22,13 @@ from typing import IO, Any
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession
 from genopt.errors import StageError, to_wire
+from genopt.guardian import guard
 
 STAGES: Mapping[str, str] = {
     "transform": "genopt.techniques.run:run_transform",
     "prepare_text": "genopt.tasks.text_data:prepare",
     "profile_text": "genopt.tasks.text_data:profile",
 }
-
-
-def _end_with_parent() -> None:
-    """Kills this process group as soon as the parent is gone, so that nothing outlives a killed run."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_stage_file(request: Path, result: Path) -> None:
@@ -127,7 +114,7 @@ class SessionServer:
 
 def main(arguments: list[str]) -> int:
     """Entry point of the process."""
-    _end_with_parent()
+    guard()
     if arguments[0] == "stage":
         run_stage_file(Path(arguments[1]), Path(arguments[2]))
         return 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from genopt.engines.base import GenerationRequest
@@ -15,7 +19,7 @@ from genopt.process import SessionProcess, run_stage
 from genopt.testing.plugin import write_plugin
 
 TECHNIQUES = """
-import os, signal, subprocess, sys, time
+import ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
 from genopt.errors import InfeasibleError
 
@@ -31,11 +35,17 @@ class Technique:
         how = params.get("how")
         if how == "raise": raise ValueError("no such layer")
         if how == "exit": os._exit(7)
+        if how == "fault": ctypes.string_at(0)
         if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
-        if how == "hang":
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            Path(destination, "child").write_text(str(child.pid))
-            time.sleep(600)
+        if how in ("hang", "stubborn", "leave"):
+            if how == "stubborn": signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            # A grandchild in a session of its own, whose parent ends at once, and which ignores what can be ignored.
+            script = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork() and os._exit(0); os.setsid();"
+            script += "open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.rename(sys.argv[1] + '.new', sys.argv[1]); time.sleep(600)"
+            subprocess.run([sys.executable, "-c", script, str(Path(destination, "child"))], check=True)
+            while not Path(destination, "child").exists(): time.sleep(0.01)
+            if how == "stubborn": ctypes.PyDLL(None).sleep(600)  # holds the interpreter's lock, as native code may
+            if how == "hang": time.sleep(600)
         Path(destination, "made").write_text("x")
 """
 
@@ -95,11 +105,53 @@ def test_a_stage_that_dies_is_told_from_one_that_was_killed(tmp_path: Path, plug
         transform(tmp_path, plugins, how="kill")
 
 
-def test_a_stage_that_hangs_is_stopped_with_all_its_children(tmp_path: Path, plugins: dict[str, str]) -> None:
+def assert_gone(child: Path) -> None:
+    status = Path("/proc", child.read_text(), "status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+@pytest.mark.parametrize("how", ["hang", "stubborn"])
+def test_a_stage_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path, plugins: dict[str, str], how: str) -> None:
     with pytest.raises(StageTimeoutError, match="limit of 3 s"):
-        transform(tmp_path, plugins, how="hang", timeout_s=3.0)
-    child = Path("/proc", (tmp_path / "made" / "child").read_text(), "status")
-    assert not child.exists() or "State:\tZ" in child.read_text()
+        transform(tmp_path, plugins, how=how, timeout_s=3.0)
+    assert_gone(tmp_path / "made" / "child")
+
+
+def test_what_a_stage_leaves_running_ends_with_it(tmp_path: Path, plugins: dict[str, str]) -> None:
+    assert transform(tmp_path, plugins, how="leave") == {}
+    assert_gone(tmp_path / "made" / "child")
+
+
+RUN = """
+import sys
+from pathlib import Path
+from genopt.process import run_stage
+payload = {
+    "technique": "scripted", "source": sys.argv[1], "destination": sys.argv[1], "params": {"how": "stubborn"},
+    "context": {"original": sys.argv[1], "calibration": None, "seed": 0, "threads": 1},
+}
+run_stage("transform", payload, log=Path(sys.argv[1], "log"), timeout_s=60, threads=1)
+"""
+
+
+def test_a_stage_ends_when_what_waits_for_it_is_killed(tmp_path: Path, plugins: dict[str, str]) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], env={**os.environ, **plugins})
+    child, deadline = tmp_path / "child", time.monotonic() + 30
+    while not child.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    stages = [process.pid for process in psutil.Process(parent.pid).children(recursive=True)]
+    assert len(stages) >= 2
+    parent.kill()
+    parent.wait()
+    while any(psutil.pid_exists(pid) for pid in stages) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(psutil.pid_exists(pid) for pid in stages)
+    assert_gone(child)
+
+
+def test_a_stage_that_dies_of_a_fault_says_which(tmp_path: Path, plugins: dict[str, str]) -> None:
+    with pytest.raises(StageCrashedError, match="SIGSEGV"):
+        transform(tmp_path, plugins, how="fault")
 
 
 @pytest.fixture
@@ -158,3 +210,12 @@ def test_an_engine_that_does_not_answer_is_stopped(tmp_path: Path, plugins: dict
         with pytest.raises(StageTimeoutError, match="did not answer 'generate'"):
             session.generate(ask(1))
         assert not process.exists()
+
+
+def test_an_engine_is_stopped_at_the_end_of_its_lifetime(tmp_path: Path, plugins: dict[str, str]) -> None:
+    options: dict[str, Any] = {"delay_ms": 60_000.0}
+    closed = SessionProcess("fake", tmp_path, options, log=tmp_path / "session.log", timeout_s=60.0, lifetime_s=6.0, environment=plugins)
+    began = time.monotonic()
+    with closed as session, pytest.raises(StageTimeoutError, match="did not answer 'generate' within [0-6] s"):
+        session.generate(ask(1))
+    assert time.monotonic() - began < 12
