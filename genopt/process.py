@@ -30,7 +30,8 @@ from genopt.plan import JsonValue
 
 def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a child: explicit thread count, no hub or tokenizer chatter."""
-    environment = {**os.environ, PARENT: str(os.getpid()), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, **quiet, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     environment.update(extra or {})

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from genopt.distributed.cluster import Node
-from genopt.distributed.stages import BuildFacts, build_task, evaluate_on
+from genopt.distributed.stages import BuildFacts, evaluate_on, submit_build
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
 
@@ -106,7 +106,7 @@ class FanOut:
             return False
         bench, node = self._slots[slot]
         limit = min(deadline, free[slot] + max(LEAST_PATIENCE_S, PATIENCE * expected))
-        built = build_task.remote(plan.model_dump(mode="json"), self._facts.model_dump(mode="json"), limit)
+        built = submit_build(plan, self._facts, limit)
         self._running[evaluate_on(bench, node, plan, built, limit)] = _Flight(plan, built, ends, slot)
         self._started(plan, expected)
         return True

@@ -170,9 +170,9 @@ class _Run:
             raise from_wire(answer["error"])
         return answer
 
-    def _stage(self, kind: str, payload: dict[str, Any], deadline: float, cpus: float) -> dict[str, Any]:
+    def _stage(self, kind: str, payload: dict[str, Any], deadline: float, cpus: float, gpus: float = 0.0) -> dict[str, Any]:
         log = str(self._folder.logs / f"{kind}.log")
-        options = stages.run_stage_task.options(num_cpus=cpus, scheduling_strategy=stages.on_node(self._nodes[0]))
+        options = stages.run_stage_task.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=stages.on_node(self._nodes[0]))
         found: dict[str, Any] = self._wait(options.remote(kind, payload, log, deadline, self._threads()))["result"]
         return found
 
@@ -200,7 +200,7 @@ class _Run:
             # A long download may have used up the profile's share; it may then take a little of what is left.
             deadline = time.time() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))
             try:
-                earlier = self._stage(self._task.profile_stage, payload, deadline, stages.node_cpus(self._nodes[0]))
+                earlier = self._stage(self._task.profile_stage, payload, deadline, stages.node_cpus(self._nodes[0]), min(1.0, self._nodes[0].gpus))
             except StageError as error:
                 self._listener.activity(f"no profile: {error}")
                 self._folder.append("profile_failed", reason=str(error))
@@ -248,7 +248,8 @@ class _Run:
     def _build_facts(self, prepared: Prepared) -> stages.BuildFacts:
         return stages.BuildFacts(
             store=str(self._store), original=self._original(), calibration=prepared.calibration, calibration_digest=prepared.calibration_digest,
-            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=self._threads(), libraries=self._libraries,
+            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=self._threads(), gpus=self._nodes[0].gpus,
+            libraries=self._libraries,
         )  # fmt: skip
 
     def _catalogue(self, order: list[str]) -> list[Plan]:

@@ -31,7 +31,7 @@ BUILD_CPUS = 1.0
 
 
 class BuildFacts(Record):
-    """What building a candidate needs besides its plan."""
+    """What building a candidate needs besides its plan; `gpus` is what a node offers."""
 
     store: str
     original: Artifact
@@ -40,6 +40,7 @@ class BuildFacts(Record):
     logs: str
     seed: int
     threads: int
+    gpus: float
     libraries: dict[str, str]
 
 
@@ -86,6 +87,17 @@ def build_task(plan: dict[str, Any], facts: dict[str, Any], deadline: float) -> 
         return {"error": to_wire(error), "seconds": time.time() - started}
 
 
+def submit_build(plan: Plan, facts: BuildFacts, deadline: float) -> ray.ObjectRef[Any]:
+    """Submits the build of a plan's artifact, with a GPU for steps that gain from one; the result is that of `build_task`.
+
+    A GPU is taken whole, so such a build never runs beside a measurement on the same one.
+    """
+    gains = any(catalog.load("techniques", step.technique).accelerated for step in plan.steps)
+    # Without an explicit strategy the placement group of a search's trial would capture the task and never fit it.
+    options = build_task.options(num_gpus=min(1.0, facts.gpus) if gains else 0, scheduling_strategy="DEFAULT")
+    return options.remote(plan.model_dump(mode="json"), facts.model_dump(mode="json"), deadline)
+
+
 def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
     """Applies a plan's transforms to the original; finished steps come from the store.
 
@@ -95,7 +107,10 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
     store, current = ArtifactStore(Path(facts.store)), facts.original
     for step in plan.steps:
         technique = catalog.load("techniques", step.technique)
-        context = {"seed": facts.seed, "calibration": facts.calibration_digest if technique.needs_calibration else None, "libraries": facts.libraries}
+        context = {
+            "seed": facts.seed, "calibration": facts.calibration_digest if technique.needs_calibration else None, "libraries": facts.libraries,
+            "device": "cuda" if technique.accelerated and facts.gpus else "cpu",  # they round differently
+        }  # fmt: skip
         key = step_key(current.digest, step.technique, technique.version, step.params, context)
         source = current
 

@@ -22,7 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from genopt import catalog
 from genopt.distributed.cluster import Node
-from genopt.distributed.stages import BuildFacts, build_task, evaluate_on
+from genopt.distributed.stages import BuildFacts, evaluate_on, submit_build
 from genopt.plan import JsonValue, Plan, Record
 from genopt.spec import RunSpec
 from genopt.tasks.base import Evaluation, Task
@@ -180,8 +180,7 @@ def _trial(config: Mapping[str, JsonValue], request: SearchRequest, facts: Build
     """Evaluates one point and reports its speed and quality once."""
     plan: Plan = catalog.load("tasks", request.task).plan(config)
     bench, node = benches[int(plan.identity(), 16) % len(benches)]
-    # Without an explicit strategy the trial's placement group would capture the task and never fit it.
-    built = build_task.options(scheduling_strategy="DEFAULT").remote(plan.model_dump(mode="json"), facts.model_dump(mode="json"), request.deadline)
+    built = submit_build(plan, facts, request.deadline)
     found = Evaluation.model_validate(ray.get(evaluate_on(bench, node, plan, built, request.deadline)))
     candidate = found.candidate
     speed = candidate.speedup["vs_baseline"].value if candidate.speedup else math.nan

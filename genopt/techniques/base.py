@@ -48,6 +48,8 @@ class Transform(Protocol):
     removes: frozenset[str]
     """Traits of the source that the result no longer has."""
     needs_calibration: bool
+    accelerated: bool
+    """Whether a GPU makes its work faster; without one it runs all the same."""
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

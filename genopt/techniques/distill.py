@@ -57,6 +57,7 @@ class Distill:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
+    accelerated = True
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -43,6 +43,7 @@ class DropLayers:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
+    accelerated = True
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

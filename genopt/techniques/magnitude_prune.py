@@ -37,6 +37,7 @@ class MagnitudePrune:
     adds = frozenset({"sparse"})
     removes: frozenset[str] = frozenset()
     needs_calibration = False
+    accelerated = False
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -44,6 +44,7 @@ class OnnxGenai:
     adds = frozenset({"onnx_genai"})
     removes = frozenset({"hf"})
     needs_calibration = False
+    accelerated = False
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

@@ -67,6 +67,7 @@ class OnnxWeightOnly:
     adds = frozenset({"quantized"})
     removes: frozenset[str] = frozenset()
     needs_calibration = False
+    accelerated = False
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

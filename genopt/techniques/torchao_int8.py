@@ -30,6 +30,7 @@ class _Int8:
     adds = frozenset({"quantized"})
     removes: frozenset[str] = frozenset()
     needs_calibration = False
+    accelerated = False
     chance = 0.8
 
     @classmethod
