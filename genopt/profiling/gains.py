@@ -10,6 +10,7 @@ from genopt.search.footprint import HEAD, MATRICES, Footprint
 
 FASTER_8_BIT = 2.0
 """8-bit products run twice as fast as 16-bit ones where the hardware has them (NVIDIA and Intel state twice the rate)."""
+ENGINE = "a faster engine or a compiled step"
 MATTERS = 1.1
 """A gain below this is not worth a try of its own."""
 
@@ -23,7 +24,8 @@ class Gain(Record):
         remedy: What is done.
         family: Its name in `family_order`.
         streams: Streams that are decoded together.
-        at_most: Speedup if it reached its limit and nothing else changed.
+        at_most: Speedup if it reached its limit: that of an engine against the step as it is, that of all else against a
+            step without overhead, since overhead hides what fewer bytes and operations bring.
         bound: What bounds the step before it.
     """
 
@@ -35,7 +37,7 @@ class Gain(Record):
 
 
 def gains(seconds: float, footprint: Footprint, ceilings: Ceilings, streams: tuple[int, ...]) -> tuple[Gain, ...]:
-    """Gains at each number of streams, the largest first.
+    """Gains at each number of streams, an engine's first, then the largest first.
 
     What a step takes beyond its limit with one stream is overhead, and stays the same with more of them.
 
@@ -46,21 +48,21 @@ def gains(seconds: float, footprint: Footprint, ceilings: Ceilings, streams: tup
         streams: Numbers of streams.
     """
     overhead = max(0.0, seconds - _limit(footprint, ceilings, 1))
+    weights = (*MATRICES, HEAD)
+    smaller = {
+        ("4-bit weights", "quantization"): (footprint.stored(4.5, families=weights), 1.0),
+        ("8-bit weights", "quantization"): (footprint.stored(8.0, families=weights), 1.0),
+        ("8-bit weights and activations", "quantization"): (footprint.stored(8.0, families=weights), FASTER_8_BIT),
+        ("half of the layers", "pruning"): (footprint.with_layers(footprint.layers / 2), 1.0),
+    }
     found = []
     for count in streams:
-        limit = _limit(footprint, ceilings, count)
-        now = limit + overhead
-        bound = _bound(footprint, ceilings, count, overhead)
-        weights = (*MATRICES, HEAD)
-        after = {
-            ("a faster engine or a compiled step", "engine"): limit,
-            ("8-bit weights", "quantization"): overhead + _limit(footprint.stored(8.0, families=weights), ceilings, count),
-            ("4-bit weights", "quantization"): overhead + _limit(footprint.stored(4.5, families=weights), ceilings, count),
-            ("8-bit weights and activations", "quantization"): overhead
-            + _limit(footprint.stored(8.0, families=weights), ceilings, count, FASTER_8_BIT),
-            ("half of the layers", "pruning"): overhead / 2 + _limit(footprint.with_layers(footprint.layers / 2), ceilings, count),
-        }
-        each = [Gain(remedy=remedy, family=family, streams=count, at_most=now / then, bound=bound) for (remedy, family), then in after.items()]
+        limit, bound = _limit(footprint, ceilings, count), _bound(footprint, ceilings, count, overhead)
+        found.append(Gain(remedy=ENGINE, family="engine", streams=count, at_most=(limit + overhead) / limit, bound=bound))
+        each = [
+            Gain(remedy=remedy, family=family, streams=count, at_most=limit / _limit(after, ceilings, count, faster), bound=bound)
+            for (remedy, family), (after, faster) in smaller.items()
+        ]
         found += sorted(each, key=lambda gain: -gain.at_most)
     return tuple(found)
 
@@ -82,8 +84,11 @@ def sentence(found: tuple[Gain, ...], streams: int) -> str:
     here = [gain for gain in found if gain.streams == streams]
     if not here:
         return ""
-    bound = {"memory": "memory-bound", "compute": "compute-bound", "overhead": "bound by overhead"}[here[0].bound]
-    useful = [f"{gain.remedy} at most {gain.at_most:.1f}×" for gain in here if gain.at_most >= MATTERS]
-    useless = [gain.remedy for gain in here if gain.at_most < MATTERS]
-    text = f"At {streams} {'stream' if streams == 1 else 'streams'} decoding is {bound}: " + (", ".join(useful) or "nothing here helps")
-    return text + (f"; {' and '.join(useless)} will not help." if useless else ".")
+    engine, rest = here[0], here[1:]
+    bound = {"memory": "memory-bound", "compute": "compute-bound", "overhead": "bound by overhead"}[engine.bound]
+    text = f"At {streams} {'stream' if streams == 1 else 'streams'} decoding is {bound}: "
+    if engine.at_most >= MATTERS:
+        text += f"{engine.remedy} at most {engine.at_most:.1f}×, and beyond it "
+    useful = [f"{gain.remedy} at most {gain.at_most:.1f}×" for gain in rest if gain.at_most >= MATTERS]
+    useless = [gain.remedy for gain in rest if gain.at_most < MATTERS]
+    return text + (", ".join(useful) or "nothing") + (f"; {' and '.join(useless)} will not help." if useless else ".")

@@ -151,6 +151,7 @@ def test_gains_depend_on_what_bounds_the_step() -> None:
     assert slow[0].remedy == "a faster engine or a compiled step"
     assert slow[0].at_most == pytest.approx(5.0)
     assert slow[0].bound == "overhead"
+    assert [gain.at_most for gain in slow[1:]] == [gain.at_most for gain in at_limit[1:5]], "overhead hides what fewer bytes bring"
 
 
 def test_gains_are_said_in_words() -> None:
@@ -160,6 +161,10 @@ def test_gains_are_said_in_words() -> None:
     assert "4-bit weights and" in sentence(found, 64) or "and 4-bit weights" in sentence(found, 64)
     assert sentence(found, 64).endswith("will not help.")
     assert sentence(found, 7) == ""
+    slow = gains(5 * limit(SMALL), SMALL, ceilings, (1,))
+    assert sentence(slow, 1).startswith(
+        "At 1 stream decoding is bound by overhead: a faster engine or a compiled step at most 5.0×, and beyond it 4-bit weights at most 3."
+    )
 
 
 @given(overhead=st.floats(min_value=0, max_value=1), streams=st.integers(min_value=1, max_value=512))
