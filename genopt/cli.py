@@ -213,16 +213,28 @@ def plan(
 @app.command()
 def profile(
     model: Model = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the profiler's traces.  [default: none are kept]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the profiler's traces and log.  [default: none are kept]")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Streams for which remedies are weighed, such as 1,8,32.  [default: 1,4]")] = None,
     store: Store = None,
     trust_remote_code: TrustRemoteCode = None,
     as_json: Json = False,
 ) -> None:
-    """Measures where a model's time goes and how far it is from this machine's limits."""
-    from genopt.console import print_profile
-    from genopt.distributed.dry_run import profile_model
+    """Measures where a model's time goes and how far it is from this machine's limits.
 
-    found = profile_model(_spec(model, None, store=store, trust_remote_code=trust_remote_code), out, _say)
+    The model runs as users run it: eager, in its own number format. For its phases you get the time, the share of the memory bandwidth
+    (MBU) and of the arithmetic rate (MFU) that it reaches, what limits it, the parts of the model and the operators that take the time,
+    the places where torch.compile would break the step's graph, and what each family of remedies can bring at most.
+
+    The limits are this machine's own: reading and copying memory, matrix products per number format, starting an operation. They are
+    kept in the store for a week, and measured again when a moment proves them too low.
+
+    With --out FOLDER, open FOLDER/decode.json.gz in ui.perfetto.dev or chrome://tracing to see every operator of a decode step.
+    """
+    from genopt.distributed.dry_run import profile_model
+    from genopt.profile_console import print_profile
+
+    spec = _spec(model, None, concurrency=_listed(concurrency), store=store, trust_remote_code=trust_remote_code)
+    found = profile_model(spec, out, _say)
     if as_json:
         _print_json(found)
     else:

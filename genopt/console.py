@@ -229,20 +229,6 @@ def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None
     out.print(Text(remark, style="dim"))
 
 
-def print_profile(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints where a model's time goes."""
-    out = console or stderr()
-    table = Table(box=None, pad_edge=False, header_style="bold dim")
-    for heading in ("where", "share", "bound by", "measured", "advice"):
-        table.add_column(heading, overflow="fold")
-    for item in found["bottlenecks"]:
-        table.add_row(item["name"], f"{100 * item['share']:.0f}%", item["bound"], Text(item["detail"]), Text(item["advice"]))
-    out.print(table)
-    ceilings = ", ".join(f"{name} {value:.1f}" for name, value in found["ceilings"].items())
-    out.print(Text(f"Measured limits of this machine: {ceilings}.", style="dim"))
-    out.print(Text(str(found["advice"]), style="bold"))
-
-
 def print_status(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints what is deployed."""
     out = console or stderr()

@@ -91,4 +91,5 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
             "model": model.path, "data": prepared.data, "threads": threads, "concurrency": spec.concurrency, "trace_folder": str(kept),
             "ceilings": str(store / "ceilings"),
         }  # fmt: skip
-        return run_stage(task.profile_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads)
+        found = run_stage(task.profile_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads)
+    return found if out is not None else {**found, "traces": {}}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
 
 from genopt.plan import Candidate, Ratio
+from genopt.profiling.records import Bottleneck
 from genopt.report.advice import next_steps
-from genopt.report.model import REFERENCES, Bottleneck, BudgetUse, Deployment, Profile, Report, ReportedModel
+from genopt.report.model import REFERENCES, BudgetUse, Deployment, Profile, Report, ReportedModel
 from genopt.search.selection import choose
 from genopt.spec import RunSpec, build, load
 from genopt.store.run_folder import RunFolder
 
 Event = Mapping[str, Any]
 
-_PROFILE_KEYS = ("advice", "ceilings", "mbu", "mfu")
+_PROFILE_KEYS = ("advice", "ceilings", "ceilings_origin", "graph_breaks", "mbu", "mfu", "phases", "traces")
 
 
 def assemble(folder: RunFolder) -> Report:
@@ -108,6 +110,7 @@ def _profile(content: Mapping[str, Any]) -> Profile | None:
     if not content:
         return None
     known = {name: content[name] for name in _PROFILE_KEYS if content.get(name) is not None}
+    known["traces"] = {name: f"profile/{PurePath(path).name}" for name, path in known.get("traces", {}).items()}  # the folder may have moved
     return Profile(**known, details={name: value for name, value in content.items() if name not in _PROFILE_KEYS})
 
 

@@ -6,10 +6,10 @@ import json
 import re
 from importlib import resources
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from genopt.report import method, plots, predicted, wording
+from genopt.report import method, plots, predicted, profiled, wording
 from genopt.report.by_load import by_load
 from genopt.report.model import Report
 
@@ -22,14 +22,18 @@ def render(report: Report, spec: str) -> str:
         spec: Text of the run's spec.yaml.
     """
     package = resources.files("genopt.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+    def read(name: str) -> str:
+        return package.joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(read))
     environment.filters["facts"] = lambda values: json.dumps(values, indent=2, ensure_ascii=False)
     environment.filters["code"] = _code
-    template = environment.from_string(package.joinpath("page.html.jinja").read_text(encoding="utf-8"))
+    template = environment.get_template("page.html.jinja")
     return template.render(
-        report=report, spec=spec, wording=wording, method=method, predicted=predicted, columns=method.columns(report), tiles=method.tiles(report),
-        load=by_load(report),
-        style=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),  # noqa: S704  (a file of this package)
+        report=report, spec=spec, wording=wording, method=method, predicted=predicted, profiled=profiled,
+        columns=method.columns(report), tiles=method.tiles(report), load=by_load(report),
+        style=Markup(read("page.css")),  # noqa: S704  (a file of this package)
         pareto=Markup(plots.pareto(report)), shares=Markup(plots.shares(report.bottlenecks)),  # noqa: S704  (matplotlib escapes text)
     )  # fmt: skip
 

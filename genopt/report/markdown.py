@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from genopt.plan import Candidate
-from genopt.report import method, predicted, wording
+from genopt.report import method, predicted, profiled, wording
 from genopt.report.by_load import by_load
-from genopt.report.model import Report
+from genopt.report.model import Profile, Report
 
 
 def render(report: Report, spec: str) -> str:
@@ -106,8 +106,25 @@ def _bottlenecks(report: Report) -> list[str]:
     if not report.bottlenecks:
         return []
     rows = [[escape(item.name), wording.percent(item.share, 0), item.bound, escape(item.detail), escape(item.advice)] for item in report.bottlenecks]
-    advice = [escape(report.profile.advice)] if report.profile and report.profile.advice else []
-    return ["## Where the original's time goes", _table(["What", "Share", "Bound by", "Measured", "Advice"], rows, [1]), *advice]
+    table = _table(["What", "Share", "Bound by", "Measured", "Advice"], rows, [1])
+    return ["## Where the original's time goes", table, *(_profile(report.profile) if report.profile else [])]
+
+
+def _profile(profile: Profile) -> list[str]:
+    found = [escape(profile.advice)] if profile.advice else []
+    tables = [profiled.phases(profile.phases), profiled.families(profile.phases)] if profile.phases else []
+    tables += [profiled.operators(phase) for phase in profile.phases if phase.operators]
+    if profile.graph_breaks:
+        tables += [profiled.break_places(profile.graph_breaks)] if profile.graph_breaks.breaks else []
+        found.append(escape(profiled.breaks(profile.graph_breaks)))
+    if profile.traces:
+        paths = ", ".join(f"{escape(name)} `{path}`" for name, path in profile.traces.items())
+        found.append(f"Traces for Perfetto or chrome://tracing, in the run folder: {paths}.")
+    for table in tables:
+        found += [f"### {escape(table.title)}", _table(table.headings, [[escape(cell) for cell in row] for row in table.rows], table.numbers)]
+    limits = "; ".join(f"{what} {value}" for what, value in profiled.ceilings(profile.ceilings))
+    origin = f" ({profile.ceilings_origin})" if profile.ceilings_origin else ""
+    return [*found, escape(f"Limits of this hardware{origin}: {limits}.")] if limits else found
 
 
 def _predicted(report: Report) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from genopt.plan import Candidate, Ratio, Record
+from genopt.profiling.records import Bottleneck, GraphBreaks, Phase
 from genopt.spec import Objective
 
 SCHEMA_VERSION = 1
@@ -58,24 +59,6 @@ class BudgetUse(Record):
     phases: dict[str, float] = Field(default_factory=dict)
 
 
-class Bottleneck(Record):
-    """Where the time of the original goes.
-
-    Attributes:
-        name: What takes the time.
-        share: Its share of the profiled time, in (0, 1].
-        bound: What limits it.
-        detail: The measurement behind the claim.
-        advice: What to do about it.
-    """
-
-    name: str
-    share: float = Field(gt=0, le=1)
-    bound: Literal["memory", "compute", "overhead", "io"]
-    detail: str
-    advice: str
-
-
 class Profile(Record):
     """The roofline of the original on this hardware.
 
@@ -84,6 +67,10 @@ class Profile(Record):
         ceilings: What the hardware was measured to reach, by name with its unit.
         mbu: Share of the reachable memory bandwidth that is used, or None.
         mfu: Share of the reachable arithmetic rate that is used, or None.
+        phases: Phases of generation against the hardware's limits, with the families and operators that take their time.
+        graph_breaks: What `torch.compile` would make of a step, or None.
+        traces: Files for Perfetto or chrome://tracing by phase, relative to the run folder.
+        ceilings_origin: When the ceilings were measured, and why.
         details: All else that was measured.
     """
 
@@ -91,6 +78,10 @@ class Profile(Record):
     ceilings: dict[str, float] = Field(default_factory=dict)
     mbu: float | None = None
     mfu: float | None = None
+    phases: tuple[Phase, ...] = ()
+    graph_breaks: GraphBreaks | None = None
+    traces: dict[str, str] = Field(default_factory=dict)
+    ceilings_origin: str = ""
     details: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from genopt.plan import Candidate, Quality, Ratio
-from genopt.report.model import REFERENCES, Bottleneck, Report
+from genopt.profiling.records import Bottleneck
+from genopt.report.model import REFERENCES, Report
 from genopt.search.pareto import front
 
 if TYPE_CHECKING:
