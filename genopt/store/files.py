@@ -32,8 +32,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
     """Writes a file under a temporary name, fsyncs it and renames it.
+
+    Args:
+        path: The file.
+        content: All of it.
+        mode: Its permissions, less the process's umask.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -42,7 +47,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
