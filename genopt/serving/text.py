@@ -92,6 +92,11 @@ class ModelText:
         found = sizes.get("max_position_embeddings", sizes.get("n_positions"))
         return found if isinstance(found, int) else None
 
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._template is not None
+
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """The conversation as the model was taught to see it, ending where the answer begins.
 

@@ -1,0 +1,1 @@
+"""compare of genopt; see the package's modules."""
