@@ -16,7 +16,10 @@ NOISE = 0.05
 
 def next_steps(report: Report) -> tuple[str, ...]:
     """Sentences in order of urgency; each names a command, a flag or a change of conditions."""
-    found = [_unfinished(report), _winner(report), _inconclusive(report), _skipped(report), _near(report), _failed(report), _noise(report)]
+    found = [
+        _unfinished(report), _people(report), _winner(report), _inconclusive(report), _skipped(report), _near(report), _failed(report),
+        _noise(report),
+    ]  # fmt: skip
     weights = f"Mind the weights: {report.model.note}" if report.model.note else None
     return tuple(sentence for sentence in (*found, weights) if sentence)
 
@@ -76,6 +79,14 @@ def _near(report: Report) -> str | None:
 def _failed(report: Report) -> str | None:
     failed = _with(report, "failed")
     return f"Look into {_names(failed)}: the reasons stand in the table, the full output in the run folder's logs." if failed else None
+
+
+def _people(report: Report) -> str | None:
+    """The winner, where people disagree with the gate about it."""
+    against = [result for result in report.human if result.relation == "contradicts" and report.winner in (result.a, result.b)]
+    if not against:
+        return None
+    return f"Listen to people before you deploy {report.winner}: {against[0].decision}"
 
 
 def _noise(report: Report) -> str | None:

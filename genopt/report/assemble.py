@@ -10,6 +10,7 @@ from typing import Any
 from genopt.plan import Candidate, Ratio
 from genopt.profiling.records import Bottleneck
 from genopt.report.advice import next_steps
+from genopt.report.human import human_results
 from genopt.report.model import REFERENCES, BudgetUse, Deployment, Profile, Report, ReportedModel
 from genopt.search.selection import choose
 from genopt.spec import RunSpec, build, load
@@ -30,6 +31,7 @@ def assemble(folder: RunFolder) -> Report:
 
     Raises:
         SpecError: The folder's spec cannot be used.
+        StorageError: What people said cannot be read.
     """
     spec, events, facts = build(load(folder.path / "spec.yaml")), list(folder.events()), folder.environment()
     references = _last(events, "references")
@@ -47,6 +49,7 @@ def assemble(folder: RunFolder) -> Report:
         hardware=facts.get("hardware", {}), environment=facts.get("environment", {}), budget=_budget(spec, events),
         bottlenecks=bottlenecks, profile=_profile(profile), aa=aa, evaluation=references["evaluation"] if references else {},
         candidates=candidates, pareto=pareto, winner=winner, decision=decision, next_steps=(), deployment=_deployment(events),
+        human=human_results(folder.path, candidates),
     )  # fmt: skip
     return report.model_copy(update={"next_steps": next_steps(report)})
 

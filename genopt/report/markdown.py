@@ -22,7 +22,7 @@ def render(report: Report, spec: str) -> str:
     parts = [f"# {escape(wording.verdict(report))}", escape(report.decision)]
     if report.interrupted:
         parts.append(f"> **This run was interrupted**: {escape(report.ended)}. What follows is valid, and not all there is to find.")
-    parts += [*_next_steps(report), *_deployment(report), *_candidates(report), *_by_load(report), *_bottlenecks(report)]
+    parts += [*_next_steps(report), *_deployment(report), *_candidates(report), *_by_load(report), *_human(report), *_bottlenecks(report)]
     parts += [*_predicted(report), *_method(report), *_reproduce(report, spec)]
     return "\n\n".join(parts) + "\n"
 
@@ -100,6 +100,24 @@ def _row(candidate: Candidate, report: Report, metrics: Sequence[str]) -> list[s
         *(wording.metric(candidate.metrics.get(name)) for name in metrics),
         wording.size(candidate.artifact.bytes) if candidate.artifact else wording.NONE, method.bits(candidate), escape(candidate.reason),
     ]  # fmt: skip
+
+
+def _human(report: Report) -> list[str]:
+    if not report.human:
+        return []
+    parts = ["## What people preferred", escape(method.human())]
+    for result in report.human:
+        facts = [
+            (result.a, result.votes["a"], result.prompts_a), (result.b, result.votes["b"], result.prompts_b), ("tie", result.votes["tie"], None),
+            ("both bad", result.votes["bad"], None),
+        ]  # fmt: skip
+        counts = [[escape(name), str(votes), str(prompts) if prompts is not None else wording.NONE] for name, votes, prompts in facts]
+        rows = [[escape(item.prompt), escape(wording.preferred(result, item))] for item in result.details]
+        parts += [
+            f"### {escape(result.a)} against {escape(result.b)}", escape(result.decision), *map(escape, result.notes),
+            _table(["Said", "Votes", "Prompts"], counts, (1, 2)), _table(["Prompt", "Preferred"], rows),
+        ]  # fmt: skip
+    return parts
 
 
 def _bottlenecks(report: Report) -> list[str]:

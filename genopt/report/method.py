@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genopt.plan import Candidate
+from genopt.quality.preference import FEWEST, SIGNIFICANT, TOLERATED
 from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
 
@@ -76,6 +77,17 @@ def quality(report: Report) -> str:
     if "source" in facts and "available_tokens" in facts:
         text += f" Evaluation text: {facts['source']}, {facts['available_tokens']} tokens."
     return text
+
+
+def human() -> str:
+    """How people were asked, and when they count as confirming the gate."""
+    return (
+        "People saw two anonymous answers to the same prompt, on sides that changed at random, and the names only after their last vote. The unit "
+        "is the prompt: what more of its raters preferred. The sign test is exact and two-sided and leaves even prompts out; the share has Clopper "
+        "and Pearson's exact interval; the net preference, in percentage points, counts even prompts too and has Tango's score interval. A "
+        f"preference is real at a p-value below {SIGNIFICANT:g}; people confirm that a candidate is as good where a net loss of "
+        f"{100 * TOLERATED:.0f} points is ruled out on at least {FEWEST} prompts."
+    )
 
 
 def tiles(report: Report) -> list[tuple[str, str, str]]:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from genopt.plan import Candidate, Ratio, Record
 from genopt.profiling.records import Bottleneck, GraphBreaks, Phase
+from genopt.quality.preference import HumanResult
 from genopt.spec import Objective
 
 SCHEMA_VERSION = 1
@@ -112,6 +113,7 @@ class Report(Record):
         winner: An accepted candidate, or None when the baseline is kept.
         decision: Why that one.
         deployment: Set while a variant is served.
+        human: What people preferred, one entry per comparison with votes.
     """
 
     schema_version: Literal[1] = 1
@@ -136,6 +138,7 @@ class Report(Record):
     decision: str
     next_steps: tuple[str, ...]
     deployment: Deployment | None
+    human: tuple[HumanResult, ...] = ()
 
     @property
     def winning(self) -> Candidate | None:

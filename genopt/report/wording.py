@@ -6,6 +6,7 @@ import math
 import shlex
 
 from genopt.plan import Candidate, JsonValue, Metric, Quality, Ratio
+from genopt.quality.preference import HumanResult, PromptVotes
 from genopt.report.model import Report
 
 NONE = "–"
@@ -147,6 +148,15 @@ def commands(report: Report) -> dict[str, str]:
         found["Serve the winner"] = f"genopt deploy {run}"
         found["Or with Ray Serve alone"] = f"serve deploy {run}/serve.yaml"
     return found
+
+
+def preferred(result: HumanResult, item: PromptVotes) -> str:
+    """What people said about one prompt: `original`, or with several raters `2 × original, 1 × tie`."""
+    if item.preferred is None:
+        return NONE
+    names = ((item.a, result.a), (item.b, result.b), (item.tie, "tie"), (item.bad, "both bad"))
+    said = [(number, name) for number, name in names if number]
+    return said[0][1] if len(result.raters) == 1 else ", ".join(f"{number} × {name}" for number, name in said)
 
 
 def curl(report: Report) -> str | None:
