@@ -5,7 +5,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast lint clean
+.PHONY: help install quickstart browser test test-fast lint clean
 
 help:  ## Shows this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,10 @@ lint: install  ## Checks style, types and the direction of imports
 test-fast: install  ## Runs the tests that need neither Ray nor a model
 	$(BIN)/python -m pytest tests/unit
 
-test: lint  ## Runs everything that CI runs
+browser: install
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || $(BIN)/playwright install --with-deps chromium
+
+test: lint browser  ## Runs everything that CI runs
 	$(BIN)/python -m pytest -m "not gpu and not benchmark" tests/unit tests/contract tests/ray tests/e2e tests/packaging
 
 clean:  ## Removes what builds and tools leave behind; keeps .venv and runs
