@@ -52,8 +52,8 @@ def write_fake_run(folder: Path, *, answers: dict[str, str] | None = None, **opt
 
 def _candidate(plan: Plan, artifact: Artifact, speed: float, verdict: Verdict | None, status: Status) -> Candidate:
     ratio = 0.9 if verdict == "reject" else 0.997
-    ends = {"ci_low": ratio - 0.002, "ci_high": ratio + 0.002}
-    quality = Quality(metric="likelihood_ratio", ratio=ratio, **ends, n=8192, verdict=verdict) if verdict else None
+    low, high = ratio - 0.002, ratio + 0.002
+    quality = Quality(metric="likelihood_ratio", ratio=ratio, ci_low=low, ci_high=high, n=8192, verdict=verdict) if verdict else None
 
     def speedup(value: float) -> Ratio:
         return Ratio(value=value, ci_low=0.98 * value, ci_high=1.02 * value)
