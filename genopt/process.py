@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.errors import OutOfMemoryError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.guardian import PARENT, SWEEP_S
 from genopt.plan import JsonValue
@@ -214,7 +214,8 @@ class SessionProcess:
             answer = json.loads(line)
             if "token" in answer:
                 index, token = answer["token"]
-                if on_token is not None and not on_token(index, token):
+                scored = TokenLogProbs.model_validate(answer["log_probs"]) if "log_probs" in answer else None
+                if on_token is not None and not on_token(index, token, scored):
                     self._send({"cancel": index})
                 continue
             if "error" in answer:

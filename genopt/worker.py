@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from genopt import catalog
-from genopt.engines.base import GenerationRequest, TextSession
+from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
 from genopt.errors import StageError, to_wire
 from genopt.guardian import guard
 
@@ -107,8 +107,8 @@ class SessionServer:
             return self._session.memory().model_dump(mode="json")
         raise StageError(f"A session has no method {method!r}.")
 
-    def _emit(self, index: int, token: int) -> bool:
-        self._write({"token": [index, token]})
+    def _emit(self, index: int, token: int, log_probs: TokenLogProbs | None) -> bool:
+        self._write({"token": [index, token]} if log_probs is None else {"token": [index, token], "log_probs": log_probs.model_dump(mode="json")})
         return index not in self._cancelled
 
 

@@ -14,6 +14,8 @@ from pydantic import Field
 
 from genopt.plan import JsonValue, Record
 
+MAX_TOP_LOGPROBS = 20
+
 
 class GenerationRequest(Record):
     """One sequence to continue.
@@ -25,6 +27,7 @@ class GenerationRequest(Record):
         temperature: 0 is greedy.
         top_p: Nucleus mass, in (0, 1].
         seed: Makes sampling repeatable on one machine.
+        top_logprobs: Report each new token's log-probability and those of this many most probable ones; None reports nothing.
     """
 
     prompt_ids: tuple[int, ...] = Field(min_length=1)
@@ -33,6 +36,19 @@ class GenerationRequest(Record):
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+
+
+class TokenLogProbs(Record):
+    """Natural log-probabilities at one position, of the model itself: before temperature and `top_p`.
+
+    Attributes:
+        log_prob: Of the token that was chosen.
+        top: Ids and log-probabilities of the most probable tokens, best first.
+    """
+
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Generation(Record):
@@ -66,8 +82,9 @@ class Memory(Record):
     device_peak_bytes: int = 0
 
 
-OnToken = Callable[[int, int], bool]
-"""Called with (request index, token id) as soon as a token is known; returning False cancels that request."""
+OnToken = Callable[[int, int, TokenLogProbs | None], bool]
+"""Called with (request index, token id, its log-probabilities where the request asked for them) as soon as a token is known;
+returning False cancels that request."""
 
 
 class TextSession(Protocol):

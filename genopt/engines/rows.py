@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genopt.engines.base import Generation, GenerationRequest, OnToken
-from genopt.engines.sampling import Sampler
+from genopt.engines.sampling import Sampler, log_probs
 from genopt.errors import SpecError
 
 
@@ -37,7 +37,8 @@ class Row:
             return
         self.tokens.append(token)
         self._times.append(time.monotonic_ns())
-        if on_token is not None and not on_token(self.index, token):
+        top = self.request.top_logprobs
+        if on_token is not None and not on_token(self.index, token, None if top is None else log_probs(logits, token, top)):
             self.finish_reason = "cancelled"
         elif len(self.tokens) == self.request.max_new_tokens:
             self.finish_reason = "length"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from genopt.engines.base import GenerationRequest
+from genopt.engines.base import GenerationRequest, TokenLogProbs
 
 
 class Sampler:
@@ -36,6 +36,20 @@ class Sampler:
         mass = np.cumsum(probabilities[candidates])
         drawn = np.searchsorted(mass, self._random.random() * mass[-1], side="right")
         return int(candidates[min(int(drawn), len(candidates) - 1)])
+
+
+def log_probs(logits: NDArray[np.float32], token: int, top: int) -> TokenLogProbs:
+    """What the model gives the chosen token and the most probable ones.
+
+    Args:
+        logits: One row, unnormalized.
+        token: The chosen token.
+        top: How many of the most probable ones.
+    """
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    best = np.argsort(-values, kind="stable")[:top] if top else np.empty(0, np.intp)
+    return TokenLogProbs(log_prob=float(values[token]), top=tuple((int(one), float(values[one])) for one in best))
 
 
 def nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:

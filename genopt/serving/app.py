@@ -12,8 +12,10 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from genopt.serving.exchange import Ask, Event, Refusal
-from genopt.serving.ingress import create_app
+from genopt.serving.exchange import Ask, Caller, Event, Refusal, Served
+from genopt.serving.guard import Finished
+from genopt.serving.ingress import Limits, create_app
+from genopt.serving.keys import OpenGate
 from genopt.serving.manifest import ENGINE, INGRESS, LONGEST_STREAM_S, ServeArguments
 from genopt.serving.replica import EngineReplica
 
@@ -21,18 +23,24 @@ READY_S = 5.0
 
 
 class HandleEngine:
-    """`EngineCalls` over a Serve deployment handle; Serve's own failures become refusals.
+    """A `Backend` over a Serve deployment handle; Serve's own failures become refusals.
 
     Args:
         handle: Of the engine deployment.
+        served: What it serves.
     """
 
-    def __init__(self, handle: DeploymentHandle[EngineReplica]) -> None:
+    def __init__(self, handle: DeploymentHandle[EngineReplica], served: Served) -> None:
         self._handle = handle
+        self._served = served
         self._streaming = handle.options(stream=True)
 
-    async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
-        """See `EngineCalls.generate`."""
+    def served(self) -> Served:
+        """See `Backend.served`."""
+        return self._served
+
+    async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+        """See `Backend.generate`."""
         response = cast("DeploymentResponseGenerator[Event]", self._streaming.generate.remote(ask))
         try:
             async for event in response:
@@ -68,12 +76,15 @@ class Ingress:
     """
 
     def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[EngineReplica]) -> None:
-        self._arguments = arguments
-        self._engine = HandleEngine(engine)
+        self._backend = HandleEngine(engine, Served(model=arguments.model_id, variant=arguments.variant.name))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
-        return create_app(model=self._arguments.model_id, variant=self._arguments.variant.name, engine=self._engine)
+        return create_app(backend=self._backend, gate=OpenGate(), limits=Limits(), finished=_forget)
+
+
+def _forget(request: Finished) -> None:
+    pass
 
 
 def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, TokenLogProbs
 from genopt.errors import GenoptError, StageError, StageTimeoutError
+from genopt.plan import Record
 
-Outcome = int | Generation | GenoptError
+
+class Token(NamedTuple):
+    """A new token, with its log-probabilities where the request asked for them."""
+
+    id: int
+    log_probs: TokenLogProbs | None
+
+
+Outcome = Token | Generation | GenoptError
 
 
 class BatchSession(Protocol):
@@ -26,6 +36,22 @@ class BatchSession(Protocol):
 
     def close(self) -> None:
         """See `TextSession.close`."""
+
+
+class EngineLoad(Record):
+    """What a replica has done and does.
+
+    Attributes:
+        batch_sizes: How many batches of each size were started.
+        tokens: New tokens of all requests so far.
+        running: Requests in the batch that runs now.
+        waiting: Requests that wait for the next one.
+    """
+
+    batch_sizes: dict[int, int]
+    tokens: int
+    running: int
+    waiting: int
 
 
 class _Job:
@@ -45,10 +71,10 @@ class Batcher:
         session: An open session.
         max_batch: Upper bound of requests per batch.
         wait_s: How long the first request of a batch waits for company, in seconds.
-        on_batch: Told the size of each batch before it starts.
+        on_batch: Told the load whenever a batch starts or ends.
     """
 
-    def __init__(self, session: BatchSession, *, max_batch: int, wait_s: float, on_batch: Callable[[int], None]) -> None:
+    def __init__(self, session: BatchSession, *, max_batch: int, wait_s: float, on_batch: Callable[[EngineLoad], None]) -> None:
         self._session = session
         self._max_batch = max_batch
         self._wait_s = wait_s
@@ -56,10 +82,17 @@ class Batcher:
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-session")
         self._loop_task: asyncio.Task[None] | None = None
-        self._busy = False
+        self._running: list[_Job] = []
+        self._sizes: Counter[int] = Counter()
+        self._tokens = 0
         self._progress_at = time.monotonic()
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[int | Generation, None]:
+    @property
+    def load(self) -> EngineLoad:
+        """What was done and is under way."""
+        return EngineLoad(batch_sizes=dict(self._sizes), tokens=self._tokens, running=len(self._running), waiting=self._waiting.qsize())
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token | Generation, None]:
         """Yields tokens as soon as they are known, then the finished generation.
 
         Raises:
@@ -89,7 +122,7 @@ class Batcher:
         Raises:
             GenoptError: It is dead or stuck.
         """
-        if not self._busy:
+        if not self._running:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._session.memory)
         elif time.monotonic() - self._progress_at > stall_s:
             raise StageTimeoutError(f"The engine made no token for {stall_s:.0f} s; the replica has to be replaced.")
@@ -120,14 +153,16 @@ class Batcher:
     async def _continue(self, batch: list[_Job]) -> None:
         loop = asyncio.get_running_loop()
 
-        def on_token(index: int, token: int) -> bool:
+        def on_token(index: int, token: int, log_probs: TokenLogProbs | None) -> bool:
             self._progress_at = time.monotonic()
+            self._tokens += 1
             job = batch[index]
-            loop.call_soon_threadsafe(job.outcomes.put_nowait, token)
+            loop.call_soon_threadsafe(job.outcomes.put_nowait, Token(token, log_probs))
             return not job.cancelled.is_set()
 
-        self._on_batch(len(batch))
-        self._busy, self._progress_at = True, time.monotonic()
+        self._running, self._progress_at = batch, time.monotonic()
+        self._sizes[len(batch)] += 1
+        self._on_batch(self.load)
         requests = [job.request for job in batch]
         try:
             generations = await loop.run_in_executor(self._thread, self._session.generate, requests, on_token)
@@ -138,4 +173,5 @@ class Batcher:
             for job in batch:
                 job.outcomes.put_nowait(failure)
         finally:
-            self._busy = False
+            self._running = []
+            self._on_batch(self.load)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 from genopt.plan import Record
@@ -27,6 +27,7 @@ class Ask(Record):
         top_p: Nucleus mass, in (0, 1].
         stop: Strings that end the text; they are not part of it.
         seed: Makes sampling repeatable; None draws one.
+        top_logprobs: Report each token's log-probability and those of this many most probable ones; None reports nothing.
         incremental: Text in pieces as soon as it is known, instead of one piece at the end.
     """
 
@@ -38,7 +39,22 @@ class Ask(Record):
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_logprobs: int | None = None
     incremental: bool = False
+
+
+class Caller(Record):
+    """Who asks, as far as that matters for where a request goes.
+
+    Attributes:
+        key: Id of the API key, where keys are in use.
+        session: What the caller sent as `X-Session-Id`.
+        request: Id of the request, for logs.
+    """
+
+    key: str | None = None
+    session: str | None = None
+    request: str = ""
 
 
 class Admitted(Record):
@@ -46,9 +62,19 @@ class Admitted(Record):
 
     Attributes:
         prompt_tokens: Tokens of the prompt after the chat template.
+        variant: Name of the plan that answers.
     """
 
     prompt_tokens: int
+    variant: str = ""
+
+
+class ScoredToken(Record):
+    """A token of the answer with its natural log-probability and the most probable ones at its place, best first."""
+
+    text: str
+    log_prob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 class Piece(Record):
@@ -57,11 +83,13 @@ class Piece(Record):
     Attributes:
         text: New text, always whole characters; may be empty.
         completion_tokens: Tokens so far.
+        log_probs: The tokens since the piece before, where the request asked for log-probabilities.
         finish_reason: `stop` or `length` on the last piece.
     """
 
     text: str
     completion_tokens: int
+    log_probs: tuple[ScoredToken, ...] = ()
     finish_reason: Literal["stop", "length"] | None = None
 
 
@@ -86,11 +114,24 @@ class Refusal(Record):
 Event = Admitted | Piece | Refusal
 
 
-class EngineCalls(Protocol):
-    """The ingress's view of the engine replicas."""
+class Served(Record):
+    """What is served now: the name that clients ask for, and the variant that answers unless a canary does."""
 
-    def generate(self, ask: Ask) -> AsyncIterator[Event]:
-        """Yields `Admitted`, then pieces until one has a finish reason; a `Refusal` may come at any point and is the last event."""
+    model: str
+    variant: str
+
+
+class Backend(Protocol):
+    """The ingress's view of what continues prompts."""
+
+    def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+        """Yields `Admitted`, then pieces until one has a finish reason; a `Refusal` may come at any point and is the last event.
+
+        Closing the generator cancels the request.
+        """
 
     async def ready(self) -> bool:
-        """Whether a replica answers."""
+        """Whether requests would be answered now."""
+
+    def served(self) -> Served:
+        """What is served now."""

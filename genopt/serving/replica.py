@@ -6,18 +6,24 @@ import asyncio
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
+from typing import Literal
 
-from genopt.engines.base import Generation, GenerationRequest
+from genopt.engines.base import Generation, GenerationRequest, TokenLogProbs
 from genopt.errors import GenoptError, SpecError
 from genopt.process import SessionProcess
-from genopt.serving.batching import Batcher
-from genopt.serving.exchange import Admitted, Ask, Event, Piece, Refusal
+from genopt.serving.batching import Batcher, EngineLoad
+from genopt.serving.exchange import Admitted, Ask, Event, Piece, Refusal, ScoredToken
 from genopt.serving.manifest import ServeArguments
 from genopt.serving.text import Detokenizer, ModelText, StopScanner
 
 DEFAULT_MAX_TOKENS = 256
+DEFAULT_CONTEXT = 4096
+"""Where neither the model nor the deployment says how long a prompt with its answer may be."""
+_LONG_TEXT = 20_000
 
 
 class EngineReplica:
@@ -33,9 +39,10 @@ class EngineReplica:
     def __init__(self, arguments: ServeArguments) -> None:
         self._text = ModelText(Path(arguments.model_folder))
         limits = [limit for limit in (arguments.max_context, self._text.context) if limit is not None]
-        self._context = min(limits) if limits else None
+        self._context = min(limits, default=DEFAULT_CONTEXT)
+        self._variant = arguments.variant.name
+        self._interval_s = arguments.stream_interval_ms / 1000
         self._stall_s = arguments.stall_s
-        self._batch_sizes: dict[int, int] = {}
         folder = Path(arguments.log_folder or tempfile.gettempdir())
         session = SessionProcess(
             arguments.variant.engine, Path(arguments.artifact), arguments.variant.options,
@@ -43,19 +50,16 @@ class EngineReplica:
             environment={} if arguments.num_gpus else {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
         self._batcher = Batcher(
-            session.open(), max_batch=arguments.max_batch, wait_s=arguments.batch_wait_ms / 1000, on_batch=self._count_batch
+            session.open(), max_batch=arguments.max_batch, wait_s=arguments.batch_wait_ms / 1000, on_batch=_forget
         )  # fmt: skip
-
-    def _count_batch(self, size: int) -> None:
-        self._batch_sizes[size] = self._batch_sizes.get(size, 0) + 1
 
     async def ready(self) -> bool:
         """Answers, which is all that readiness asks: the constructor opened and warmed the engine."""
         return True
 
-    async def batch_sizes(self) -> dict[int, int]:
-        """How many batches of each size were started."""
-        return dict(self._batch_sizes)
+    async def load(self) -> EngineLoad:
+        """What was done and is under way."""
+        return self._batcher.load
 
     async def check_health(self) -> None:
         """Called by Serve; raising lets it replace this replica.
@@ -70,37 +74,45 @@ class EngineReplica:
         if "_batcher" in vars(self):
             self._batcher.close()
 
-    async def generate(self, ask: Ask) -> AsyncIterator[Event]:
-        """See `EngineCalls.generate`. Closing the iterator cancels the request."""
-        request = self._admit(ask)
+    async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """See `Backend.generate`."""
+        request = await self._admit(ask)
         if isinstance(request, Refusal):
             yield request
             return
-        yield Admitted(prompt_tokens=len(request.prompt_ids))
+        yield Admitted(prompt_tokens=len(request.prompt_ids), variant=self._variant)
         try:
-            async for piece in self._pieces(ask, request):
-                yield piece
+            async with aclosing(self._pieces(ask, request)) as pieces:
+                async for piece in pieces:
+                    yield piece
         except GenoptError:
             # The cause is in the replica's and the engine's logs; it may name paths that are no caller's business.
             yield Refusal(status=503, message="The engine failed; try again.", code="engine_failed", retry_after_s=5)
 
-    def _admit(self, ask: Ask) -> GenerationRequest | Refusal:
+    async def _admit(self, ask: Ask) -> GenerationRequest | Refusal:
+        characters = len(ask.prompt or "") + sum(len(message.content) for message in ask.messages or ())
+        if self._text.surely_longer(characters, self._context):
+            return self._too_long(ask, f"has {characters} characters")
         try:
-            prompt = self._prompt(ask)
+            # Tokenizing a long prompt takes a while, in which other requests go on.
+            prompt = await asyncio.to_thread(self._prompt, ask) if characters > _LONG_TEXT else self._prompt(ask)
         except SpecError as error:
             return Refusal(status=400, message=error.message, param=str(error.details.get("param")), code="invalid_value")
-        room = None if self._context is None else self._context - len(prompt)
-        if room is not None and room < 1:
-            message = f"The prompt has {len(prompt)} tokens, and the model's context is {self._context} with the answer; send a shorter one."
-            return Refusal(status=413, message=message, param="prompt" if ask.messages is None else "messages", code="context_length_exceeded")
-        if room is not None and ask.max_tokens is not None and ask.max_tokens > room:
+        room = self._context - len(prompt)
+        if room < 1:
+            return self._too_long(ask, f"has {len(prompt)} tokens")
+        if ask.max_tokens is not None and ask.max_tokens > room:
             message = f"The prompt's {len(prompt)} tokens and max_tokens={ask.max_tokens} pass the context of {self._context}; ask for {room}."
             return Refusal(status=400, message=message, param="max_tokens", code="context_length_exceeded")
         return GenerationRequest(
             prompt_ids=prompt, stop_token_ids=self._text.stop_token_ids, temperature=ask.temperature, top_p=ask.top_p,
-            max_new_tokens=ask.max_tokens or (DEFAULT_MAX_TOKENS if room is None else min(DEFAULT_MAX_TOKENS, room)),
+            max_new_tokens=ask.max_tokens or min(DEFAULT_MAX_TOKENS, room), top_logprobs=ask.top_logprobs,
             seed=secrets.randbelow(2**31) if ask.seed is None else ask.seed % 2**31,
         )  # fmt: skip
+
+    def _too_long(self, ask: Ask, how: str) -> Refusal:
+        message = f"The prompt {how}, and the model's context is {self._context} tokens with the answer; send a shorter one."
+        return Refusal(status=413, message=message, param="prompt" if ask.messages is None else "messages", code="context_length_exceeded")
 
     def _prompt(self, ask: Ask) -> tuple[int, ...]:
         if ask.messages is not None:
@@ -114,23 +126,32 @@ class EngineReplica:
             raise SpecError("The prompt has no tokens; send some text.", {"param": "prompt"})
         return ids
 
-    async def _pieces(self, ask: Ask, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def _pieces(self, ask: Ask, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         detokenizer, scanner = Detokenizer(self._text.tokenizer), StopScanner(ask.stop)
-        count, unsent = 0, ""
-        outcomes = self._batcher.generate(request)
-        try:
+        count, unsent, due = 0, "", 0.0
+        scored: list[ScoredToken] = []
+        async with aclosing(self._batcher.generate(request)) as outcomes:
             async for outcome in outcomes:
                 if isinstance(outcome, Generation):
-                    reason = "length" if outcome.finish_reason == "length" else "stop"
-                    yield Piece(text=unsent + scanner.flush(), completion_tokens=count, finish_reason=reason)  # type: ignore[arg-type]
+                    reason: Literal["stop", "length"] = "length" if outcome.finish_reason == "length" else "stop"
+                    yield Piece(text=unsent + scanner.flush(), completion_tokens=count, log_probs=tuple(scored), finish_reason=reason)
                     return
                 count += 1
-                unsent += scanner.push(detokenizer.push(outcome))
+                unsent += scanner.push(detokenizer.push(outcome.id))
+                if outcome.log_probs is not None:
+                    scored.append(self._scored(outcome.id, outcome.log_probs))
                 if scanner.stopped:
-                    yield Piece(text=unsent, completion_tokens=count, finish_reason="stop")
+                    yield Piece(text=unsent, completion_tokens=count, log_probs=tuple(scored), finish_reason="stop")
                     return
-                if ask.incremental and unsent:
-                    yield Piece(text=unsent, completion_tokens=count)
-                    unsent = ""
-        finally:
-            await asyncio.shield(outcomes.aclose())
+                if ask.incremental and unsent and time.monotonic() >= due:
+                    yield Piece(text=unsent, completion_tokens=count, log_probs=tuple(scored))
+                    unsent, due = "", time.monotonic() + self._interval_s
+                    scored.clear()
+
+    def _scored(self, token: int, log_probs: TokenLogProbs) -> ScoredToken:
+        top = tuple((self._text.token_text(one), value) for one, value in log_probs.top)
+        return ScoredToken(text=self._text.token_text(token), log_prob=log_probs.log_prob, top=top)
+
+
+def _forget(load: EngineLoad) -> None:
+    pass

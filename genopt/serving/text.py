@@ -67,7 +67,9 @@ class ModelText:
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(f"{folder} has no tokenizer.json; give the folder of the original model.")
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.vocabulary: int = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.vocabulary: int = max(vocabulary.values()) + 1
+        self._longest_token = max(map(len, vocabulary))
         config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
         self._special = {name: _token_text(config.get(name)) or "" for name in ("bos_token", "eos_token")}
         self.stop_token_ids = self._stop_token_ids(_read_json(folder / "generation_config.json"))
@@ -114,6 +116,15 @@ class ModelText:
     def chat_ids(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Token ids of a rendered conversation; the template writes the special tokens itself."""
         return tuple(self.tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids)
+
+    def surely_longer(self, characters: int, tokens: int) -> bool:
+        """Whether a text is longer than so many tokens whatever it says; spares tokenizing what is refused anyway."""
+        return characters > tokens * self._longest_token
+
+    def token_text(self, token: int) -> str:
+        """The text of one token; U+FFFD stands for a part of a character."""
+        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
+        return text
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a plain prompt, with the tokenizer's own special tokens."""

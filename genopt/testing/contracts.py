@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from genopt import catalog
-from genopt.engines.base import GenerationRequest, TextSession
+from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
 from genopt.errors import SpecError
 from genopt.plan import JsonValue
 from genopt.quality.audit import audit
@@ -117,17 +117,22 @@ def _check_generation(session: TextSession, vocabulary: int) -> None:
     assert stopped.token_ids == found.token_ids[: found.token_ids.index(stop)]
     assert stopped.finish_reason == "stop"
     seen: list[tuple[int, int]] = []
+    scored: list[TokenLogProbs] = []
     other = GenerationRequest(prompt_ids=_prompt(vocabulary, 9, start=3), max_new_tokens=6)
 
-    def on_token(index: int, token: int) -> bool:
+    def on_token(index: int, token: int, log_probs: TokenLogProbs | None) -> bool:
         seen.append((index, token))
+        if log_probs is not None:
+            scored.append(log_probs)
         return index == 1 or len([one for one, _ in seen if one == 0]) < 3
 
-    first, second = session.generate([asked, other], on_token)
+    first, second = session.generate([asked, other.model_copy(update={"top_logprobs": 2})], on_token)
     assert first.finish_reason == "cancelled"
     assert len(first.token_ids) == 3
     assert len(second.token_ids) == 6, "one row's end leaves the other alone"
     assert [token for index, token in seen if index == 1] == list(second.token_ids)
+    assert len(scored) == 6, "log-probabilities come for the request that asked"
+    assert all(entry.log_prob <= 0 and entry.top[0][0] == token for entry, token in zip(scored, second.token_ids, strict=True))
     sampled = other.model_copy(update={"temperature": 1.0, "top_p": 0.9, "seed": 5})
     assert session.generate([sampled])[0].token_ids == session.generate([sampled])[0].token_ids
     assert session.generate([]) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record
 
@@ -74,7 +74,7 @@ class FakeSession:
                 token = self._pattern[step % len(self._pattern)]
                 tokens[index].append(token)
                 times[index].append(time.monotonic_ns())
-                if on_token is not None and not on_token(index, token):
+                if on_token is not None and not on_token(index, token, _certain(token, requests[index].top_logprobs)):
                     reasons[index] = "cancelled"
         return [
             Generation(token_ids=tuple(tokens[index]), timestamps_ns=tuple(times[index]), started_ns=started, finish_reason=reasons[index])
@@ -95,6 +95,11 @@ class FakeSession:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _certain(token: int, top: int | None) -> TokenLogProbs | None:
+    """All probability is on the token that the text dictates."""
+    return None if top is None else TokenLogProbs(log_prob=0.0, top=((token, 0.0),)[:top])
 
 
 class FakeEngine:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genopt.engines.base import GenerationRequest
+from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.engines.ort_genai import OrtGenaiEngine, OrtGenaiSession
 from genopt.errors import InfeasibleError, SpecError, StageError
 from genopt.plan import JsonValue
@@ -281,7 +281,7 @@ def test_tokens_are_streamed_and_a_row_can_be_cancelled(session: OrtGenaiSession
     expected = [session.generate([request])[0].token_ids for request in requests]
     streamed: dict[int, list[int]] = {0: [], 1: [], 2: []}
 
-    def on_token(index: int, token: int) -> bool:
+    def on_token(index: int, token: int, _log_probs: TokenLogProbs | None) -> bool:
         streamed[index].append(token)
         return not (index == 1 and len(streamed[1]) == 4)
 

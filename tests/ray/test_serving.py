@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ray import serve
 from genopt.errors import DeploymentError
 from genopt.plan import Plan
 from genopt.serving import client, deployment
+from genopt.serving.batching import EngineLoad
 from genopt.serving.manifest import Scaling, serve_config
 from genopt.testing.plugin import write_plugin
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
@@ -96,6 +98,21 @@ def _expected(tokens: int) -> str:
     return (TEXT.encode() * tokens)[:tokens].decode(errors="ignore")
 
 
+def engine_load() -> EngineLoad:
+    found: EngineLoad = serve.get_deployment_handle("Engine", "genopt").load.remote().result()
+    return found
+
+
+def until(condition: Callable[[], bool], wait_s: float = WAIT_S) -> bool:
+    """Whether a condition of another process came true in time; there is nothing to await."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 QUESTION = [{"role": "user", "content": "Say something."}]
 
 
@@ -158,6 +175,32 @@ def test_the_default_length_fits_the_context(openai_client: openai.OpenAI) -> No
     assert answer.usage.completion_tokens == 10
 
 
+def test_log_probabilities_come_for_each_token(openai_client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        answer = openai_client.chat.completions.create(
+            model="tiny", messages=QUESTION, max_tokens=8, logprobs=True, top_logprobs=1, stop=["lo"], stream=stream
+        )  # fmt: skip
+        choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+        found = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
+        assert "".join(entry.token for entry in found).replace("\ufffd", "") == "hllo"
+        assert all(entry.logprob == 0 and entry.top_logprobs[0].token == entry.token for entry in found)
+    text = openai_client.completions.create(model="tiny", prompt="abc", max_tokens=3, logprobs=1).choices[0].logprobs
+    assert (text.tokens[0], text.token_logprobs, text.text_offset) == ("h", [0.0] * 3, [0, 1, 2])
+
+
+def test_several_prompts_are_answered_in_order(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.completions.create(model="tiny", prompt=["abc", "de"], max_tokens=4, n=2)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 16)
+
+
+def test_a_request_keeps_its_id(endpoint: deployment.Endpoint) -> None:
+    for body in ({"model": "tiny", "prompt": "a", "max_tokens": 1}, {"model": "other"}):
+        answer = httpx.post(f"{endpoint.url}/v1/completions", json=body, headers={"X-Request-Id": "mine-1"})
+        assert answer.headers.get_list("X-Request-Id") == ["mine-1"]
+    assert httpx.get(f"{endpoint.url}/healthz").headers["X-Request-Id"]
+
+
 def test_models_health_and_the_variant_header(openai_client: openai.OpenAI, endpoint: deployment.Endpoint) -> None:
     assert [model.id for model in openai_client.models.list()] == ["tiny"]
     assert openai_client.models.retrieve("tiny").id == "tiny"
@@ -191,13 +234,13 @@ def test_a_bad_request_is_refused_in_openais_shape(endpoint: deployment.Endpoint
 
 
 def test_an_unknown_path_and_a_broken_body_have_openais_shape(endpoint: deployment.Endpoint) -> None:
-    assert httpx.get(f"{endpoint.url}/v1/nothing").json()["error"]["code"] == "http_error"
-    assert httpx.post(f"{endpoint.url}/v1/completions", content=b"{").json()["error"]["code"] == "invalid_json"
+    assert httpx.get(f"{endpoint.url}/v1/nothing").json()["error"]["code"] == "not_found"
+    broken = httpx.post(f"{endpoint.url}/v1/completions", content=b"{", headers={"Content-Type": "application/json"})
+    assert broken.json()["error"]["code"] == "invalid_json"
 
 
 def test_parallel_requests_share_a_batch(openai_client: openai.OpenAI) -> None:
-    engine = serve.get_deployment_handle("Engine", "genopt")
-    before = engine.batch_sizes.remote().result()
+    before = engine_load().batch_sizes
     started = threading.Barrier(4)
 
     def one(_: int) -> str:
@@ -207,19 +250,22 @@ def test_parallel_requests_share_a_batch(openai_client: openai.OpenAI) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(one, range(4))) == [_expected(60)] * 4
-    after = engine.batch_sizes.remote().result()
+    after = engine_load().batch_sizes
     batches = sum(after.values()) - sum(before.values())
     assert batches < 4
     assert max(size for size in after if after[size] > before.get(size, 0)) > 1
 
 
-def test_a_caller_that_goes_away_frees_the_engine(openai_client: openai.OpenAI) -> None:
-    stream = openai_client.completions.create(model="tiny", prompt="abc", max_tokens=CONTEXT - 10, stream=True)
-    next(iter(stream))
-    stream.close()
-    began = time.monotonic()
-    openai_client.completions.create(model="tiny", prompt="abc", max_tokens=1)
-    assert time.monotonic() - began < 0.5 * (CONTEXT - 10) * 0.010
+@pytest.mark.parametrize("stream", [False, True])
+def test_generation_stops_when_its_caller_goes_away(endpoint: deployment.Endpoint, stream: bool) -> None:
+    before = engine_load().tokens
+    body = {"model": "tiny", "prompt": "abc", "max_tokens": CONTEXT - 10, "stream": stream}
+    with httpx.Client(base_url=endpoint.url) as http, http.stream("POST", "/v1/completions", json=body) if stream else contextlib.nullcontext():
+        if not stream:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/v1/completions", json=body, timeout=0.5)
+    assert until(lambda: engine_load().running == 0, 0.5 * CONTEXT * 0.010)
+    assert engine_load().tokens - before < CONTEXT / 2
 
 
 def test_more_than_fits_the_queue_is_turned_away_with_retry_after(endpoint: deployment.Endpoint) -> None:

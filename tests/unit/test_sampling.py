@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.engines.base import GenerationRequest
-from genopt.engines.sampling import Sampler, nucleus
+from genopt.engines.sampling import Sampler, log_probs, nucleus
 
 
 def request(**values: object) -> GenerationRequest:
@@ -58,3 +58,14 @@ def test_seed_decides() -> None:
     one, same, other = (Sampler(request(temperature=1.0, seed=seed)) for seed in (5, 5, 6))
     draws = [[sampler.choose(logits) for _ in range(8)] for sampler in (one, same, other)]
     assert draws[0] == draws[1] != draws[2]
+
+
+@given(logits=st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=60), top=st.integers(0, 20))
+def test_log_probabilities_are_normalized_and_ranked(logits: list[float], top: int) -> None:
+    values = np.array(logits, np.float32)
+    found = log_probs(values, 0, top)
+    everything = [log_probs(values, token, 0).log_prob for token in range(len(values))]
+    assert np.exp(everything).sum() == pytest.approx(1)
+    assert found.log_prob == everything[0]
+    assert [value for _, value in found.top] == sorted(everything, reverse=True)[:top]
+    assert all(everything[token] == value for token, value in found.top)

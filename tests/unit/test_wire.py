@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.errors import DeploymentError, ModelError, SpecError
 from genopt.serving import client
-from genopt.serving.exchange import Admitted, Ask, ChatMessage, Event, Piece, Refusal
-from genopt.serving.ingress import create_app
+from genopt.serving.answers import chat_logprobs, error_body, text_logprobs
+from genopt.serving.exchange import Ask, ChatMessage, Refusal, ScoredToken
 from genopt.serving.text import Detokenizer, ModelText, StopScanner
-from genopt.serving.wire import ChatRequest, TextRequest, error_body, parse
+from genopt.serving.wire import ChatRequest, TextRequest, parse
 from genopt.testing.tiny_tokenizer import EOS_ID, write_tiny_tokenizer
 
 
@@ -40,37 +37,48 @@ def _refused(body: bytes, kind: type[ChatRequest] | type[TextRequest] = ChatRequ
 
 def test_text_parts_are_joined_and_unknown_fields_ignored() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert _asked(_chat(messages=[{"role": "user", "content": parts}], user="someone")).messages[0].content == "ab"
+    (message,) = _asked(_chat(messages=[{"role": "developer", "content": parts}], user="someone")).asks()[0].messages or ()
+    assert message == ChatMessage(role="system", content="ab")
 
 
 def test_the_newer_token_limit_wins_and_seeds_are_consecutive() -> None:
     asked = _asked(_chat(max_tokens=5, max_completion_tokens=7, seed=3, stop="x", n=2, stream=True))
     assert asked.token_limit() == 7
-    assert [asked.ask(index).seed for index in range(asked.choices)] == [3, 4]
-    assert asked.ask(0) == Ask(
+    assert [ask.seed for ask in asked.asks()] == [3, 4]
+    assert asked.asks()[0] == Ask(
         messages=(ChatMessage(role="user", content="hi"),), max_tokens=7, temperature=1.0, top_p=1.0, stop=("x",), seed=3, incremental=True
     )
 
 
 def test_null_means_the_default() -> None:
     asked = _asked(_chat(temperature=None, top_p=None, stop=None, n=None, stream=None, max_tokens=None, seed=None))
-    assert asked.ask(0) == Ask(messages=(ChatMessage(role="user", content="hi"),))
+    assert asked.asks()[0] == Ask(messages=(ChatMessage(role="user", content="hi"),))
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
-        ({"n": 5}, "n"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": float("nan")}, None),
+        ({"n": 9}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"stream_options": {"include_usage": True}}, None),
+        ({"top_logprobs": 2}, None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": [""]}, "stop.0"),
-        ({"tools": [{"type": "function"}]}, None),
-        ({"response_format": {"type": "json_object"}}, None),
+        ({"stop": ["x"] * 1000}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, object], param: str | None) -> None:
@@ -78,7 +86,36 @@ def test_a_bad_field_is_named(fields: dict[str, object], param: str | None) -> N
     assert (refusal.status, refusal.param) == (400, param)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"null", b'{"model": "m"}'])
+def test_values_that_ask_for_nothing_pass() -> None:
+    asked = _asked(_chat(tools=[], frequency_penalty=0, logit_bias={}, response_format={"type": "text"}, logprobs=False))
+    assert asked.asks()[0].top_logprobs is None
+
+
+def test_log_probabilities_are_asked_for_in_each_dialect() -> None:
+    assert _asked(_chat(logprobs=True)).asks()[0].top_logprobs == 0
+    assert _asked(_chat(logprobs=True, top_logprobs=3)).asks()[0].top_logprobs == 3
+    found = parse(TextRequest, b'{"model": "m", "prompt": "a", "logprobs": 2}')
+    assert isinstance(found, TextRequest)
+    assert found.asks()[0].top_logprobs == 2
+
+
+def test_log_probabilities_have_openais_shapes() -> None:
+    tokens = [ScoredToken(text="é", log_prob=-0.5, top=(("é", -0.5), ("\ufffd", -1.0))), ScoredToken(text="b", log_prob=-2.0)]
+    first, second = chat_logprobs(tokens)["content"]
+    assert first == {"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": [
+        {"token": "é", "logprob": -0.5, "bytes": [195, 169]}, {"token": "\ufffd", "logprob": -1.0, "bytes": None}]}  # fmt: skip
+    assert second["top_logprobs"] == []
+    assert text_logprobs(tokens, 4) == {
+        "tokens": ["é", "b"], "token_logprobs": [-0.5, -2.0], "top_logprobs": [{"é": -0.5, "\ufffd": -1.0}, {}], "text_offset": [4, 5],
+    }  # fmt: skip
+
+
+DEEP = b'{"model": ' + b"[" * 100_000
+HUGE = b'{"model": "m", "seed": ' + b"9" * 5000 + b"}"
+HALF = b'{"model": "m", "prompt": "\\ud800", "messages": [{"role": "user", "content": "\\uD800"}]}'
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"null", b'{"model": "m"}', DEEP, HUGE, HALF, b'{"model": NaN}'])
 def test_a_bad_body_is_refused(body: bytes) -> None:
     assert _refused(body).status == 400
     assert _refused(body, TextRequest).status == 400
@@ -92,16 +129,23 @@ def test_no_body_makes_validation_raise(body: bytes) -> None:
     assert isinstance(parse(TextRequest, body), TextRequest | Refusal)
 
 
-@pytest.mark.parametrize("prompt", ["hi", ["hi"], [1, 2]])
-def test_prompts_come_as_text_or_ids(prompt: object) -> None:
-    found = parse(TextRequest, json.dumps({"model": "m", "prompt": prompt}).encode())
+@pytest.mark.parametrize(
+    ("prompt", "texts", "ids"),
+    [
+        ("hi", ["hi"], [None]), (["hi"], ["hi"], [None]), (["a", "b"], ["a", "b"], [None, None]), ([1, 2], [None], [(1, 2)]),
+        ([[1, 2], [3]], [None, None], [(1, 2), (3,)]),
+    ],
+)  # fmt: skip
+def test_prompts_come_as_text_or_ids_and_several_at_once(prompt: object, texts: list[object], ids: list[object]) -> None:
+    found = parse(TextRequest, json.dumps({"model": "m", "prompt": prompt, "n": 2}).encode())
     assert isinstance(found, TextRequest)
-    assert (found.ask(0).prompt, found.ask(0).prompt_ids) == ((None, (1, 2)) if prompt == [1, 2] else ("hi", None))
+    assert [ask.prompt for ask in found.asks()[::2]] == texts
+    assert [ask.prompt_ids for ask in found.asks()[1::2]] == ids
 
 
-@pytest.mark.parametrize("prompt", [[], ["a", "b"], [-1], 3, [[1]], None])
+@pytest.mark.parametrize("prompt", [[], ["a"] * 9, [-1], 3, [[]], ["a", 1], None])
 def test_other_prompts_are_refused(prompt: object) -> None:
-    assert _refused(json.dumps({"model": "m", "prompt": prompt}).encode(), TextRequest).param is not None
+    assert str(_refused(json.dumps({"model": "m", "prompt": prompt}).encode(), TextRequest).param).startswith("prompt")
 
 
 def test_errors_have_openais_types() -> None:
@@ -163,52 +207,6 @@ def test_templates_refuse_and_are_sandboxed(tmp_path: Path, template: str | None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(SpecError, match=reason):
         ModelText(tmp_path).render_chat([ChatMessage(role="user", content="hi")])
-
-
-class ScriptedEngine:
-    """Our own port with fixed events."""
-
-    def __init__(self, *events: Event) -> None:
-        self._events = events
-
-    async def generate(self, ask: Ask) -> AsyncIterator[Event]:
-        for event in self._events:
-            yield event
-
-    async def ready(self) -> bool:
-        return False
-
-
-async def _post(engine: ScriptedEngine, *, stream: bool) -> httpx.Response:
-    transport = httpx.ASGITransport(app=create_app(model="m", variant="v", engine=engine))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        return await http.post("/v1/chat/completions", content=_chat(stream=stream))
-
-
-def _run(engine: ScriptedEngine, *, stream: bool) -> httpx.Response:
-    return asyncio.run(_post(engine, stream=stream))
-
-
-LOST = Refusal(status=503, message="The engine failed; try again.", code="engine_failed", retry_after_s=5)
-
-
-@pytest.mark.parametrize("last", [(LOST,), ()])
-def test_a_failure_on_the_way_ends_a_stream_with_an_error_and_without_done(last: tuple[Event, ...]) -> None:
-    answer = _run(ScriptedEngine(Admitted(prompt_tokens=1), Piece(text="a", completion_tokens=1), *last), stream=True)
-    assert answer.status_code == 200
-    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    assert json.loads(events[-1])["error"]["code"] == "engine_failed"
-    assert "[DONE]" not in answer.text
-
-
-def test_a_failure_on_the_way_of_a_whole_answer_is_its_status() -> None:
-    answer = _run(ScriptedEngine(Admitted(prompt_tokens=1), Piece(text="a", completion_tokens=1), LOST), stream=False)
-    assert (answer.status_code, answer.headers["Retry-After"], answer.headers["X-Genopt-Variant"]) == (503, "5", "v")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_before_the_first_byte_keeps_its_status(stream: bool) -> None:
-    assert _run(ScriptedEngine(Refusal(status=413, message="long")), stream=stream).status_code == 413
 
 
 def test_a_curl_line_survives_the_shell() -> None:
