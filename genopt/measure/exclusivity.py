@@ -10,7 +10,7 @@ from typing import Protocol
 
 import psutil
 
-from genopt.measure.gpu import foreign_processes
+from genopt.measure.gpu import GpuState, foreign_processes, states
 from genopt.plan import Record
 
 OTHER_CORES = 0.2
@@ -29,12 +29,14 @@ class Disturbance(Record):
         other_cores: Processor time of processes that are not ours, per second.
         steal: Share of the processors' time that the hypervisor gave to others.
         foreign_gpu_processes: Processes on our GPUs that are not ours.
+        gpus: How the GPUs ran at its end: clocks, temperature, power, and why they were throttled.
     """
 
     seconds: float
     other_cores: float
     steal: float
     foreign_gpu_processes: int = 0
+    gpus: tuple[GpuState, ...] = ()
 
     @property
     def contended(self) -> bool:
@@ -100,7 +102,7 @@ class NodeWatch:
         steal = (now.stolen - before.stolen) / max(1e-9, now.total - before.total)
         return Disturbance(
             seconds=seconds, other_cores=max(0.0, others / seconds), steal=min(1.0, max(0.0, steal)),
-            foreign_gpu_processes=foreign_processes(_with_children(ours)),
+            foreign_gpu_processes=foreign_processes(_with_children(ours)), gpus=states(),
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Everything here is a reading, never an estimate: what the driver does not tell i
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,23 @@ class GpuState(Record):
     throttled: tuple[str, ...]
     energy_j: float | None
     used_bytes: int
+
+
+def described(seen: Sequence[GpuState]) -> str:
+    """How GPUs ran over several readings, in words: `1755-1980 MHz, 41-63 °C, 180-420 W, throttled by power cap`."""
+    if not seen:
+        return ""
+    parts = [
+        f"{_range([state.sm_mhz for state in seen])} MHz", f"{_range([state.temperature_c for state in seen])} °C",
+        f"{_range([round(state.power_w) for state in seen])} W",
+    ]  # fmt: skip
+    reasons = sorted({reason for state in seen for reason in state.throttled})
+    return ", ".join([*parts, *([f"throttled by {' and '.join(reasons)}"] if reasons else [])])
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def states() -> tuple[GpuState, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from genopt.measure.exclusivity import Disturbance, Watch
+from genopt.measure.gpu import GpuState
 
 DISCARDS, PATIENCE = 6, 0.5
 """Disturbed measurements that are repeated, and the share of the time in which even more are; then they are kept, and said to be disturbed."""
@@ -26,6 +27,7 @@ class Repeats:
         rows: All rows so far; those of disturbed measurements have that in their `phase` and `disturbance`.
         discarded: Disturbed measurements that were dropped.
         kept_disturbed: Whether one had to be kept.
+        gpus: How the GPUs ran at the end of each measurement.
     """
 
     def __init__(self, watch: Watch, clock: Callable[[], float], time_cap_s: float) -> None:
@@ -35,6 +37,7 @@ class Repeats:
         self.rows: list[Row] = []
         self.discarded = 0
         self.kept_disturbed = False
+        self.gpus: list[GpuState] = []
 
     def measured(self, measure: Callable[[], Found]) -> Found | None:
         """What a measurement that adds to `rows` found; None where it was disturbed and is to be repeated."""
@@ -42,6 +45,9 @@ class Repeats:
         self._watch.begin()
         found = measure()
         disturbance = self._watch.end()
+        self.gpus += disturbance.gpus
+        for row in self.rows[first:]:
+            row["gpus"] = [state.model_dump() for state in disturbance.gpus]
         if not disturbance.contended:
             return found
         for row in self.rows[first:]:

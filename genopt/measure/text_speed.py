@@ -20,6 +20,7 @@ from pydantic import Field
 from genopt.engines.base import Generation, GenerationRequest, TextSession
 from genopt.errors import StageError
 from genopt.measure.exclusivity import Unwatched, Watch
+from genopt.measure.gpu import described
 from genopt.measure.repeats import Repeats, Row
 from genopt.measure.statistics import half_width as relative_half_width
 from genopt.measure.statistics import log_ratio_interval, metric
@@ -166,7 +167,8 @@ class _Duel:
 
         def summary(samples: Sequence[float], unit: str, streams: int = 1) -> Metric:
             conditions: dict[str, JsonValue] = {
-                **self._workload.lengths(), "concurrency": streams, "decided": self.decided, "contended": self.repeats.kept_disturbed
+                **self._workload.lengths(), "concurrency": streams, "decided": self.decided, "contended": self.repeats.kept_disturbed,
+                **({"gpu": described(self.repeats.gpus)} if self.repeats.gpus else {}),
             }  # fmt: skip
             return metric(samples, unit, seed=seed, conditions=conditions)
 
@@ -206,7 +208,7 @@ def row(timing: Timing, *, session: str, phase: str, round_index: int, turn: int
     return {
         "session": session, "round": round_index, "turn": turn, "phase": phase, "concurrency": streams, "prompt_tokens": prompt,
         "output_tokens": timing.tokens, "ttft_ms": timing.ttft_ms, "tpot_ms": timing.tpot_ms, "e2el_ms": timing.e2el_ms,
-        "itl_ms": list(timing.itl_ms), "disturbance": "",
+        "itl_ms": list(timing.itl_ms), "disturbance": "", "gpus": [],
     }  # fmt: skip
 
 

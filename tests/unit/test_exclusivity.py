@@ -84,3 +84,11 @@ def test_without_a_gpu_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu.states() == ()
     assert gpu.foreign_processes({os.getpid()}) == 0
+
+
+def test_how_gpus_ran_is_said_in_words() -> None:
+    cool = gpu.GpuState(name="H100", sm_mhz=1980, memory_mhz=2619, temperature_c=41, power_w=180.4, throttled=(), energy_j=1.0, used_bytes=0)
+    hot = cool.model_copy(update={"sm_mhz": 1755, "temperature_c": 83, "power_w": 699.6, "throttled": ("thermal limit", "power cap")})
+    assert gpu.described([cool, hot]) == "1755-1980 MHz, 41-83 °C, 180-700 W, throttled by power cap and thermal limit"
+    assert gpu.described([cool]) == "1980 MHz, 41 °C, 180 W"
+    assert gpu.described([]) == ""
