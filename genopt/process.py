@@ -25,6 +25,8 @@ from typing import IO, Any, Self
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.errors import OutOfMemoryError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.guardian import PARENT, SWEEP_S
+from genopt.measure import gpu
+from genopt.measure.process_tree import TreeMemory, TreePeak, below
 from genopt.plan import JsonValue
 
 
@@ -120,6 +122,7 @@ class SessionProcess:
         lifetime_s: Seconds from now after which no call may last, whatever its own limit; None sets no end.
         threads: CPU threads, or None for the libraries' defaults.
         environment: Variables for the child.
+        cpus: Processors that the child may run on; None leaves it those of this process.
     """
 
     def __init__(
@@ -133,13 +136,16 @@ class SessionProcess:
         lifetime_s: float | None = None,
         threads: int | None = None,
         environment: Mapping[str, str] | None = None,
+        cpus: Sequence[int] | None = None,
     ) -> None:
         self._ends = None if lifetime_s is None else time.monotonic() + lifetime_s
         self._engine, self._artifact, self._options = engine, str(artifact), dict(options)
         self._log = log
         self.timeout_s = timeout_s
         self._environment = child_environment(threads, environment)
+        self.threads, self.cpus = threads, tuple(cpus) if cpus is not None else None
         self._process: subprocess.Popen[str] | None = None
+        self._tree = TreeMemory(0)
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.load_s = 0.0
 
@@ -153,13 +159,15 @@ class SessionProcess:
         started = time.monotonic()
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "genopt.worker", "session"],
+                [sys.executable, "-m", "genopt.worker", "session", *([",".join(map(str, self.cpus))] if self.cpus else [])],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, start_new_session=True,
                 env=self._environment, text=True,
             )  # fmt: skip
         threading.Thread(target=self._pump, args=(self._process.stdout, self._lines), daemon=True).start()
+        self._tree = TreeMemory(self._process.pid)
         try:
-            self.call("open", engine=self._engine, artifact=self._artifact, options=self._options)
+            with self._tree.watched():
+                self.call("open", engine=self._engine, artifact=self._artifact, options=self._options)
         except BaseException:
             self.close()
             raise
@@ -234,6 +242,15 @@ class SessionProcess:
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
         return Memory.model_validate(self.call("memory"))
+
+    def tree_peak(self) -> TreePeak:
+        """Resident memory of all the session's processes together: the most that was seen while it opened, at earlier calls, or now."""
+        self._running()
+        return self._tree.look()
+
+    def device_bytes(self) -> int | None:
+        """Memory of GPUs that the driver counts for the session's processes; None where it counts none for them."""
+        return gpu.used_by(below(self.pid))
 
     def close(self) -> None:
         """Kills the process group; safe to call twice."""

@@ -1,7 +1,7 @@
 """The process that does the heavy work: `python -m genopt.worker stage|session`.
 
 `stage REQUEST RESULT` runs one stage of `STAGES` and writes its result or error as JSON.
-`session` opens an engine and answers calls as JSON lines on standard input and output; everything
+`session [CPUS]` opens an engine and answers calls as JSON lines on standard input and output, on these processors; everything
 that libraries print goes to standard error instead. Needs pydantic and the standard library, plus
 whatever the stage or engine imports.
 """
@@ -118,6 +118,8 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "stage":
         run_stage_file(Path(arguments[1]), Path(arguments[2]))
         return 0
+    if len(arguments) > 1:  # before any library starts threads, which inherit it
+        os.sched_setaffinity(0, map(int, arguments[1].split(",")))
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not land in the protocol
     SessionServer(sys.stdin, protocol).serve()

@@ -75,11 +75,21 @@ class Scores(Record):
 
 
 class Memory(Record):
-    """Memory of the session's process: resident now and at its peak, and the device's peak (0 on CPUs)."""
+    """Memory of the session's process.
+
+    Attributes:
+        rss_bytes: Resident now.
+        peak_rss_bytes: Resident at its peak.
+        device_peak_bytes: The device's peak as the engine's allocator counts it; 0 on CPUs.
+        kv_cache_bytes: Keys and values that the last request's cache had room for; 0 where the engine does not tell.
+        kv_bytes_per_token: Of them, bytes per token of one sequence.
+    """
 
     rss_bytes: int
     peak_rss_bytes: int
     device_peak_bytes: int = 0
+    kv_cache_bytes: int = 0
+    kv_bytes_per_token: float = 0.0
 
 
 OnToken = Callable[[int, int, TokenLogProbs | None], bool]

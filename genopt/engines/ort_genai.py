@@ -49,6 +49,7 @@ class OrtGenaiSession:
     def __init__(self, folder: Path, options: OrtGenaiOptions) -> None:
         self._model = OrtModel(folder, threads=options.threads, spin=options.spin)
         self._context = min(self._model.shape.context, options.max_context or self._model.shape.context)
+        self._held_bytes = 0
         self._workers = options.threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="log-softmax")
 
@@ -73,6 +74,7 @@ class OrtGenaiSession:
     def _run(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
         longest = max(len(row.request.prompt_ids) + row.request.max_new_tokens for row in rows)
         batch = DecodeBatch(self._model, len(rows), longest)
+        self._held_bytes = batch.kv_bytes
         active: list[Row] = []
         for row in rows:
             row.take(batch.prefill(len(active), row.request.prompt_ids), on_token)
@@ -119,7 +121,8 @@ class OrtGenaiSession:
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
-        return process_memory()
+        found = process_memory()
+        return found.model_copy(update={"kv_cache_bytes": self._held_bytes, "kv_bytes_per_token": self._model.kv_bytes_per_token})
 
     def close(self) -> None:
         """See `TextSession.close`."""

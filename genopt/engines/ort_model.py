@@ -91,6 +91,11 @@ class OrtModel:
         size = (rows, self.shape.heads, length, self.shape.head_size)
         return {name: np.zeros(size, kind) for name, kind in self._cache_types.items()}
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values per token of one sequence."""
+        return sum(self.shape.heads * self.shape.head_size * np.dtype(kind).itemsize for kind in self._cache_types.values() if kind is not None)
+
     def bind(self, cache: dict[str, NDArray[Any]], first: int, count: int) -> Any:
         """An IO binding whose cache is `count` rows from `first`, in place."""
         binding = self._session.io_binding()
@@ -147,6 +152,11 @@ class DecodeBatch:
         self._logits = np.empty((rows, 1, model.shape.vocabulary), np.float32)
         self._filled = np.zeros(rows, np.int64)
         self._binding: Any = None
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that its cache has room for; pages of it that no token has reached take no memory."""
+        return sum(values.nbytes for values in self._cache.values())
 
     def prefill(self, row: int, ids: Sequence[int]) -> Logits:
         """Starts a row with a prompt and returns the logits of its last token."""

@@ -20,6 +20,7 @@ from genopt.engines.rows import Row, require_fit
 from genopt.engines.torch_engine import TorchOptions
 from genopt.models import products
 from genopt.models.checkpoint import load_model
+from genopt.models.kv_cache import cache_size
 
 SCORED_ROWS = 64
 """Rows of logits that are normalized at once in float32."""
@@ -44,6 +45,7 @@ class TorchSession:
         self._vocabulary: int = config.vocab_size
         self._context = min(config.max_position_embeddings, options.max_context or config.max_position_embeddings)
         self._step: Step | None = None
+        self._held = cache_size(None)
         self._slow = products.are_slow_in(self._model)
         self._cache_tokens = min(options.cache_tokens, self._context)
         if options.compile:
@@ -102,6 +104,7 @@ class TorchSession:
                 token.fill_(row.tokens[-1])
                 position += 1
                 row.take(_rows(step(token, position, self._cache))[0], on_token)
+        self._held = cache_size(self._cache)
 
     @contextmanager
     def _fast_on_cpus(self) -> Iterator[None]:
@@ -142,6 +145,7 @@ class TorchSession:
                 if not row.finish_reason:
                     row.take(logits, on_token)
             if all(row.finish_reason for row in rows):
+                self._held = cache_size(cache)
                 return
             ids = torch.tensor([[row.tokens[-1] if row.tokens else 0] for row in rows], device=self._device)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -172,7 +176,8 @@ class TorchSession:
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
-        return process_memory(torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0)
+        found = process_memory(torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0)
+        return found.model_copy(update={"kv_cache_bytes": self._held.bytes, "kv_bytes_per_token": self._held.bytes_per_token})
 
     def close(self) -> None:
         """See `TextSession.close`."""

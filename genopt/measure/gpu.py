@@ -75,6 +75,18 @@ def foreign_processes(ours: Collection[int]) -> int:
     return len({pid for pid in found - set(ours) if os.path.exists(f"/proc/{pid}")})
 
 
+def used_by(pids: Collection[int]) -> int | None:
+    """Bytes of GPU memory that the driver counts for these processes: contexts and libraries, and what allocators keep, included.
+
+    Returns:
+        None where it lists none of them, or not their memory: inside a container it may know them by other numbers.
+    """
+    with _devices() as (nvml, devices):
+        every = [process for device in devices for process in nvml.nvmlDeviceGetComputeRunningProcesses(device)]
+    found = [int(process.usedGpuMemory) for process in every if process.pid in pids and process.usedGpuMemory is not None]
+    return sum(found) if found else None
+
+
 def _state(nvml: Any, device: Any) -> GpuState:
     reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(device)
     try:

@@ -143,10 +143,11 @@ class TextBench:
         self, plan: Plan, reason: str, role: str, metrics: dict[str, Metric], quality: Quality | None, speedup: dict[str, Ratio]
     ) -> Candidate:
         bits = audit(Path(self._config.artifact.path), self._config.parameters).effective_bits
+        resources = self._sessions.resources(role, Path(self._config.artifact.path), self._workload)
         return Candidate(
             name=plan.name, status="accepted", reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options,
             artifact=self._config.artifact.model_copy(update={"effective_bits": bits}),
-            metrics=metrics | self._sessions.resources(role, Path(self._config.artifact.path), self._workload), quality=quality, speedup=speedup,
+            metrics=self._sessions.under_conditions(role, metrics | resources), quality=quality, speedup=speedup,
         )  # fmt: skip
 
     def _reference(self, look: int) -> tuple[list[tuple[float, ...]], list[tuple[int, ...]]]:
@@ -233,7 +234,8 @@ class TextBench:
         resources = self._sessions.resources("candidate", Path(artifact.path), self._workload)
         candidate = Candidate(
             name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
-            metrics=found.candidate_metrics | queued.metrics | resources, quality=quality, speedup=speedup,
+            metrics=self._sessions.under_conditions("candidate", found.candidate_metrics | queued.metrics | resources), quality=quality,
+            speedup=speedup,
         )  # fmt: skip
         return candidate, _rows(plan.name, found.raw, queued.raw)
 

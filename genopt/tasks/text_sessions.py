@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from genopt.engines.base import GenerationRequest
 from genopt.errors import StageError
+from genopt.measure.affinity import cpus_for
 from genopt.measure.energy import joules_per_token
+from genopt.measure.limits import cpu_list
 from genopt.measure.page_cache import drop_pages
 from genopt.measure.text_speed import TextWorkload
-from genopt.plan import Metric, Plan
+from genopt.plan import JsonValue, Metric, Plan
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
 from genopt.tasks.base import BenchConfig, session_options
+from genopt.tasks.session_memory import memory_metrics
 
 QUICK_LOAD_S = 5.0
 """What loads within this time is loaded twice, from disk and from memory."""
@@ -63,28 +67,31 @@ class BenchSessions:
         threads = options["threads"]
         log = Path(self._config.logs) / f"{plan.name}.session.log"
         return SessionProcess(
-            plan.engine, artifact, options, log=log, timeout_s=left,
-            threads=threads if isinstance(threads, int) else None, environment=self._config.environment,
+            plan.engine, artifact, options, log=log, timeout_s=left, threads=threads if isinstance(threads, int) else None,
+            environment=self._config.environment, cpus=cpus_for(threads if isinstance(threads, int) else None),
         )  # fmt: skip
 
     def resources(self, role: str, artifact: Path, workload: TextWorkload) -> dict[str, Metric]:
         """What a session took to load, to hold and, where that is counted, in energy."""
         session, cold_s = self._sessions[role], self._cold_s[role]
-        memory = session.memory()
-        peak = memory.device_peak_bytes or memory.peak_rss_bytes
-        kind = "device allocator" if memory.device_peak_bytes else "resident set of the engine's process"
         what = "start of the process until it can generate"
         cold = Metric(value=cold_s, unit="s", conditions={"what": what, "files": "on disk"})
         warm = Metric(value=session.load_s, unit="s", conditions={"what": what, "files": "in memory"})
         found = {
             "load_s": warm if cold_s <= QUICK_LOAD_S else cold, "load_cold_s": cold,
-            "peak_memory_bytes": Metric(value=float(peak), unit="bytes", conditions={"what": kind}),
             "weights_bytes": Metric(value=float(audit(artifact, 0).bytes), unit="bytes", conditions={"what": "weight files on disk"}),
+            **memory_metrics(session, context=max(map(len, workload.prompts)) + workload.output_tokens),
         }  # fmt: skip
         joules = joules_per_token(lambda: self._answered(session, workload))
         if joules is not None:
             found["energy_j_per_token"] = Metric(value=joules, unit="J/token", conditions={"what": "prompt and answer of a single stream"})
         return found
+
+    def under_conditions(self, role: str, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+        """The metrics with the threads and processors that their session had."""
+        session = self._sessions[role]
+        where: dict[str, JsonValue] = {"threads": session.threads, "cpus": cpu_list(session.cpus) if session.cpus else None}
+        return {name: found.model_copy(update={"conditions": {**found.conditions, **where}}) for name, found in metrics.items()}
 
     @staticmethod
     def _answered(session: SessionProcess, workload: TextWorkload) -> int:
