@@ -15,7 +15,7 @@ from genopt.measure.text_speed import TextWorkload, compare, measure_aa
 WORKLOAD = TextWorkload(prompts=((1, 2, 3), (4, 5, 6)), output_tokens=5, concurrency=(1, 4))
 KEYS = {
     "session", "round", "turn", "phase", "concurrency", "prompt_tokens", "output_tokens", "ttft_ms", "tpot_ms", "e2el_ms", "itl_ms",
-    "disturbance",
+    "disturbance", "gpus",
 }  # fmt: skip
 
 
