@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import JsonValue as Json
 
 from genopt.errors import SpecError
 
@@ -113,7 +114,7 @@ class Quality(Record):
     ci_high: float
     n: int
     verdict: Verdict
-    details: dict[str, JsonValue] = Field(default_factory=dict)
+    details: dict[str, Json] = Field(default_factory=dict)
 
 
 class Prediction(Record):

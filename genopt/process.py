@@ -23,11 +23,13 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
+from genopt.engines.distribution import Distributions, Wanted
 from genopt.errors import OutOfMemoryError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.guardian import PARENT, SWEEP_S
 from genopt.measure import gpu
 from genopt.measure.process_tree import TreeMemory, TreePeak, below
 from genopt.plan import JsonValue
+from genopt.quality.reference import Compared
 
 
 def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -238,6 +240,19 @@ class SessionProcess:
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
         """See `TextSession.score`."""
         return Scores.model_validate(self.call("score", sequences=[list(sequence) for sequence in sequences]))
+
+    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        """See `TextSession.distributions`; for whole texts `record` and `compare` keep the numbers on the other side."""
+        asked = wanted if isinstance(wanted, int) else wanted.tolist()
+        return Distributions.from_lists(self.call("distributions", sequence=list(sequence), wanted=asked))
+
+    def record(self, sequences: Sequence[Sequence[int]], path: Path, facts: Mapping[str, str]) -> None:
+        """Lets the engine's process write its distributions to a file; see `genopt.quality.reference.record`."""
+        self.call("record", sequences=[list(sequence) for sequence in sequences], path=str(path), facts=dict(facts))
+
+    def compare(self, sequences: Sequence[Sequence[int]], path: Path) -> Compared:
+        """Lets the engine's process compare itself with a written file; see `genopt.quality.reference.compare`."""
+        return Compared.model_validate(self.call("compare", sequences=[list(sequence) for sequence in sequences], path=str(path)))
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""

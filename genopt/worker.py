@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
 from genopt.errors import StageError, to_wire
@@ -103,6 +105,18 @@ class SessionServer:
             return [generation.model_dump(mode="json") for generation in self._session.generate(requests, on_token)]
         if method == "score":
             return self._session.score(arguments["sequences"]).model_dump(mode="json")
+        if method == "distributions":
+            wanted = arguments["wanted"]
+            asked = wanted if isinstance(wanted, int) else np.array(wanted, np.int32)
+            return self._session.distributions(arguments["sequence"], asked).to_lists()
+        if method == "record":
+            from genopt.quality.reference import record
+
+            return record(self._session, arguments["sequences"], Path(arguments["path"]), arguments["facts"])
+        if method == "compare":
+            from genopt.quality.reference import compare
+
+            return compare(self._session, arguments["sequences"], Path(arguments["path"])).model_dump(mode="json")
         if method == "memory":
             return self._session.memory().model_dump(mode="json")
         raise StageError(f"A session has no method {method!r}.")

@@ -240,6 +240,7 @@ class _Run:
             original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
             concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
             threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
+            store=str(self._store), libraries=self._libraries,
         )  # fmt: skip
 
     def _original(self) -> Artifact:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pydantic import Field
 
+from genopt.engines.distribution import Distributions, Wanted
 from genopt.plan import JsonValue, Record
 
 MAX_TOP_LOGPROBS = 20
@@ -105,6 +106,16 @@ class TextSession(Protocol):
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
         """Teacher-forced natural log-probabilities, computed in float32, of sequences of at least 2 tokens."""
+
+    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        """As `score` for one sequence, with the log-probabilities of further tokens at each position.
+
+        Memory is bounded: logits of a whole sequence are never held for more than a few dozen megabytes at a time.
+
+        Args:
+            sequence: At least 2 tokens.
+            wanted: How many of the most probable tokens, or an array of ids with one row per token but the last.
+        """
 
     def memory(self) -> Memory:
         """Memory of this process now."""

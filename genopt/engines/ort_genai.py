@@ -10,18 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
-from genopt.engines.ort_model import DecodeBatch, Logits, OrtModel
+from genopt.engines.distribution import Distributions, Wanted, distributions, require_rows
+from genopt.engines.ort_model import DecodeBatch, OrtModel
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Row, require_fit
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
-
-ROWS = 8
-"""Rows of logits that are normalized at once, so that they stay in the cache of a core."""
 
 
 class OrtGenaiOptions(Record):
@@ -99,22 +96,35 @@ class OrtGenaiSession:
         """
         for sequence in sequences:
             self._check(sequence, len(sequence) - 1)
-        results = [self._score(sequence) for sequence in sequences]
-        return Scores(log_probs=tuple(tuple(values) for values, _ in results), top_ids=tuple(tuple(tops) for _, tops in results))
+        results = [self._distributions(sequence, 0) for sequence in sequences]
+        return Scores(
+            log_probs=tuple(tuple(found.log_probs.tolist()) for found in results), top_ids=tuple(tuple(found.top_ids.tolist()) for found in results)
+        )  # fmt: skip
 
-    def _score(self, sequence: Sequence[int]) -> tuple[list[float], list[int]]:
+    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        """See `TextSession.distributions`.
+
+        Raises:
+            SpecError: The sequence is longer than the context, or has ids outside of the vocabulary.
+        """
+        self._check(sequence, len(sequence) - 1)
+        if not isinstance(wanted, int):
+            require_rows(wanted, len(sequence))
+        return self._distributions(sequence, wanted)
+
+    def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
         targets = np.asarray(sequence[1:], np.int64)
         cache = self._model.cache(1, len(targets))
-        log_probs: list[float] = []
-        tops: list[int] = []
+        found: list[Distributions] = []
+        done = 0
         for logits in self._model.read(sequence[:-1], cache, 0):
             share = -(-len(logits) // self._workers)
-            starts = range(0, len(logits), share)
-            pieces = [(logits[start : start + share], targets[len(tops) + start : len(tops) + start + share]) for start in starts]
-            for values, top in self._pool.map(_normalize, *zip(*pieces, strict=True)):
-                log_probs.extend(values.tolist())
-                tops.extend(top.tolist())
-        return log_probs, tops
+            cuts = [slice(start, min(start + share, len(logits))) for start in range(0, len(logits), share)]
+            of_text = [slice(done + cut.start, done + cut.stop) for cut in cuts]
+            asked = [wanted if isinstance(wanted, int) else wanted[part] for part in of_text]
+            found += self._pool.map(distributions, [logits[cut] for cut in cuts], [targets[part] for part in of_text], asked)
+            done += len(logits)
+        return Distributions.joined(found)
 
     def _check(self, ids: Sequence[int], length: int) -> None:
         require_fit(ids, length, context=self._context, vocabulary=self._model.shape.vocabulary)
@@ -128,22 +138,6 @@ class OrtGenaiSession:
         """See `TextSession.close`."""
         self._pool.shutdown()
         del self._model
-
-
-def _normalize(logits: Logits, targets: NDArray[np.int64]) -> tuple[Logits, NDArray[np.int64]]:
-    """Log-probability of each row's target, and each row's most probable id."""
-    log_probs = np.empty(len(logits), np.float32)
-    tops = np.empty(len(logits), np.int64)
-    scratch = np.empty((min(ROWS, len(logits)), logits.shape[1]), np.float32)
-    for start in range(0, len(logits), ROWS):
-        block = logits[start : start + ROWS]
-        every, part = np.arange(len(block)), slice(start, start + len(block))
-        tops[part] = block.argmax(axis=1)
-        highest = block[every, tops[part]]
-        shifted = np.subtract(block, highest[:, None], out=scratch[: len(block)])
-        total = np.exp(shifted, out=shifted).sum(axis=1)
-        log_probs[part] = block[every, targets[part]] - highest - np.log(total)
-    return log_probs, tops
 
 
 class OrtGenaiEngine:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.distribution import BLOCKS, Distributions, Wanted, require_rows
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Row, require_fit
 from genopt.engines.torch_engine import TorchOptions
@@ -24,6 +25,8 @@ from genopt.models.kv_cache import cache_size
 
 SCORED_ROWS = 64
 """Rows of logits that are normalized at once in float32."""
+LOGIT_BYTES = 64 << 20
+"""Most memory for logits as the model gives them; longer sequences are read in steps."""
 
 Logits = NDArray[np.float32]
 Step = Callable[[Tensor, Tensor, StaticCache], Tensor]
@@ -160,19 +163,46 @@ class TorchSession:
         """
         for sequence in sequences:
             require_fit(sequence, len(sequence) - 1, context=self._context, vocabulary=self._vocabulary)
-        with products.by_fp32(self._slow):  # no speed is at stake here
-            results = [self._score(torch.tensor([sequence], device=self._device)) for sequence in sequences]
-        return Scores(log_probs=tuple(tuple(values) for values, _ in results), top_ids=tuple(tuple(tops) for _, tops in results))
+        with products.by_fp32(self._slow):
+            results = [self._distributions(sequence, 0) for sequence in sequences]
+        return Scores(
+            log_probs=tuple(tuple(found.log_probs.tolist()) for found in results), top_ids=tuple(tuple(found.top_ids.tolist()) for found in results)
+        )  # fmt: skip
 
-    def _score(self, sequence: Tensor) -> tuple[list[float], list[int]]:
-        logits = self._model(input_ids=sequence[:, :-1], use_cache=False).logits[0]
-        log_probs: list[float] = []
-        tops: list[int] = []
-        for rows, targets in zip(logits.split(SCORED_ROWS), sequence[0, 1:].split(SCORED_ROWS), strict=True):
-            values = rows.float()
-            log_probs += (values.gather(1, targets[:, None])[:, 0] - values.logsumexp(1)).tolist()
-            tops += values.argmax(1).tolist()
-        return log_probs, tops
+    @torch.inference_mode()
+    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        """See `TextSession.distributions`.
+
+        Raises:
+            SpecError: The sequence is longer than the context, or has ids outside of the vocabulary.
+        """
+        require_fit(sequence, len(sequence) - 1, context=self._context, vocabulary=self._vocabulary)
+        if not isinstance(wanted, int):
+            require_rows(wanted, len(sequence))
+        with products.by_fp32(self._slow):
+            return self._distributions(sequence, wanted)
+
+    def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        ids = torch.tensor([sequence], device=self._device)
+        places = wanted if isinstance(wanted, int) else torch.from_numpy(np.ascontiguousarray(wanted)).to(self._device, torch.long)
+        found: list[Distributions] = []
+        done = 0
+        for logits in self._logits(ids[:, :-1]):
+            for rows in logits.split(SCORED_ROWS):
+                part = slice(done, done + len(rows))
+                found.append(_normalized(rows.float(), ids[0, 1:][part], places if isinstance(places, int) else places[part]))
+                done += len(rows)
+        return Distributions.joined(found)
+
+    def _logits(self, ids: Tensor) -> Iterator[Tensor]:
+        """Logits after each token; step by step with a key-value cache where those of a whole sequence would take too much memory."""
+        rows = max(SCORED_ROWS, LOGIT_BYTES // (self._vocabulary * self._model.dtype.itemsize))
+        if ids.shape[1] <= rows:
+            yield self._model(input_ids=ids, use_cache=False).logits[0]
+            return
+        cache = DynamicCache(config=self._model.config)
+        for piece, positions in zip(ids.split(rows, dim=1), torch.arange(ids.shape[1], device=self._device)[None].split(rows, dim=1), strict=True):
+            yield self._model(input_ids=piece, position_ids=positions, past_key_values=cache, use_cache=True).logits[0]
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
@@ -184,10 +214,33 @@ class TorchSession:
         del self._model
 
 
+def _normalized(rows: Tensor, targets: Tensor, wanted: int | Tensor) -> Distributions:
+    """As `genopt.engines.distribution.distributions`, on the device."""
+    total = rows.logsumexp(1, keepdim=True)
+    ids = _largest(rows, min(wanted, rows.shape[1])) if isinstance(wanted, int) else wanted
+    return Distributions(
+        log_probs=_rows((rows.gather(1, targets[:, None]) - total)[:, 0]), top_ids=rows.argmax(1).int().cpu().numpy(),
+        ids=ids.int().cpu().numpy(), id_log_probs=_rows(rows.gather(1, ids) - total),
+    )  # fmt: skip
+
+
+def _largest(rows: Tensor, count: int) -> Tensor:
+    """As `genopt.engines.distribution.largest`: several times as fast as `topk` of a whole vocabulary."""
+    if not count:
+        return torch.empty((len(rows), 0), dtype=torch.long, device=rows.device)
+    folds = -(-rows.shape[1] // BLOCKS)
+    if folds <= count:
+        return rows.topk(count).indices
+    folded = torch.nn.functional.pad(rows, (0, folds * BLOCKS - rows.shape[1]), value=-torch.inf).view(len(rows), BLOCKS, folds)
+    chosen = folded.amax(1).topk(count, sorted=False).indices
+    places = (chosen[:, None] + folds * torch.arange(BLOCKS, device=rows.device)[None, :, None]).flatten(1)
+    return places.gather(1, folded.flatten(1).gather(1, places).topk(count).indices)
+
+
+def _rows(values: Tensor) -> Logits:
+    found: Logits = values.float().cpu().numpy()
+    return found
+
+
 def _length(row: Row) -> int:
     return len(row.request.prompt_ids) + row.request.max_new_tokens
-
-
-def _rows(logits: Tensor) -> Logits:
-    values: Logits = logits.float().cpu().numpy()
-    return values

@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from genopt.errors import DataError
 from genopt.plan import Record
+from genopt.quality.gate import LEAST_ACCEPTED
+from genopt.quality.overlap import apart, distinct, shared_documents
+from genopt.quality.text_files import read_documents
 
 EVALUATION_SHARE = 0.6
 """Share of the characters that evaluates; the gate needs more text than calibration does."""
 SEPARATOR = "\n\n"
 SHUFFLE_SEED = 0
+WINDOW_SIZES = (256, 128)
+"""Tokens per evaluated sequence of a text that is short for longer ones."""
+ENOUGH_WINDOWS = 32
+"""Sequences from which on they need not be shorter."""
 
 Encode = Callable[[str], list[int]]
 
@@ -39,35 +46,22 @@ def load_documents(path: Path | None) -> Documents:
     """Reads documents from a file, or Python's own help texts.
 
     Args:
-        path: `.txt` (a document per block between blank lines), `.jsonl` (objects with `text` or chat `messages`),
-            `.parquet` (column `text`), or None for the help texts that come with every Python.
+        path: See `genopt.quality.text_files.read_documents`; None takes the help texts that come with every Python.
 
     Raises:
         DataError: The file is missing, unreadable, empty, malformed, or of another kind.
     """
     if path is None:
         return _python_help()
-    readers = {".txt": _read_text, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"Cannot tell what {path} holds from its name; give a file that ends in {', '.join(readers)}.")
-    try:
-        texts = [text for text in reader(path) if text.strip()]
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}; check the path given with --eval-data or --calib-data.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from None
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}; give a readable file.") from None
-    if not texts:
-        raise DataError(f"{path} holds no text; give a file with at least one document.")
-    return _documents(texts, str(path))
+    texts, source = read_documents(path)
+    return _documents(texts, source)
 
 
 def split(documents: Documents, seed: int) -> tuple[Documents, Documents]:
     """Divides documents into an evaluation and a calibration part that share none.
 
-    Duplicates are removed first, so that no text can land on both sides. A single document is cut in two at a space.
+    Documents of which a good part stands in longer ones are left out first, so that no passage can land on both sides, nor
+    count twice in the evaluation. A single document is cut in two at a space.
 
     Args:
         documents: What to divide.
@@ -83,10 +77,12 @@ def split(documents: Documents, seed: int) -> tuple[Documents, Documents]:
     def place(text: str) -> bytes:
         return hashlib.sha256(f"{seed}:{text_digest(text)}".encode()).digest()
 
-    unique = list({text_digest(text): text for text in documents.texts}.values())
+    unique = distinct(documents.texts)
+    left_out = len(documents.texts) - len(unique)
+    source = documents.source + (f", without {left_out} near-duplicates" if left_out else "")
     if len(unique) == 1:
-        first, second = _halves(unique[0], documents.source)
-        return _documents([first], documents.source), _documents([second], documents.source)
+        first, second = _halves(unique[0], source)
+        return _documents([first], source), _documents([second], source)
     parts: tuple[list[str], list[str]] = ([], [])
     sizes = [0, 0]
     # From long to short by powers of two, so that the short ones even out the shares; by seed among similar ones.
@@ -94,22 +90,26 @@ def split(documents: Documents, seed: int) -> tuple[Documents, Documents]:
         side = 0 if sizes[0] * (1 - EVALUATION_SHARE) <= sizes[1] * EVALUATION_SHARE else 1
         parts[side].append(text)
         sizes[side] += len(text)
-    evaluation, calibration = (_documents(sorted(part, key=place), documents.source) for part in parts)
-    overlap(evaluation, calibration)
-    return evaluation, calibration
+    evaluation, calibration = (sorted(part, key=place) for part in parts)
+    remaining = apart(calibration, evaluation)
+    if not remaining:
+        raise DataError(f"{documents.source} repeats itself, which leaves nothing to calibrate with; give a longer text.")
+    return _documents(evaluation, source), _documents(remaining, source)
 
 
 def overlap(a: Documents, b: Documents) -> None:
-    """Makes sure that no document is in both.
+    """Makes sure that no document of either set stands, in good part, in the other.
 
     Raises:
-        DataError: One is.
+        DataError: One does.
     """
-    shared = {text_digest(text) for text in a.texts} & {text_digest(text) for text in b.texts}
+    sides = shared_documents(a.texts, b.texts)
+    shared = max(sides, key=len)
     if shared:
+        example = " ".join(shared[0].split())[:60]
         raise DataError(
-            f"Evaluation and calibration text share {len(shared)} documents ({a.source}, {b.source}), which would flatter calibrated candidates; "
-            "remove them from one of the files."
+            f"Evaluation and calibration text share {len(shared)} documents ({a.source}, {b.source}; one begins with {example!r}), "
+            "which would flatter calibrated candidates; remove them from one of the files."
         )
 
 
@@ -148,6 +148,31 @@ def windows(documents: Documents, encode: Encode, window: int, limit_tokens: int
     return [ids[place * size : (place + 1) * size] for place in order]
 
 
+def evaluation_windows(documents: Documents, encode: Encode, longest: int, limit_tokens: int) -> list[list[int]]:
+    """As `windows`, with shorter ones for a short text: a verdict needs several independent sequences.
+
+    Args:
+        documents: What to cut.
+        encode: Token ids of a text, without special tokens.
+        longest: Tokens per window of a long text.
+        limit_tokens: Most tokens to return.
+
+    Raises:
+        DataError: Even the shortest windows are too few.
+    """
+    found: list[list[int]] = []
+    for size in sorted({longest, *(size for size in WINDOW_SIZES if size < longest)}, reverse=True):
+        found = windows(documents, encode, size, limit_tokens)
+        if len(found) >= ENOUGH_WINDOWS:
+            return found
+    if len(found) < LEAST_ACCEPTED:
+        raise DataError(
+            f"The evaluation text ({documents.source}) is too short: {sum(map(len, found))} tokens, where a verdict needs at least "
+            f"{LEAST_ACCEPTED * min(longest, WINDOW_SIZES[-1])}; give a longer text with --eval-data."
+        )
+    return found
+
+
 def _documents(texts: Sequence[str], source: str) -> Documents:
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     return Documents(texts=tuple(texts), source=source, digest=digest)
@@ -171,64 +196,3 @@ def _halves(text: str, source: str) -> list[str]:
     if text_digest(pieces[0]) == text_digest(pieces[1]):
         raise DataError(f"{source} repeats one piece of text, which leaves nothing to calibrate with; give a longer text.")
     return pieces
-
-
-def _read_text(path: Path) -> Iterable[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    block: list[str] = []
-    for line in lines:
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield "\n".join(block)
-            block = []
-    yield "\n".join(block)
-
-
-def _read_json_lines(path: Path) -> Iterable[str]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"Line {number} of {path} is not JSON ({error.msg}); mend or remove that line.") from None
-        text = _text_of(content)
-        if text is None:
-            raise DataError(f"Line {number} of {path} has no text; give every line a string `text` or a list of chat `messages`.")
-        yield text
-
-
-def _text_of(content: object) -> str | None:
-    """The text of one JSON line: `text`, or the contents of `messages` one after another."""
-    if not isinstance(content, dict):
-        return None
-    text, messages = content.get("text"), content.get("messages")
-    if isinstance(text, str):
-        return text
-    if not isinstance(messages, list) or not messages:
-        return None
-    turns = [message.get("content") if isinstance(message, dict) else None for message in messages]
-    spoken = [turn for turn in turns if isinstance(turn, str)]
-    return "\n".join(spoken) if len(spoken) == len(turns) else None
-
-
-def _read_parquet(path: Path) -> Iterable[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as table:
-            if "text" not in table.schema_arrow.names or not _is_string(table.schema_arrow.field("text").type):
-                columns = ", ".join(table.schema_arrow.names)
-                raise DataError(f"{path} has no string column `text` (it has {columns}); rename the column that holds the text.")
-            values = table.read(columns=["text"]).column("text").to_pylist()
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0].rstrip('.')}); write it anew.") from None
-    return [value for value in values if value is not None]
-
-
-def _is_string(kind: object) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

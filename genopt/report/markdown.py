@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from genopt.plan import Candidate
-from genopt.report import method, predicted, profiled, wording
+from genopt.report import evidence, method, predicted, profiled, wording
 from genopt.report.by_load import by_load
 from genopt.report.model import Profile, Report
 
@@ -73,8 +73,20 @@ def _candidates(report: Report) -> list[str]:
     return [
         "## Candidates", _table(headings, rows, range(2, len(headings) - 1)),
         f"In parentheses: 95% intervals. Bits: effective bits per parameter, from the file headers. "
-        f"Unbeaten in speed, quality and memory together: {escape(front)}.",
+        f"Unbeaten in speed, quality and memory together: {escape(front)}.", *_worst(report),
     ]  # fmt: skip
+
+
+def _worst(report: Report) -> list[str]:
+    """Where each candidate's expectations differ most from the original's."""
+    rows = [
+        [escape(candidate.name), f"{item.kl:.4f}", escape(item.context), escape("".join(item.original)), escape("".join(item.candidate))]
+        for candidate in method.ordered(report) for item in evidence.worst(candidate)
+    ]  # fmt: skip
+    if not rows:
+        return []
+    headings = ["Candidate", "KL", "After", "The original would write", "The candidate would write"]
+    return ["### Where they differ most", "Greedy choices at each place of the given text; KL in nats per token.", _table(headings, rows, [1])]
 
 
 def _by_load(report: Report) -> list[str]:

@@ -71,11 +71,14 @@ def quality(report: Report) -> str:
         "The quality ratio is exp(-(mean NLL of the candidate - mean NLL of the original)) over the same evaluation text, that is the original's "
         f"perplexity divided by the candidate's, with a paired bootstrap 95% interval. Accepted: the lower bound holds {bar}. Rejected: the upper "
         "bound misses it. In between, more text is read until it is decided, the text ends, or the time is up; these looks share one error rate "
-        "(alpha spending), so that looking again does not invite luck."
+        "(alpha spending), so that looking again does not invite luck. Who passes must also write like the original: as long, without more "
+        "repetition, ending where it ends, in valid UTF-8, from prompts that are the same token by token."
     )
     facts = report.evaluation
     if "source" in facts and "available_tokens" in facts:
-        text += f" Evaluation text: {facts['source']}, {facts['available_tokens']} tokens."
+        text += f" Evaluation text: {facts['source']}, {facts['available_tokens']} tokens{_digest(facts.get('digest'))}."
+    if "calibration_source" in facts:
+        text += f" Calibration text, which shares nothing with it: {facts['calibration_source']}{_digest(facts.get('calibration_digest'))}."
     return text
 
 
@@ -88,6 +91,10 @@ def human() -> str:
         f"preference is real at a p-value below {SIGNIFICANT:g}; people confirm that a candidate is as good where a net loss of "
         f"{100 * TOLERATED:.0f} points is ruled out on at least {FEWEST} prompts."
     )
+
+
+def _digest(value: object) -> str:
+    return f" (sha256 {str(value)[:16]}…)" if value else ""
 
 
 def tiles(report: Report) -> list[tuple[str, str, str]]:

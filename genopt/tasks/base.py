@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from pydantic import JsonValue as Json
+
 from genopt.plan import Artifact, Candidate, JsonValue, Plan, Record, Status
 
 Progress = Callable[[str], None]
@@ -27,6 +29,8 @@ class BenchConfig(Record):
         parameters: Parameter count of the original.
         seed: Seed of resampling.
         environment: Environment variables of the sessions.
+        store: Folder of artifacts; empty takes the default one.
+        libraries: Versions of what computes, by name.
     """
 
     original: str
@@ -42,6 +46,8 @@ class BenchConfig(Record):
     parameters: int
     seed: int
     environment: dict[str, str] = {}
+    store: str = ""
+    libraries: dict[str, str] = {}
 
 
 class Evaluation(Record):
@@ -97,7 +103,7 @@ class References(Record):
     baseline: Candidate
     aa: dict[str, float]
     samples: tuple[dict[str, Any], ...] = ()
-    evaluation: dict[str, JsonValue]
+    evaluation: dict[str, Json]
 
 
 class Bench(Protocol):

@@ -7,48 +7,30 @@ reference tokens when a verdict needs them. Idle sessions wait on a pipe and use
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from genopt.engines.base import GenerationRequest
 from genopt.errors import GenoptError, InfeasibleError, StageError
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
 from genopt.measure.statistics import combine, half_width
 from genopt.measure.text_speed import Comparison, TextWorkload, compare, measure_aa
-from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Status
+from genopt.plan import Artifact, Candidate, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
-from genopt.quality.gate import SequentialGate
 from genopt.spec import parse_arrivals
 from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, failed
 from genopt.tasks.text_data import TextSet
+from genopt.tasks.text_judge import Case, TextJudge
 from genopt.tasks.text_sessions import BenchSessions
 
-LOOKS = (2_048, 8_192, 16_384, 32_768, 65_000)
-"""Cumulative evaluation tokens at which the gate may decide."""
-CHECK_TOKENS = 24
-"""New tokens per prompt of the generation check."""
 ROUNDS, ROUNDS_OF_LOST = 24, 5
 """Most rounds of single streams; a candidate whose quality is lost gets just enough for an interval."""
 SECONDS, SECONDS_OF_LOST, SECONDS_OF_REFERENCES, SECONDS_OF_AA = 14.0, 6.0, 20.0, 8.0
 """Most time for them."""
 SECONDS_OF_ARRIVALS, SECONDS_OF_ARRIVALS_OF_LOST = 12.0, 4.0
 """Most time for requests that arrive by themselves, where the spec asks for such."""
-LENGTH_SHARE = 0.9
-"""Generated length below this share of the original's is anomalous: truncated output fakes speed (MLPerf Inference rules)."""
-
-
-@dataclass
-class _Judged:
-    """What the gate has seen of one candidate so far."""
-
-    log_probs: list[tuple[float, ...]] = field(default_factory=list)
-    tops: list[tuple[int, ...]] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 class TextBench:
@@ -63,29 +45,12 @@ class TextBench:
         self._config = config
         self._plans = plans
         self._data = TextSet.model_validate_json(Path(config.data).read_text(encoding="utf-8"))
-        self._gate = SequentialGate(bar=config.quality, looks=self._looks(), seed=config.seed)
+        self._judge = TextJudge(config, self._data, plans[0])
         self._workload = TextWorkload(prompts=self._data.prompts, output_tokens=config.output_tokens, concurrency=config.concurrency)
         self._sessions = BenchSessions(config)
         self._watch = NodeWatch(self._sessions.pids)
         self._arrivals = parse_arrivals(config.arrivals)
-        self._reference_scores: list[tuple[float, ...]] = []
-        self._reference_tops: list[tuple[int, ...]] = []
-        self._reference_length = 0
         self._baseline_ratio = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
-
-    def _looks(self) -> tuple[int, ...]:
-        available = sum(len(window) - 1 for window in self._data.windows)
-        looks = tuple(look for look in LOOKS if look <= available)
-        return looks or (available,)
-
-    def _window_count(self, look: int) -> int:
-        """How many evaluation windows a look needs."""
-        total = 0
-        for count, window in enumerate(self._data.windows, start=1):
-            total += len(window) - 1
-            if total >= self._gate.looks[look]:
-                return count
-        return len(self._data.windows)
 
     def references(self, deadline: float, progress: Progress) -> References:
         """See `Bench.references`."""
@@ -93,7 +58,6 @@ class TextBench:
         folder = Path(self._config.original)
         progress("opening the original")
         original = self._sessions.open("original", original_plan, folder, deadline)
-        self._reference_length = self._generated_length(original)
         progress("opening the baseline (compiling)")
         note = "best lossless form of the original: compiled decode step, same precision"
         try:
@@ -117,8 +81,8 @@ class TextBench:
             for session, role, metrics in ((original, "baseline", found.baseline_metrics), (baseline, "candidate", found.candidate_metrics))
         ]  # fmt: skip
         progress("scoring the evaluation text with the original")
-        self._reference(0)
-        quality = self._look(baseline, _Judged(), 0, progress)
+        self._judge.prepare(original)
+        quality = self._judge.first_look(Case(baseline, folder), progress)
         unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         return References(
             original=self._candidate(
@@ -128,16 +92,8 @@ class TextBench:
                 baseline_plan, note, "baseline", found.candidate_metrics | queued[1].metrics,
                 quality.model_copy(update={"verdict": "reference"}), {"vs_original": found.ratio, "vs_baseline": aa},
             ),
-            aa=aa.model_dump(), samples=_rows("baseline", found.raw, *(one.raw for one in queued)), evaluation=self._evaluation_facts(),
+            aa=aa.model_dump(), samples=_rows("baseline", found.raw, *(one.raw for one in queued)), evaluation=self._judge.facts(),
         )  # fmt: skip
-
-    def _evaluation_facts(self) -> dict[str, JsonValue]:
-        data = self._data
-        return {
-            "source": data.source, "digest": data.digest, "calibration_digest": data.calibration_digest,
-            "window_tokens": max(len(window) for window in data.windows), "available_tokens": sum(map(len, data.windows)),
-            "looks": list(self._gate.looks),
-        }  # fmt: skip
 
     def _candidate(
         self, plan: Plan, reason: str, role: str, metrics: dict[str, Metric], quality: Quality | None, speedup: dict[str, Ratio]
@@ -149,45 +105,6 @@ class TextBench:
             artifact=self._config.artifact.model_copy(update={"effective_bits": bits}),
             metrics=self._sessions.under_conditions(role, metrics | resources), quality=quality, speedup=speedup,
         )  # fmt: skip
-
-    def _reference(self, look: int) -> tuple[list[tuple[float, ...]], list[tuple[int, ...]]]:
-        """The original's scores of all windows up to a look, computed when first asked for."""
-        count = self._window_count(look)
-        missing = self._data.windows[len(self._reference_scores) : count]
-        if missing:
-            scores = self._sessions["original"].score(missing)
-            self._reference_scores.extend(scores.log_probs)
-            self._reference_tops.extend(scores.top_ids)
-        return self._reference_scores[:count], self._reference_tops[:count]
-
-    def _look(self, session: SessionProcess, judged: _Judged, look: int, progress: Progress) -> Quality:
-        """Scores the windows that a look adds and asks the gate."""
-        progress(f"judging at {self._gate.looks[look]} tokens")
-        reference, reference_tops = self._reference(look)
-        scores = session.score(self._data.windows[len(judged.log_probs) : len(reference)])
-        judged.log_probs.extend(scores.log_probs)
-        judged.tops.extend(scores.top_ids)
-        return self._gate.decide(reference, judged.log_probs, look, agreement=_agreement(reference_tops, judged.tops))
-
-    def _judge_on(self, session: SessionProcess, judged: _Judged, quality: Quality, deadline: float, progress: Progress) -> Quality:
-        """Spends more evaluation tokens until the gate decides, the text ends or the time is up."""
-        pace = judged.seconds / max(1, len(judged.log_probs))
-        for look in range(1, len(self._gate.looks)):
-            if quality.verdict != "inconclusive":
-                break
-            missing = self._window_count(look) - len(judged.log_probs)
-            if time.time() + pace * missing > deadline:
-                details: dict[str, JsonValue] = {**quality.details, "stopped": "the time for this candidate ended before the verdict"}
-                return quality.model_copy(update={"details": details})
-            started = time.time()
-            quality = self._look(session, judged, look, progress)
-            pace = (time.time() - started) / max(1, missing)
-        return quality
-
-    def _generated_length(self, session: SessionProcess) -> int:
-        stop = self._data.stop_ids
-        requests = [GenerationRequest(prompt_ids=prompt, max_new_tokens=CHECK_TOKENS, stop_token_ids=stop) for prompt in self._data.prompts[:2]]
-        return sum(len(session.generate([request])[0].token_ids) for request in requests)
 
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
         """See `Bench.evaluate`."""
@@ -212,10 +129,8 @@ class TextBench:
     def _measure(
         self, plan: Plan, artifact: Artifact, session: SessionProcess, deadline: float, progress: Progress
     ) -> tuple[Candidate, tuple[dict[str, object], ...]]:
-        length = self._generated_length(session)
-        judged, before = _Judged(), time.time()
-        quick = self._look(session, judged, 0, progress)
-        judged.seconds = time.time() - before
+        case = Case(session, Path(artifact.path))
+        quick = self._judge.first_look(case, progress)
         lost = quick.verdict in ("reject", "anomalous")
         progress("timing against the baseline")
         cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - time.time()))
@@ -225,10 +140,7 @@ class TextBench:
         )  # fmt: skip
         patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - time.time()))
         queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)
-        quality = self._judge_on(session, judged, quick, deadline, progress)
-        if self._reference_length and length < LENGTH_SHARE * self._reference_length:
-            share = length / self._reference_length
-            quality = quality.model_copy(update={"verdict": "anomalous", "details": {**quality.details, "length_share": share}})
+        quality = self._judge.verdict(case, deadline, progress)
         status, reason = _outcome(quality, found, self._config.quality)
         speedup = {"vs_original": combine(found.ratio, self._baseline_ratio), "vs_baseline": found.ratio}
         resources = self._sessions.resources("candidate", Path(artifact.path), self._workload)
@@ -258,12 +170,6 @@ def _rows(name: str, *raw: tuple[dict[str, object], ...]) -> tuple[dict[str, obj
     return tuple({"candidate": name, **sample} for rows in raw for sample in rows)
 
 
-def _agreement(reference: list[tuple[int, ...]], candidate: list[tuple[int, ...]]) -> float:
-    """Share of positions at which both models prefer the same token."""
-    pairs = [one == other for a, b in zip(reference, candidate, strict=True) for one, other in zip(a, b, strict=True)]
-    return sum(pairs) / len(pairs) if pairs else math.nan
-
-
 def _outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, str]:
     """Status and the reason that the report shows."""
     interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] of the original over {quality.n} tokens"
@@ -273,8 +179,8 @@ def _outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, s
     if quality.verdict == "reject":
         return "rejected", f"quality {interval} is below the bar of {bar:g}; {pace}"
     if quality.verdict == "anomalous":
-        return "rejected", f"implausible output ({quality.details.get('anomaly', 'generated text is much shorter than the original’s')}); {pace}"
-    return "inconclusive", f"quality {interval} neither clears nor misses the bar of {bar:g} with the tokens there were; {pace}"
+        return "rejected", f"implausible output ({quality.details['anomaly']}); {pace}"
+    return "inconclusive", f"quality {interval} neither clears nor misses the bar of {bar:g} ({quality.details['reason']}); {pace}"
 
 
 def _pace(speed: Comparison) -> str:

@@ -17,6 +17,8 @@ from pydantic import Field
 from genopt.errors import DataError, ModelError
 from genopt.measure.prompts import Message, read_prompts
 from genopt.plan import Record
+from genopt.quality.generation import NEW_TOKENS
+from genopt.quality.held_out import HeldOut, held_out
 from genopt.store.files import write_atomically
 from genopt.tasks.base import Prepared
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 WINDOW = 512
 """Tokens per evaluated sequence."""
-EVALUATION_TOKENS = 65_536
-"""128 windows; each scores one token less than it has."""
+EVALUATION_TOKENS, OWN_EVALUATION_TOKENS = 65_536, 262_144
+"""At most 128 windows of the default text, and 512 of a user's own; each scores one token less than it has."""
 CALIBRATION_TOKENS = 65_536
 PROMPTS, OWN_PROMPTS = 8, 256
 """How many prompts are cut from a text, and how many of a user's own are taken at most."""
@@ -43,7 +45,9 @@ class TextSet(Record):
         calibration: Parquet file with calibration sequences (column `ids`).
         source: Where the evaluation text comes from.
         digest: Digest of the evaluation text.
+        calibration_source: Where the calibration text comes from.
         calibration_digest: Digest of the calibration text.
+        held_out: Prompts for the checks of what a candidate writes.
     """
 
     windows: tuple[tuple[int, ...], ...] = Field(min_length=1)
@@ -52,7 +56,9 @@ class TextSet(Record):
     calibration: str
     source: str
     digest: str
+    calibration_source: str
     calibration_digest: str
+    held_out: HeldOut
 
 
 def stop_token_ids(folder: Path) -> tuple[int, ...]:
@@ -79,7 +85,7 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     """
     from tokenizers import Tokenizer
 
-    from genopt.quality.text_data import load_documents, overlap, split, windows
+    from genopt.quality.text_data import evaluation_windows, load_documents, overlap, split, windows
 
     folder, destination = Path(payload["model"]), Path(payload["destination"])
     if not (folder / "tokenizer.json").is_file():
@@ -95,7 +101,8 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         calibration = load_documents(_path(payload["calib_data"]))
         overlap(evaluation, calibration)
     window = min(WINDOW, int(payload["max_context"]))
-    evaluated = windows(evaluation, encode, window, EVALUATION_TOKENS)
+    limit = EVALUATION_TOKENS if payload["eval_data"] is None else OWN_EVALUATION_TOKENS
+    evaluated = evaluation_windows(evaluation, encode, window, limit)
     calibrated = windows(calibration, encode, window, CALIBRATION_TOKENS)
     room, length = int(payload["max_context"]) - int(payload["output_tokens"]), int(payload["prompt_tokens"])
     if payload["prompts"] is not None:
@@ -111,7 +118,8 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     pq.write_table(pa.table({"ids": pa.array([list(piece) for piece in calibrated], pa.list_(pa.int32()))}), table)
     text_set = TextSet(
         windows=tuple(map(tuple, evaluated)), prompts=tuple(map(tuple, prompts)), stop_ids=stop_token_ids(folder),
-        calibration=str(table), source=evaluation.source, digest=evaluation.digest, calibration_digest=calibration.digest,
+        calibration=str(table), source=evaluation.source, digest=evaluation.digest, calibration_source=calibration.source,
+        calibration_digest=calibration.digest, held_out=held_out(folder, evaluated, max(2, int(payload["max_context"]) - NEW_TOKENS)),
     )  # fmt: skip
     write_atomically(destination / "text_set.json", text_set.model_dump_json())
     found = Prepared(data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=calibration.digest)

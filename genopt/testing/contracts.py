@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
-from genopt.errors import SpecError
+from genopt.errors import SpecError, StageError
 from genopt.plan import JsonValue
 from genopt.quality.audit import audit
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
@@ -93,6 +94,7 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
     try:
         _check_generation(session, vocabulary)
         _check_scores(session, vocabulary)
+        _check_distributions(session, vocabulary)
         _check_refusals(session, vocabulary, context)
         memory = session.memory()
         assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
@@ -149,6 +151,24 @@ def _check_scores(session: TextSession, vocabulary: int) -> None:
     (greedy,) = session.generate([GenerationRequest(prompt_ids=prompt, max_new_tokens=1)])
     continued = session.score([(*prompt, *greedy.token_ids)])
     assert continued.top_ids[0][-1] == greedy.token_ids[0], "what is scored is what generates"
+
+
+def _check_distributions(session: TextSession, vocabulary: int) -> None:
+    sequence = _prompt(vocabulary, 70, start=11)
+    whole, few = session.distributions(sequence, vocabulary), session.distributions(sequence, 5)
+    (log_probs,), (tops,) = session.score([sequence]).log_probs, session.score([sequence]).top_ids
+    assert whole.id_log_probs.shape == (69, vocabulary)
+    assert np.allclose(np.exp(whole.id_log_probs.astype(np.float64)).sum(axis=1), 1, atol=1e-3), "all tokens together are certain"
+    assert (np.diff(few.id_log_probs, axis=1) <= 0).all(), "the most probable ones come first"
+    assert np.allclose(few.id_log_probs, np.sort(whole.id_log_probs, axis=1)[:, :-6:-1], atol=1e-3)
+    for found in (whole, few):
+        assert np.allclose(found.log_probs, log_probs, atol=1e-3)
+        assert np.array_equal(found.top_ids, tops)
+    asked = session.distributions(sequence, few.ids[:, ::-1])
+    assert np.array_equal(asked.ids, few.ids[:, ::-1])
+    assert np.allclose(asked.id_log_probs, few.id_log_probs[:, ::-1], atol=1e-3)
+    with pytest.raises(StageError):
+        session.distributions(sequence, few.ids[1:])
 
 
 def _check_refusals(session: TextSession, vocabulary: int, context: int) -> None:

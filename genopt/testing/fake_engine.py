@@ -8,11 +8,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
+from genopt.engines.distribution import Distributions, Wanted
 from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record
+
+VOCABULARY = 258
+"""Bytes and two special tokens, as in `genopt.testing.tiny_tokenizer`."""
 
 
 class FakeOptions(Record):
@@ -88,6 +93,16 @@ class FakeSession:
             log_probs=tuple(tuple(-loss * (0.5 + (token % 16) / 15) for token in sequence[1:]) for sequence in sequences),
             top_ids=tuple(tuple(sequence[1:]) for sequence in sequences),
         )
+
+    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        """What the next token leaves of the probability is spread evenly over all other bytes."""
+        (log_probs,), (targets,) = self.score([sequence]).log_probs, self.score([sequence]).top_ids
+        own, following = np.array(log_probs, np.float32), np.array(targets, np.int32)
+        rest = np.log(np.maximum(-np.expm1(own), 1e-30) / (VOCABULARY - 1)).astype(np.float32)
+        if isinstance(wanted, int):
+            others = np.array([[byte for byte in range(VOCABULARY) if byte != target] for target in targets], np.int32)
+            wanted = np.concatenate([following[:, None], others], axis=1)[:, :wanted]
+        return Distributions(own, following, wanted, np.where(wanted == following[:, None], own[:, None], rest[:, None]).astype(np.float32))
 
     def memory(self) -> Memory:
         """Nothing is held."""

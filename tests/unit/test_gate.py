@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from hypothesis import strategies as st
 
 from genopt.errors import SpecError
 from genopt.plan import Quality
+from genopt.quality.boundaries import nominal_errors
 from genopt.quality.gate import SequentialGate
 
 LogProbs = list[tuple[float, ...]]
 BAR = 0.99
 WINDOW = 8
-SEQUENCES = (5, 17, 33, 65)
+SEQUENCES = (12, 17, 33, 65)
 LOOKS = tuple(count * WINDOW for count in SEQUENCES)
+GATE = SequentialGate(BAR, LOOKS)
 
 
 def scores(count: int, *, ratio: float, spread: float, seed: int = 0, window: int = WINDOW) -> tuple[LogProbs, LogProbs]:
@@ -31,23 +34,23 @@ def scores(count: int, *, ratio: float, spread: float, seed: int = 0, window: in
 
 
 def judge(reference: LogProbs, candidate: LogProbs, look: int = 0, *, gate: SequentialGate | None = None) -> Quality:
-    return (gate or SequentialGate(BAR, LOOKS)).decide(reference, candidate, look, agreement=0.9)
+    return (gate or GATE).decide(reference, candidate, look)
 
 
 def test_a_clearly_bad_candidate_is_rejected_at_the_first_look() -> None:
-    found = judge(*scores(5, ratio=0.8, spread=0.02))
+    found = judge(*scores(12, ratio=0.8, spread=0.02))
     assert found.verdict == "reject"
     assert found.ci_low < 0.8 < found.ci_high < BAR
 
 
 def test_a_clearly_good_candidate_is_accepted_at_the_first_look() -> None:
-    found = judge(*scores(5, ratio=0.9995, spread=0.0008))
+    found = judge(*scores(12, ratio=0.9995, spread=0.0008))
     assert found.verdict == "accept"
     assert BAR <= found.ci_low <= found.ratio <= found.ci_high
 
 
 def test_a_candidate_slightly_but_surely_below_the_bar_is_rejected() -> None:
-    found = judge(*scores(5, ratio=0.975, spread=0.001))
+    found = judge(*scores(12, ratio=0.975, spread=0.001))
     assert found.verdict == "reject"
     assert 0.97 < found.ci_high < BAR
 
@@ -68,7 +71,7 @@ def test_what_lies_near_the_bar_needs_more_tokens() -> None:
 
 
 def test_an_identical_candidate_is_accepted_with_a_ratio_of_one() -> None:
-    reference, _ = scores(5, ratio=1.0, spread=0.0)
+    reference, _ = scores(12, ratio=1.0, spread=0.0)
     found = judge(reference, reference)
     assert (found.verdict, found.ratio, found.ci_low, found.ci_high) == ("accept", 1.0, 1.0, 1.0)
 
@@ -81,7 +84,7 @@ def test_the_ratio_is_of_perplexities_over_all_tokens() -> None:
     assert found.details["nll_reference"] == pytest.approx(2.0)
     assert found.details["nll_candidate"] == pytest.approx(2.2)
     assert found.details["delta_nll"] == pytest.approx(0.2)
-    assert (found.details["top1_agreement"], found.details["look"], found.details["sequences"]) == (0.9, 0, 2)
+    assert (found.details["look"], found.details["sequences"]) == (0, 2)
 
 
 @given(seed=st.integers(0, 1000), ratio=st.floats(0.7, 1.04), count=st.integers(2, 30))
@@ -104,7 +107,7 @@ def test_the_interval_surrounds_the_ratio_and_is_repeatable(seed: int, ratio: fl
     ],
 )
 def test_implausible_scores_are_anomalous_and_say_why(change: object, reason: str) -> None:
-    reference, candidate = scores(5, ratio=1.0, spread=0.001)
+    reference, candidate = scores(12, ratio=1.0, spread=0.001)
     assert callable(change)
     found = judge(reference, change(candidate))
     assert found.verdict == "anomalous"
@@ -121,20 +124,38 @@ def test_one_sequence_decides_nothing() -> None:
     assert (found.verdict, found.ci_low) == ("inconclusive", 0.0)
 
 
-def test_an_unknown_agreement_is_null() -> None:
-    reference, candidate = scores(5, ratio=1.0, spread=0.001)
-    found = SequentialGate(BAR, LOOKS).decide(reference, candidate, 0, agreement=math.nan)
-    assert found.details["top1_agreement"] is None
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_handful_of_sequences_decides_nothing(count: int) -> None:
+    found = judge(*scores(count, ratio=0.5, spread=0.0))
+    assert found.verdict == "inconclusive"
+    assert "give more text" in str(found.details["reason"])
 
 
-def test_the_looks_spend_the_error_rate_and_no_more() -> None:
-    reference, candidate = scores(5, ratio=1.0, spread=0.001)
-    gate = SequentialGate(BAR, LOOKS, alpha=0.05)
-    levels = [float(str(judge(reference, candidate, look, gate=gate).details["level"])) for look in range(len(LOOKS))]
-    assert sum(1 - level for level in levels) == pytest.approx(0.05)
-    assert all(0.95 < level < 1 for level in levels)
-    only = judge(reference, candidate, gate=SequentialGate(BAR, (100,)))
-    assert only.details["level"] == pytest.approx(0.95)
+def test_few_sequences_reject_but_do_not_accept() -> None:
+    assert judge(*scores(5, ratio=0.8, spread=0.001)).verdict == "reject"
+    found = judge(*scores(5, ratio=1.0, spread=0.001))
+    assert found.verdict == "inconclusive"
+    assert "accepting takes" in str(found.details["reason"])
+
+
+def test_early_looks_reject_only() -> None:
+    gate = SequentialGate(BAR, LOOKS, accept_from=LOOKS[1])
+    reference, candidate = scores(17, ratio=1.0, spread=0.001)
+    assert judge(reference[:12], candidate[:12], 0, gate=gate).verdict == "inconclusive"
+    assert judge(reference, candidate, 1, gate=gate).verdict == "accept"
+    assert judge(*scores(12, ratio=0.8, spread=0.001), 0, gate=gate).verdict == "reject"
+
+
+def test_the_only_look_may_accept_however_early() -> None:
+    gate = SequentialGate(BAR, LOOKS[:1], accept_from=8_000)
+    assert judge(*scores(12, ratio=1.0, spread=0.001), gate=gate).verdict == "accept"
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.8, "reject"), (0.9999, "accept"), (0.99, "inconclusive")])
+def test_every_verdict_says_why(ratio: float, verdict: str) -> None:
+    found = judge(*scores(12, ratio=ratio, spread=0.002))
+    assert found.verdict == verdict
+    assert f"bar of {BAR:g}" in str(found.details["reason"])
 
 
 @pytest.mark.parametrize("looks", [(), (0, 10), (10, 10), (20, 10)])
@@ -143,13 +164,24 @@ def test_looks_must_increase(looks: tuple[int, ...]) -> None:
         SequentialGate(BAR, looks)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_the_error_rate_is_a_probability(alpha: float) -> None:
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("side", ["false_accept", "false_reject"])
+def test_an_error_rate_is_a_probability_below_one_half(side: str, rate: float) -> None:
     with pytest.raises(SpecError, match="not a probability"):
-        SequentialGate(BAR, LOOKS, alpha=alpha)
+        SequentialGate(BAR, LOOKS, **{side: rate})
 
 
-@pytest.mark.parametrize(("count", "trials", "least"), [(3, 300, 0.92), (5, 300, 0.92), (25, 150, 0.9)])
+@pytest.mark.parametrize("looks", [(100,), (8_192, 65_000), (2_048, 8_192, 16_384, 32_768, 65_000), tuple(range(1_000, 20_000, 1_000))])
+def test_paths_of_a_normal_statistic_cross_a_boundary_as_often_as_allowed(looks: tuple[int, ...]) -> None:
+    errors = nominal_errors(0.05, looks)
+    assert all(0 < error <= 0.05 + 1e-6 for error in errors)
+    steps = np.sqrt(np.diff([0, *looks]))
+    paths = np.cumsum(np.random.default_rng(0).normal(size=(40_000, len(looks))) * steps, axis=1) / np.sqrt(looks)
+    boundaries = [NormalDist().inv_cdf(1 - error) for error in errors]
+    assert float((paths > boundaries).any(axis=1).mean()) == pytest.approx(0.05, abs=0.004)
+
+
+@pytest.mark.parametrize(("count", "trials", "least"), [(3, 200, 0.9), (5, 200, 0.9), (25, 100, 0.88)])
 def test_the_reported_interval_covers_the_truth(count: int, trials: int, least: float) -> None:
     covered = 0
     for trial in range(trials):
@@ -158,11 +190,18 @@ def test_the_reported_interval_covers_the_truth(count: int, trials: int, least: 
     assert covered / trials >= least
 
 
-def test_a_candidate_at_the_bar_is_wrongly_decided_within_the_error_rate() -> None:
-    """Over all looks together: 5 % on both sides, plus what 150 simulated runs may deviate from that."""
-    gate, wrong, trials = SequentialGate(BAR, LOOKS), 0, 150
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_candidate_at_the_bar_is_wrongly_decided_within_the_error_rates(skewed: bool) -> None:
+    """5 % on each side, plus what the number of simulated runs may deviate from that; also where a few sequences take most of the damage."""
+    gate, trials = SequentialGate(BAR, LOOKS, accept_from=LOOKS[1]), 200
+    ends: list[str] = []
     for trial in range(trials):
-        reference, candidate = scores(SEQUENCES[-1], ratio=BAR, spread=0.02, seed=10_000 + trial)
+        reference, candidate = scores(SEQUENCES[-1], ratio=BAR, spread=0.0 if skewed else 0.02, seed=10_000 + trial)
+        if skewed:
+            damage = np.random.default_rng(trial).gamma(4, 0.005, SEQUENCES[-1]) - 0.02  # a skewness of 1, as windows of real text have
+            candidate = [tuple(value - extra for value in row) for row, extra in zip(candidate, damage.tolist(), strict=True)]
         verdicts = (judge(reference[:count], candidate[:count], look, gate=gate).verdict for look, count in enumerate(SEQUENCES))
-        wrong += any(verdict != "inconclusive" for verdict in verdicts)
-    assert wrong / trials <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / trials)
+        ends.append(next((verdict for verdict in verdicts if verdict != "inconclusive"), "inconclusive"))
+    slack = 2.5 * math.sqrt(0.05 * 0.95 / trials)
+    assert ends.count("accept") / trials <= 0.05 + slack
+    assert ends.count("reject") / trials <= 0.05 + slack

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.errors import DataError
-from genopt.quality.text_data import Documents, load_documents, overlap, split, text_digest, windows
+from genopt.quality import text_files
+from genopt.quality.text_data import Documents, evaluation_windows, load_documents, overlap, split, text_digest, windows
 
-TEXTS = st.lists(st.text(alphabet="abcdef ghi", min_size=1, max_size=60).filter(str.strip), min_size=2, max_size=30, unique_by=str.strip)
+TEXTS = st.lists(
+    st.text(alphabet="abcdef ghi", min_size=1, max_size=60).filter(lambda text: 0 < len(text.split()) <= 13), min_size=2, max_size=30,
+    unique_by=lambda text: tuple(text.split()),
+)  # fmt: skip
 
 
 def documents(*texts: str) -> Documents:
@@ -36,9 +42,11 @@ def test_without_a_file_the_texts_are_pythons_own_help() -> None:
     assert found.source == f"Python {sys.version_info.major}.{sys.version_info.minor} help texts (pydoc_data.topics)"
     assert load_documents(None).digest == found.digest
     evaluation, calibration = split(found, 0)
-    total = sum(map(len, found.texts))
-    assert sum(map(len, evaluation.texts)) / total == pytest.approx(0.6, abs=0.05)
-    assert sum(map(len, calibration.texts)) / total == pytest.approx(0.4, abs=0.05)
+    sizes = [sum(map(len, part.texts)) for part in (evaluation, calibration)]
+    assert sizes[0] / sum(sizes) == pytest.approx(0.6, abs=0.05)
+    assert sum(sizes) > 0.75 * sum(map(len, found.texts))
+    assert "near-duplicates" in evaluation.source, "the help of a topic often stands in that of a larger one, too"
+    overlap(evaluation, calibration)
 
 
 def test_blank_lines_divide_a_text_file(tmp_path: Path) -> None:
@@ -108,7 +116,7 @@ def test_a_split_keeps_every_text_once_and_shares_none(texts: list[str], seed: i
     evaluation, calibration = split(documents(*texts, *texts[:3]), seed)
     assert sorted(map(text_digest, evaluation.texts + calibration.texts)) == sorted(map(text_digest, texts))
     overlap(evaluation, calibration)
-    assert split(documents(*texts), seed) == (evaluation, calibration)
+    assert [part.texts for part in split(documents(*texts), seed)] == [evaluation.texts, calibration.texts]
 
 
 def test_another_seed_splits_otherwise() -> None:
@@ -125,6 +133,45 @@ def test_a_single_document_is_cut_at_a_space() -> None:
 def test_too_little_text_cannot_be_split(text: str) -> None:
     with pytest.raises(DataError, match="give a longer text"):
         split(documents(text), 0)
+
+
+def sentence(seed: int, words: int) -> str:
+    numbers = np.random.default_rng(seed).integers(0, 10_000, words)
+    return " ".join(f"word{number}" for number in numbers.tolist())
+
+
+def test_a_passage_that_both_have_is_refused_whatever_its_case_and_punctuation() -> None:
+    passage = sentence(1, 60)
+    longer = f"{sentence(2, 100)} {passage.upper().replace(' ', ', ')}!"
+    with pytest.raises(DataError, match="share 1 documents"):
+        overlap(documents(sentence(3, 80), longer), documents(passage, sentence(4, 80)))
+
+
+def test_a_quotation_is_no_overlap() -> None:
+    quoted = sentence(1, 20)
+    overlap(documents(f"{sentence(2, 200)} {quoted}"), documents(f"{sentence(3, 200)} {quoted}"))
+
+
+def test_documents_that_stand_in_longer_ones_are_left_out_of_both_parts() -> None:
+    whole = [sentence(seed, 200) for seed in range(10)]
+    pieces = [" ".join(text.split()[20:120]) for text in whole[:4]]
+    evaluation, calibration = split(documents(*pieces, *whole), 0)
+    assert sorted(evaluation.texts + calibration.texts) == sorted(whole)
+    assert evaluation.source == "test, without 4 near-duplicates"
+
+
+def test_a_text_that_quotes_all_others_does_not_calibrate_them() -> None:
+    whole = [sentence(seed, 100) for seed in range(12)]
+    collage = " ".join(" ".join(text.split()[:30]) for text in whole) + " " + sentence(99, 100)
+    for seed in range(6):
+        evaluation, calibration = split(documents(*whole, collage), seed)
+        overlap(evaluation, calibration)
+
+
+def test_evaluation_equal_to_calibration_is_refused() -> None:
+    texts = documents(*(sentence(seed, 50) for seed in range(5)))
+    with pytest.raises(DataError, match="share 5 documents"):
+        overlap(texts, texts)
 
 
 def test_shared_documents_are_refused() -> None:
@@ -165,3 +212,79 @@ def test_encoding_stops_at_the_limit() -> None:
 
 def test_a_single_token_is_no_window() -> None:
     assert windows(documents("a"), encode, 8, 100) == []
+
+
+@pytest.mark.parametrize(("words", "size"), [(10_000, 512), (3_000, 256), (1_500, 128), (600, 128)])
+def test_a_short_text_is_cut_into_shorter_windows(words: int, size: int) -> None:
+    found = evaluation_windows(documents("abc " * words), encode, 512, 65_536)
+    assert {len(window) for window in found} == {size}
+    assert len(found) == (min(4 * words, 65_536)) // size
+
+
+@pytest.mark.parametrize("text", ["one line", "abc " * 300])
+def test_too_little_evaluation_text_is_refused_with_what_is_needed(text: str) -> None:
+    with pytest.raises(DataError, match="a verdict needs at least 1536"):
+        evaluation_windows(documents(text), encode, 512, 65_536)
+
+
+def test_windows_are_no_longer_than_the_models_context() -> None:
+    assert {len(window) for window in evaluation_windows(documents("abc " * 10_000), encode, 100, 65_536)} == {100}
+
+
+def test_a_bad_byte_is_found_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "PIECE", 7)
+    content = "ü".encode() * 20 + b"\xc3("
+    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 40\)"):
+        load_documents(write(tmp_path / "a.txt", content))
+
+
+def test_a_sparse_file_of_a_gigabyte_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 30)
+    with pytest.raises(DataError, match="NUL bytes"):
+        load_documents(path)
+
+
+def test_a_line_of_json_may_not_be_endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "LINE_BYTES", 1 << 20)
+    with pytest.raises(DataError, match=r"Line 2 of .* is longer than 1 MiB"):
+        load_documents(write(tmp_path / "a.jsonl", json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "b" * (1 << 20)})))
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
+def test_a_large_file_is_sampled_without_holding_it(tmp_path: Path, separator: str) -> None:
+    """64 MB of documents, paragraphs, one endless line, or one endless word; Python's own allocations are counted."""
+    path = tmp_path / "large.txt"
+    with path.open("w") as stream:
+        for number in range(64):
+            stream.write(f"{number:>7}{separator}".join(["x" * 992] * 1000))
+    tracemalloc.start()
+    found = load_documents(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40_000_000
+    kept = sum(map(len, found.texts))
+    assert 3_000_000 < kept <= 4_200_000
+    assert f"a sample of {kept:,} of 6" in found.source
+    assert max(map(len, found.texts)) <= 400_000
+
+
+def test_the_sample_of_a_file_is_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "KEPT_CHARACTERS", 1_000)
+    path = write(tmp_path / "a.txt", "\n\n".join(f"document {number} " + "x" * 50 for number in range(200)))
+    first, second = load_documents(path), load_documents(path)
+    assert first == second
+    numbers = [int(text.split()[1]) for text in first.texts]
+    assert numbers == sorted(numbers)
+    assert max(numbers) > 100 > min(numbers), "not its beginning alone"
+
+
+def test_an_endless_word_is_cut_and_nothing_is_lost(tmp_path: Path) -> None:
+    found = load_documents(write(tmp_path / "a.txt", "y" * 900_000))
+    assert "".join(found.texts).replace("\n", "") == "y" * 900_000
+
+
+def test_prompts_with_answers_are_texts_too(tmp_path: Path) -> None:
+    lines = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "Sky?", "choices": ["red", "blue"], "label": 1}, {"prompt": "Open"}]
+    assert load_documents(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))).texts == ("1+1= 2", "Sky? blue", "Open")
