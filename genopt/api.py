@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
 
+    from genopt.compare.voting import OpenPage
     from genopt.plan import Candidate
     from genopt.report.model import Report
     from genopt.serving.deployment import Endpoint
@@ -63,6 +66,31 @@ class Run:
 
         return pareto_figure(self.report)
 
+    @contextmanager
+    def compare(
+        self, a: str | None = None, b: str | None = None, *, raters: int = 1, prompts: str | os.PathLike[str] | None = None, port: int = 0
+    ) -> Iterator[OpenPage]:
+        """Lets people choose blindly between two candidates' answers while the block runs; `report.human` has what they said.
+
+        Args:
+            a: First candidate; the original unless given.
+            b: Second candidate; the winner unless given.
+            raters: How many people vote, each with a link of their own.
+            prompts: A `.txt` with one prompt a line, or a `.jsonl` with `prompt`; built-in ones unless given.
+            port: Port of the page on this machine; 0 takes one that is free.
+
+        Yields:
+            The page with its links.
+
+        Raises:
+            GenoptError: The candidates, the prompts or the port cannot be used, or an engine failed.
+        """
+        from genopt.compare.voting import comparing
+
+        file = Path(prompts).expanduser() if prompts is not None else None
+        with comparing(self._folder, a=a, b=b, raters=raters, prompts=file, port=port, progress=_unheard) as (_, page):
+            yield page
+
     def deploy(self, *, wait_s: float = 600.0, address: str | None = None) -> Endpoint:
         """Serves the winner on Ray Serve and returns where it answers.
 
@@ -77,6 +105,10 @@ class Run:
         from genopt.distributed.rollout import deploy_run
 
         return deploy_run(self._folder, address=address, wait_s=wait_s)
+
+
+def _unheard(_variant: str, *, done: int, of: int) -> None:
+    """Stands in where nobody wants to know how far the answers are."""
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

@@ -294,31 +294,27 @@ def compare(
 def _take_votes(
     folder: RunFolder, a: str | None, b: str | None, *, host: str, port: int, raters: int, prompts: Path | None, max_tokens: int, as_json: bool
 ) -> str:
-    """Serves the page until Ctrl-C, and writes the reports again; returns the comparison's name."""
-    from genopt.compare.preparation import prepare_comparison
-    from genopt.compare.voting import taking_votes
+    """Serves the page until Ctrl-C; returns the comparison's name."""
+    from genopt.compare.voting import comparing
     from genopt.compare_console import AnswerLine
-    from genopt.quality.comparison import hold
-    from genopt.report.write import write_reports
 
-    with hold(folder.path):
-        try:
-            with AnswerLine() as line:
-                comparison = prepare_comparison(folder, a=a, b=b, prompts=prompts, max_tokens=max_tokens, progress=line)
-        except KeyboardInterrupt:
-            raise InterruptedRunError("Stopped; the answers so far are kept, so start again to go on.") from None
-        with taking_votes(folder, comparison, host=host, port=port, raters=raters) as (server, page):
+    try:
+        with AnswerLine() as line, comparing(
+            folder, a=a, b=b, prompts=prompts, max_tokens=max_tokens, host=host, port=port, raters=raters, progress=line
+        ) as (server, page):  # fmt: skip
+            line.end()
             if as_json:
                 _print_json(page.model_dump(mode="json"))
             for link in page.links:
                 _say(f"{link.rater}  {link.url}")
-            _say(f"Each link is one person's. Taking votes on {page.questions} prompts until Ctrl-C; votes are kept in {page.comparison}.")
+            _say(f"Each link is one person's. Taking votes on {page.questions} prompts until Ctrl-C; votes are kept in {page.folder}.")
             try:
                 server.wait()
             except KeyboardInterrupt:
                 _say("Ending; start again to go on.")
-        write_reports(folder)
-    return comparison.path.name
+    except KeyboardInterrupt:
+        raise InterruptedRunError("Stopped; the answers so far are kept, so start again to go on.") from None
+    return page.comparison
 
 
 def _show_votes(folder: RunFolder, wanted: Callable[[HumanResult], bool], as_json: bool) -> None:

@@ -14,11 +14,14 @@ from genopt.console import stderr
 from genopt.quality.preference import HumanResult
 from genopt.report import wording
 
+WIDEST = 48
+"""Characters of what was said about a prompt, at most; the prompt is cut off instead."""
+
 
 class AnswerLine:
     """A `genopt.compare.text_answers.AnswerProgress` on stderr: one line that moves on a terminal, a line now and then elsewhere.
 
-    Use it as a context manager.
+    Use it as a context manager; the moving line is gone when the block or `end` ends it.
 
     Args:
         console: Where to write; stderr unless given.
@@ -37,6 +40,10 @@ class AnswerLine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """All answers are there."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -63,7 +70,7 @@ def print_preference(result: HumanResult, console: Console | None = None) -> Non
     out.print()
     out.print(_raters(result))
     out.print()
-    out.print(_prompts(result))
+    out.print(_prompts(result, out.width))
 
 
 def _raters(result: HumanResult) -> Table:
@@ -77,10 +84,14 @@ def _raters(result: HumanResult) -> Table:
     return table
 
 
-def _prompts(result: HumanResult) -> Table:
+def _prompts(result: HumanResult, width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
-    table.add_column("prompt", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("preferred", overflow="fold")
-    for item in result.details:
-        table.add_row(Text(" ".join(item.prompt.split())), Text(wording.preferred(result, item)))
+    said = [wording.preferred(result, item) for item in result.details]
+    widest = min(WIDEST, max(map(len, said)))
+    table.add_column("preferred", overflow="fold", width=max(widest, len("preferred")))
+    table.add_column("prompt", no_wrap=True)
+    for words, item in zip(said, result.details, strict=True):
+        prompt = Text("".join(letter for letter in " ".join(item.prompt.split()) if letter.isprintable()))
+        prompt.truncate(max(8, width - widest - 4), overflow="ellipsis")
+        table.add_row(Text(words), prompt)
     return table

@@ -41,7 +41,7 @@ def prepare_comparison(
     report, asked = assemble(folder), load_prompts(prompts)
     first, second = choose_variants(report, a, b)
     if report.model.modality != "text":
-        raise SpecError(f"Only text models are compared by people in this version, and this one makes {report.model.modality or 'something else'}s.")
+        raise SpecError(f"Only text models are compared by people in this version, and this one makes {report.model.modality}s.")
     started = next((event for event in folder.events() if event["event"] == "run_started"), {})
     settings = TextSettings(
         model_folder=report.model.path, model_digest=report.model.digest, max_tokens=max_tokens, threads=usable_cores(),

@@ -253,7 +253,7 @@ def _agreeing(found: HumanResult, expected: Expectation | None) -> str:
 
 def _notes(found: HumanResult) -> Iterator[str]:
     if found.agreement is not None:
-        alpha = f" (Krippendorff's alpha {found.agreement.alpha:.2f})" if found.agreement.alpha is not None else ""
+        alpha = f" (Krippendorff's alpha {_signed(f'{found.agreement.alpha:.2f}')})" if found.agreement.alpha is not None else ""
         yield f"Two raters said the same about {found.agreement.share:.0%} of the prompts that both judged{alpha}."
     if found.first_shown is not None and not found.first_shown.ci_low <= 0.5 <= found.first_shown.ci_high:
         yield (
@@ -271,7 +271,12 @@ def _prompts(count: int) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.0f}".replace("-", "\u2212")
+    return _signed(f"{100 * share:+.0f}")
+
+
+def _signed(number: str) -> str:
+    """With a minus sign instead of a hyphen."""
+    return number.replace("-", "\u2212")
 
 
 def _p(value: float) -> str:

@@ -156,7 +156,7 @@ def preferred(result: HumanResult, item: PromptVotes) -> str:
         return NONE
     names = ((item.a, result.a), (item.b, result.b), (item.tie, "tie"), (item.bad, "both bad"))
     said = [(number, name) for number, name in names if number]
-    return said[0][1] if len(result.raters) == 1 else ", ".join(f"{number} × {name}" for number, name in said)
+    return said[0][1] if len(result.raters) == 1 else ", ".join(f"{number}\u00a0×\u00a0{name}" for number, name in said)
 
 
 def curl(report: Report) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,9 +17,13 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from genopt.compare.voting import taking_votes
+from genopt.quality.comparison import Comparison, ComparisonFolder, Question
 from genopt.store.append_log import read_log
+from genopt.store.run_folder import RunFolder
 from genopt.testing.fake_run import WINNER, write_fake_run
 from genopt.testing.plugin import write_plugin
 
@@ -103,6 +108,13 @@ def compare(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], in
     if found.process is not None and found.process.poll() is None:
         found.process.kill()
         found.process.wait()
+
+
+def png(colour: str) -> bytes:
+    """A picture that is twice as wide as high."""
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 32), colour).save(stream, "PNG")
+    return stream.getvalue()
 
 
 class Rater:
@@ -223,6 +235,25 @@ def test_on_a_phone_with_fingers(phone: Rater, compare: Compare) -> None:
     box = page.locator("#result").bounding_box()
     assert box is not None
     assert box["width"] <= PHONE["width"]
+
+
+def test_pictures_stand_side_by_side(browser: Browser, compare: Compare, tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path / "pictures")
+    red, blue = (folder.add_image(png(colour)) for colour in ("red", "blue"))
+    folder.write(Comparison(a="original", b=WINNER, questions=(Question(id="q0", prompt="A colour", a=red, b=blue),)))
+    with taking_votes(RunFolder(compare.run), folder, host="127.0.0.1", port=0, raters=1) as (_, opened):
+        context = browser.new_context(viewport=DESK)
+        rater = Rater(context.new_page(), opened.links[0].url)
+        expect(rater.vote("Tie")).to_be_visible()
+        boxes = [box for image in rater.page.locator(".answer img").all() if (box := image.bounding_box())]
+        assert len(boxes) == 2
+        assert all(box["width"] == pytest.approx(2 * box["height"], abs=1) for box in boxes)
+        assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+        rater.page.keyboard.press("b")
+        expect(rater.page.get_by_role("heading")).to_have_text("That was the last question.")
+        context.close()
+    assert rater.problems == []
+    assert len(folder.ballots().votes) == 1
 
 
 def test_what_they_said_is_in_the_results_and_in_the_report(compare: Compare) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 
+import genopt
 from genopt.cli import main
 from genopt.compare.preparation import prepare_comparison
 from genopt.compare.prompts import EVERYDAY, load_prompts
 from genopt.compare.variants import choose_variants
-from genopt.errors import DataError, SpecError, StageCrashedError
+from genopt.errors import DataError, RunFolderError, SpecError, StageCrashedError
 from genopt.quality.comparison import TextAnswer, comparisons
 from genopt.report.assemble import assemble
 from genopt.store.run_folder import RunFolder
@@ -172,6 +174,21 @@ def test_an_engine_that_dies_loses_no_answer_that_was_there(tmp_path: Path, prom
     prompts.write_text("fine\nalso fine\n")
     assert len(prepare(run, prompts, heard)) == 2
     assert heard.steps[2:4] == [("original", 1, 2), ("original", 2, 2)]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_the_same_from_python(tmp_path: Path, prompts: Path) -> None:
+    run = genopt.load_run(write_fake_run(tmp_path / "run", stop_after=9).path)
+    with run.compare(prompts=prompts, raters=2) as page:
+        assert [link.rater for link in page.links] == ["rater 1", "rater 2"]
+        link = page.links[1].url
+        with httpx.Client() as http:
+            codes = [http.post(f"{link}/votes", json={"position": position, "said": "tie"}).status_code for position in range(2)]
+        with pytest.raises(RunFolderError, match="Another process takes votes"), run.compare(prompts=prompts):
+            pass
+    assert codes == [200, 200]
+    assert run.report.human[0].votes["tie"] == 2
+    assert "What people preferred" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_prompt_that_is_longer_than_the_context_is_refused_before_anything_is_opened(tmp_path: Path, prompts: Path) -> None:

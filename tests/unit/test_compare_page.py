@@ -263,7 +263,9 @@ def test_the_command_line_shows_results(run: RunFolder, page: OpenPage, capsys: 
     assert "Nobody has voted yet." in capsys.readouterr().err
     finished(page.links[0].url, "left", "tie", "bad")
     assert main(["compare", str(run.path), "--results"]) == 0
-    assert "original against quick" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "original against quick" in shown
+    assert all(phrase in shown for phrase in ("rater 1", "3 of 3", "both bad", "Hello?"))
     assert main(["compare", str(run.path), "original", "quick", "--results", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(item["a"], item["b"], item["judged"]) for item in found] == [("original", "quick", 3)]
