@@ -186,7 +186,7 @@ def test_at_a_desk_with_mouse_and_keyboard_while_the_server_dies(desk: Rater, co
     desk.at(3)
     assert compare.stop(signal.SIGKILL) == -signal.SIGKILL
     page.keyboard.press("x")
-    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
+    expect(page.get_by_role("alert")).to_contain_text("Your vote is not saved yet. The server does not answer.")
     compare.start()
     page.get_by_role("button", name="Try again").click()
     desk.at(4)
