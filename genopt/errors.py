@@ -8,6 +8,7 @@
     ├── StorageError                exit 1   the store or run folder cannot be written or read
     ├── ClusterError                exit 1   a Ray cluster that does not answer or cannot serve the run
     ├── EndpointError               exit 1   a served model that cannot be measured: it does not answer, or only with errors
+    ├── NotOpenError                exit 1   a vote, or a question about names, at the wrong time
     ├── InfeasibleError             exit 1   this candidate cannot exist here (hardware, rule, missing tool)
     ├── StageError                  exit 1   a stage ended without a result
     │   ├── StageTimeoutError       exit 1   it passed its deadline and was killed
@@ -77,6 +78,10 @@ class EndpointError(GenoptError):
     """A served model that cannot be measured: it does not answer, or only with errors."""
 
 
+class NotOpenError(GenoptError):
+    """A vote, or a question about names, at the wrong time."""
+
+
 class InfeasibleError(GenoptError):
     """A candidate that cannot exist here: hardware, a rule, or a missing tool."""
 
@@ -124,7 +129,7 @@ class InterruptedRunError(GenoptError):
 _WIRE_TYPES: dict[str, type[GenoptError]] = {
     kind.__name__: kind
     for kind in (
-        GenoptError, SpecError, ModelError, DataError, RunFolderError, StorageError, ClusterError, EndpointError,
+        GenoptError, SpecError, ModelError, DataError, RunFolderError, StorageError, ClusterError, EndpointError, NotOpenError,
         InfeasibleError, StageError, StageTimeoutError, StageCrashedError, OutOfMemoryError, NoWinnerError, BudgetError,
         DeploymentError, InterruptedRunError,
     )

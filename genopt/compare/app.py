@@ -15,9 +15,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import RequestResponseEndpoint
 
-from genopt.compare.ballot_box import BallotBox, NotOpenError, Place, Said
+from genopt.compare.ballot_box import BallotBox, Place, Said
 from genopt.compare.raters import Rater
-from genopt.errors import StorageError
+from genopt.errors import NotOpenError, StorageError
 from genopt.plan import Record
 from genopt.quality.comparison import ImageAnswer, TextAnswer
 from genopt.quality.preference import HumanResult

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from genopt.compare.raters import Rater, Shown, order_for, require_raters
-from genopt.errors import GenoptError
+from genopt.errors import NotOpenError
 from genopt.plan import Record
 from genopt.quality.comparison import ComparisonFolder, ImageAnswer, TextAnswer
 from genopt.quality.votes import Choice, Finish, Side, Vote
@@ -18,10 +18,6 @@ from genopt.store.append_log import AppendLog
 Place = Literal["left", "right"]
 Said = Literal["left", "right", "tie", "bad"]
 """A vote as a rater gives it, who knows only places."""
-
-
-class NotOpenError(GenoptError):
-    """A vote or a question about names at the wrong time."""
 
 
 class Exhibit(Record):

@@ -46,7 +46,8 @@ class Distributions:
     def from_lists(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_lists`."""
         types = {"log_probs": np.float32, "top_ids": np.int32, "ids": np.int32, "id_log_probs": np.float32}
-        return cls(**{name: np.array(values[name], kind) for name, kind in types.items()})
+        found: dict[str, NDArray[Any]] = {name: np.array(values[name], kind) for name, kind in types.items()}
+        return cls(**found)
 
     @classmethod
     def joined(cls, parts: Iterable[Distributions]) -> Self:

@@ -7,6 +7,7 @@ decides. What a verdict rests on besides the likelihood stands in the details of
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,7 +156,7 @@ class TextJudge:
                 return count
         return len(self._data.windows)
 
-    def _decode(self, ids: object) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from genopt.engines.base import GenerationRequest
+from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageCrashedError, StageError, StageTimeoutError
 from genopt.process import SessionProcess, run_stage
 from genopt.testing.plugin import write_plugin
@@ -175,7 +175,7 @@ def test_a_session_generates_scores_and_reports(session: SessionProcess) -> None
 def test_tokens_arrive_one_by_one_and_can_be_cancelled(session: SessionProcess) -> None:
     seen: list[int] = []
 
-    def until_two(_index: int, token: int) -> bool:
+    def until_two(_index: int, token: int, _scored: TokenLogProbs | None) -> bool:
         seen.append(token)
         return len(seen) < 2
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genopt.compare.ballot_box import BallotBox, NotOpenError, Said
+from genopt.compare.ballot_box import BallotBox, Said
 from genopt.compare.raters import order_for, require_raters
-from genopt.errors import RunFolderError, StorageError
+from genopt.errors import NotOpenError, RunFolderError, StorageError
 from genopt.plan import Verdict
 from genopt.quality.agreement import agreement
 from genopt.quality.comparison import Comparison, ComparisonFolder, Question, TextAnswer, comparison_folder, comparisons, hold
