@@ -18,7 +18,8 @@ def tree(kind: type[GenoptError]) -> list[type[GenoptError]]:
 ALL = tree(GenoptError)
 EXIT_CODES = {
     "GenoptError": 1, "SpecError": 2, "ModelError": 2, "DataError": 2, "RunFolderError": 2, "StorageError": 1, "ClusterError": 1,
-    "EndpointError": 1, "NotOpenError": 1, "InfeasibleError": 1, "StageError": 1, "StageTimeoutError": 1, "StageCrashedError": 1, "OutOfMemoryError": 1,
+    "EndpointError": 1, "NotOpenError": 1, "InfeasibleError": 1, "StageError": 1, "StageTimeoutError": 1, "StageCrashedError": 1,
+    "OutOfMemoryError": 1,
     "NoWinnerError": 3, "BudgetError": 4, "DeploymentError": 5, "InterruptedRunError": 130,
 }  # fmt: skip
 
