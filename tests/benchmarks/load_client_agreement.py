@@ -34,6 +34,7 @@ REQUIREMENT = "aiperf==0.13.0"
 METRICS = {
     "TTFT p50 (ms)": ("ttft_ms", ("time_to_first_token", "p50")),
     "TPOT p50 (ms)": ("tpot_ms", ("inter_token_latency", "p50")),
+    "ITL p50 (ms)": ("itl_ms", ("inter_chunk_latency", "p50")),
     "E2EL p50 (ms)": ("e2el_ms", ("request_latency", "p50")),
     "output tok/s": ("output_tok_s", ("output_token_throughput", "avg")),
     "requests/s": ("requests_s", ("request_throughput", "avg")),
@@ -70,6 +71,7 @@ def theirs(options: argparse.Namespace, aiperf: Path, prompts: Path, folder: Pat
         "--tokenizer", options.tokenizer, "--use-server-token-count", "--use-legacy-max-tokens",
         "--extra-inputs", json.dumps({"temperature": 0, "max_tokens": options.max_tokens}),
         "--output-artifact-dir", str(folder), "--ui", "none", "--no-server-metrics", "--no-gpu-telemetry",
+        "--workers-max", "1", "--record-processors", "1",  # its processes take time from a server on the same machine
     ]  # fmt: skip
     log = folder.with_suffix(".log")
     with log.open("w") as stream:
