@@ -95,6 +95,8 @@ class Timing:
         times = generation.timestamps_ns
         if len(times) < 2:
             raise StageError(f"The engine returned {len(times)} tokens where a time per token needs two; check that it ignores end-of-sequence.")
+        if any(after < before for before, after in pairwise((generation.started_ns, *times))):
+            raise StageError("The clock of the engine's timestamps went backwards; measure on a machine with a monotonic clock.")
         ttft, e2el = (waited_ms + (at - generation.started_ns) / 1e6 for at in (times[0], times[-1]))
         gaps = tuple((after - before) / 1e6 for before, after in pairwise(times))
         per_token = max(CLOCK_RESOLUTION_MS, (e2el - ttft) / (len(times) - 1))

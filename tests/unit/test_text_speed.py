@@ -172,6 +172,16 @@ def test_too_few_tokens_are_an_error(tokens: int) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("step_ms", [-1.0, -40.0])
+def test_a_clock_that_goes_backwards_is_an_error_and_not_infinite_speed(step_ms: float) -> None:
+    world = World()
+    with pytest.raises(StageError, match="went backwards"):
+        compare(
+            session(world, "A", step_ms), session(world, "B", 20.0), WORKLOAD,
+            seed=0, half_width=0.02, max_rounds=2, time_cap_s=1.0, clock=world.clock,
+        )  # fmt: skip
+
+
 def test_a_workload_needs_a_prompt() -> None:
     with pytest.raises(ValidationError):
         TextWorkload(prompts=(), output_tokens=4)
