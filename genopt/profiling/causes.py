@@ -10,7 +10,7 @@ from genopt.profiling.roofline import Ceilings, Work, compute_s, corrected, limi
 
 PYTHON = "Python"
 """Stands for the operator where none ran: Python between operators."""
-MEMORY, COMPUTE, KERNELS = "reading memory", "arithmetic", "kernels above their limit"
+MEMORY, COMPUTE, KERNELS = "reading memory", "arithmetic", "slow kernels"
 LAUNCHES, MOVEMENT, HOST, TOKENIZER = "launch overhead", "data movement", "host loop", "tokenizer"
 BOUNDS: Mapping[str, Bound] = {
     MEMORY: "memory", COMPUTE: "compute", KERNELS: "overhead", LAUNCHES: "overhead", MOVEMENT: "io", HOST: "overhead", TOKENIZER: "overhead",

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import FrameSummary
 from typing import Any
 
 import torch
 import torch._dynamo
+from torch import nn
 from transformers import StaticCache
 
+from genopt.errors import InfeasibleError
+from genopt.models.decoder import decoder_layers
 from genopt.profiling.records import GraphBreak, GraphBreaks
 
 PROMPT_TOKENS, CACHE_TOKENS = 4, 32
 """Of the step that is traced; what is captured depends on neither."""
-MODULE_S = 0.04
-"""Tracing takes about this many seconds per module of the model, on a slow processor."""
+START_S, MODULE_S = 4.0, 0.04
+"""Tracing takes about so long, and as much per module, on a slow processor."""
+LEAST_LAYERS = 2
+"""Layers that are traced at least: what is passed from one to the next belongs to the step."""
 REASON_LENGTH = 240
+AGAIN_S = 0.5
+"""Time after which a tracer that swallowed the end of its time is told again."""
 
 
 def find_graph_breaks(model: Any, device: torch.device, *, left_s: float) -> GraphBreaks:
@@ -31,20 +41,84 @@ def find_graph_breaks(model: Any, device: torch.device, *, left_s: float) -> Gra
         device: Where it is.
         left_s: Seconds left for it; where tracing would take longer it is left out.
     """
-    expected_s = MODULE_S * sum(1 for _ in model.modules())
-    if expected_s > left_s:
-        return GraphBreaks(note=f"not traced: that takes about {expected_s:.0f} s, and {max(0.0, left_s):.0f} s were left; give a larger --budget")
-    started = time.monotonic()
-    try:
-        cache = StaticCache(config=model.config, max_cache_len=CACHE_TOKENS)
-        model(input_ids=torch.zeros((1, PROMPT_TOKENS), dtype=torch.long, device=device), past_key_values=cache, use_cache=True)
-        token = torch.zeros((1, 1), dtype=torch.long, device=device)
-        found = torch._dynamo.explain(_step)(model, token, torch.full_like(token, PROMPT_TOKENS), cache)
-    except Exception as error:  # noqa: BLE001 - a model may fail in any way under a tracer; that is what there is to say
-        return GraphBreaks(note=f"not traced: {_first_line(str(error)) or type(error).__name__}")
+    with _first_of_each_kind(model) as what:
+        expected_s = START_S + MODULE_S * sum(1 for _ in model.modules())
+        if expected_s > left_s:
+            short = f"that takes about {expected_s:.0f} s, and {max(0.0, left_s):.0f} s were left; give a larger --budget"
+            return GraphBreaks(note=f"not traced: {short}")
+        started = time.monotonic()
+        try:
+            with _limited(left_s):
+                found = _trace(model, device)
+        except _TooLongError:
+            return GraphBreaks(note=f"not found out: tracing was stopped after {left_s:.0f} s; give a larger --budget")
+        except Exception as error:  # noqa: BLE001 - a model may fail in any way under a tracer; that is what there is to say
+            return GraphBreaks(note=f"not traced: {_first_line(str(error)) or type(error).__name__}")
     breaks = _places((reason.reason, reason.user_stack) for reason in found.break_reasons)
-    note = f"one step on a static cache, traced in {time.monotonic() - started:.1f} s"
+    note = f"one step on a static cache{what}, traced in {time.monotonic() - started:.1f} s"
     return GraphBreaks(count=len(breaks), graphs=found.graph_count, breaks=breaks, note=note)
+
+
+class _TooLongError(BaseException):
+    """Tracing takes too long; the tracer itself catches what is only an Exception."""
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises in the main thread when the time is up: breaks in many layers take minutes to trace. Elsewhere it sets no limit."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise _TooLongError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _first_of_each_kind(model: Any) -> Iterator[str]:
+    """While it is open, the model has no more of its layers than hold every kind of them: equal ones are traced alike, for as long each.
+
+    Yields:
+        What was left, as an addition to a sentence; empty where that is everything.
+    """
+    try:
+        name, layers = decoder_layers(model)
+    except InfeasibleError:
+        yield ""
+        return
+    kinds = [_kind(model, layer, index) for index, layer in enumerate(layers)]
+    kept = max(LEAST_LAYERS, *(kinds.index(kind) + 1 for kind in kinds))
+    if kept >= len(layers):
+        yield ""
+        return
+    parent, _, own = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    setattr(holder, own, layers[:kept])
+    try:
+        yield f" through the first {kept} of {len(layers)} layers, which have every kind of them"
+    finally:
+        setattr(holder, own, layers)
+
+
+def _kind(model: Any, layer: nn.Module, index: int) -> tuple[object, ...]:
+    """What makes two layers run the same code: their modules' classes, and what the config calls them."""
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return tuple(type(module) for module in layer.modules()), types[index] if index < len(types) else None
+
+
+def _trace(model: Any, device: torch.device) -> Any:
+    cache = StaticCache(config=model.config, max_cache_len=CACHE_TOKENS)
+    model(input_ids=torch.zeros((1, PROMPT_TOKENS), dtype=torch.long, device=device), past_key_values=cache, use_cache=True)
+    token = torch.zeros((1, 1), dtype=torch.long, device=device)
+    return torch._dynamo.explain(_step)(model, token, torch.full_like(token, PROMPT_TOKENS), cache)
 
 
 def _step(model: Any, token: torch.Tensor, position: torch.Tensor, cache: StaticCache) -> Any:

@@ -34,7 +34,7 @@ LEAST_SHARE = 0.01
 """Families below this share of the time are folded into one."""
 PREFILL, DECODE = "prefill", "decode step"
 TRACES = {PREFILL: "prefill.json.gz", DECODE: "decode.json.gz"}
-RESERVE_S = 2.0
+RESERVE_S = 5.0
 """Kept of the time limit for what follows the last measurement."""
 
 

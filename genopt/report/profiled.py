@@ -35,7 +35,7 @@ class Table(Record):
 
 def phases(found: Sequence[Phase]) -> Table:
     """Each phase against the limits of the hardware."""
-    headings = ("Phase", "Time", "Reads", "Bandwidth used (MBU)", "Computes", "Arithmetic used (MFU)", "Limited by", "Where its time goes")
+    headings = ("Phase", "Time", "Reads", "Bandwidth (MBU)", "Computes", "Arithmetic (MFU)", "Limited by", "Where its time goes")
     rows = tuple(
         (
             phase.name, milliseconds(phase.ms), wording.size(phase.bytes), wording.percent(phase.mbu), operations(phase.operations),
