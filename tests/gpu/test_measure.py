@@ -18,6 +18,7 @@ from genopt.measure import gpu
 from genopt.measure.energy import joules_per_token
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.text_speed import TextWorkload, compare
+from genopt.profiling.ceiling_cache import CeilingCache
 from genopt.profiling.text import profile_text
 from genopt.testing.contracts import check_engine
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
@@ -114,13 +115,20 @@ def test_two_sessions_are_timed_against_each_other_on_a_gpu(model: Path) -> None
 
 def test_a_profile_of_a_gpu_adds_up(model: Path, tmp_path: Path) -> None:
     found = profile_text(
-        model, threads=4, prompt_ids=list(range(1, 65)), decode_steps=16, time_limit_s=120, progress=print, trace_folder=tmp_path, streams=(1, 32)
-    )
-    print(found.ceilings, found.mbu, found.mfu, found.decode_ms, found.advice)
+        model, threads=4, prompt_ids=list(range(1, 65)), decode_steps=16, time_limit_s=120, progress=print, trace_folder=tmp_path, streams=(1, 32),
+        cache=CeilingCache(tmp_path / "ceilings"),
+    )  # fmt: skip
+    print(found.ceilings, found.ceilings_origin, found.mbu, found.mfu, found.decode_ms, found.advice, found.graph_breaks)
+    for phase in found.phases:
+        print(phase.detail, phase.operators)
+        assert phase.operators
+        assert sum(phase.causes_ms.values()) == pytest.approx(phase.ms + found.tokenizer_ms[{"prefill": "prompt"}.get(phase.name, "token")])
     assert found.device == "cuda"
     assert sum(part.share for part in found.bottlenecks) == pytest.approx(1.0)
     assert found.ceilings["read_gb_s"] > 500
     assert found.ceilings["matmul_bf16_gflop_s"] > 50_000
+    assert found.ceilings["matmul_int8_gop_s"] > 50_000
+    assert 1 < found.ceilings["launch_us"] < 100
     assert 0 < found.mbu < 1
     assert 0 < found.mfu < 1
     assert (tmp_path / "decode.json.gz").stat().st_size > 0
