@@ -57,7 +57,7 @@ def printed(profile: dict[str, Any], width: int = 150) -> str:
 PHRASES = (
     "1,234 ms", "17.2 GFLOP", "61.0%", "2.0%", "arithmetic 61%, host loop 39%", "reading memory", "aten::mm", "1,210", "57.0%",
     "Graph breaks under torch.compile: 1 place, 3 graphs instead of one", "transformers/models/odd/modeling_odd.py:42", "Tensor.item()",
-    "products in bf16", "1,234 GFLOP/s", "4.2 GOP/s", "2.81 µs", "measured 3 hours ago", "75.0%",
+    "roducts in bf16", "1,234 GFLOP/s", "4.2 GOP/s", "2.81 µs", "measured 3 hours ago", "75.0%",
 )  # fmt: skip
 
 
