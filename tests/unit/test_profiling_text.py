@@ -23,6 +23,8 @@ from genopt.profiling.roofline import Ceilings, Work
 from genopt.profiling.text import TextProfile, profile_text
 from genopt.report.model import Profile as ReportedProfile
 from genopt.search.footprint import ATTENTION, HEAD, MLP, NORMALISATION, OTHER, PROJECTIONS
+from genopt.tasks import text_data
+from genopt.testing.tiny_models import write_tiny_llama
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 SIZES = {
@@ -176,6 +178,22 @@ def test_a_tokenizer_is_timed_where_there_is_one(tmp_path: Path) -> None:
     assert profile.tokenizer_ms.keys() == {"prompt", "token"}
     assert profile.phases[0].causes_ms["tokenizer"] == profile.tokenizer_ms["prompt"] > 0
     assert sum(profile.phases[0].causes_ms.values()) == pytest.approx(profile.prefill_ms + profile.tokenizer_ms["prompt"])
+
+
+def test_the_stage_profiles_the_first_prompt_that_was_prepared(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "model", layers=1)
+    payload = {
+        "model": str(model), "eval_data": None, "calib_data": None, "seed": 0, "prompts": None, "prompt_tokens": 24, "output_tokens": 8,
+        "max_context": 128, "destination": str(tmp_path / "data"),
+    }  # fmt: skip
+    prepared = text_data.prepare(payload, 60.0)
+    asked = {"threads": 1, "concurrency": [1, 4], "trace_folder": str(tmp_path / "traces"), "ceilings": str(tmp_path / "ceilings")}
+    content = text_data.profile({"model": str(model), "data": prepared["data"], **asked}, 0.1)
+    assert content["prompt_tokens"] == 24
+    assert content["dtype"] == "bfloat16"
+    assert content["tokenizer_ms"].keys() == {"prompt", "token"}
+    assert len(list((tmp_path / "ceilings").iterdir())) == 1
+    assert TextProfile.model_validate(json.loads(json.dumps(content)))
 
 
 def test_a_profile_refuses_numbers_that_are_not_finite(found: tuple[TextProfile, Path]) -> None:
