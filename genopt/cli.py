@@ -55,7 +55,9 @@ BudgetTime = Annotated[str | None, typer.Option(help="Wall-clock time from start
 Quality = Annotated[str | None, typer.Option(help="Share of the original's quality that must be held.  [default: 99%]")]
 ObjectiveName = Annotated[str | None, typer.Option(help="latency, throughput, memory or balanced.  [default: latency]")]
 Slo = Annotated[str | None, typer.Option(help="Latency limits, such as ttft_p99=300ms,tpot_p99=30ms.")]
-EvalData = Annotated[str | None, typer.Option(help="Text to judge quality on: txt, jsonl or parquet.  [default: Python's help texts]")]
+EvalData = Annotated[str | None, typer.Option(help="Text (txt, jsonl, parquet) or questions (jsonl) to judge on.  [default: Python's help texts]")]
+EvalTask = Annotated[list[str] | None, typer.Option(help="Task of lm-evaluation-harness for finalists: a name or a YAML file; repeatable.")]
+EvalLimit = Annotated[int | None, typer.Option(help="Most items of each task.  [default: all]")]
 CalibData = Annotated[str | None, typer.Option(help="Text to calibrate on; must differ from the evaluation text.")]
 Include = Annotated[list[str] | None, typer.Option(help="Keep candidates whose name, engine or technique contains this; repeatable.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Drop candidates whose name, engine or technique contains this; repeatable.")]
@@ -137,6 +139,8 @@ def optimize(
     objective: ObjectiveName = None,
     slo: Slo = None,
     eval_data: EvalData = None,
+    eval_task: EvalTask = None,
+    eval_limit: EvalLimit = None,
     calib_data: CalibData = None,
     include: Include = None,
     exclude: Exclude = None,
@@ -159,7 +163,8 @@ def optimize(
 ) -> None:
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
     spec = _spec(
-        model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data, calib_data=calib_data,
+        model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data,
+        eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data,
         include=include, exclude=exclude, prompts=prompts, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
         concurrency=_listed(concurrency), arrivals=arrivals, precision=precision, address=address, store=store, out=out,
         deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,

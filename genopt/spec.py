@@ -85,7 +85,10 @@ class RunSpec(Record):
         quality: Quality bar as a share of the original's (accepts `99%`).
         objective: What the winner is chosen by among accepted candidates.
         slo: Latency limits in seconds by name (accepts `ttft_p99=300ms`).
-        eval_data: Text, JSON lines or Parquet file for the quality gate; None uses Python's own help texts.
+        eval_data: Text, JSON lines or Parquet file for the quality gate, or JSON lines with a `prompt` and its `answer`, or
+            `choices` with a `label`, that finalists are also asked; None uses Python's own help texts.
+        eval_tasks: Tasks of lm-evaluation-harness that finalists do: names, or paths of YAML files.
+        eval_limit: Most items of each task; None takes all.
         calib_data: Likewise for calibration; never overlaps the evaluation text.
         include: Keep only candidates whose technique, engine or name contains one of these.
         exclude: Drop candidates whose technique, engine or name contains one of these.
@@ -117,6 +120,8 @@ class RunSpec(Record):
     objective: Objective = "latency"
     slo: Annotated[dict[SloName, float], BeforeValidator(parse_slo)] = Field(default_factory=dict)
     eval_data: str | None = None
+    eval_tasks: tuple[str, ...] = ()
+    eval_limit: int | None = Field(default=None, gt=0)
     calib_data: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -47,6 +47,12 @@ class Outcome:
         self._folder.append("candidate_finished", candidate=found.candidate.model_dump(mode="json"), seconds=found.seconds)
         self.flush()
 
+    def revise(self, candidate: Candidate) -> None:
+        """Records what was learned about a finished candidate afterwards."""
+        self.candidates = [candidate if item.name == candidate.name else item for item in self.candidates]
+        self._folder.append("candidate_finished", candidate=candidate.model_dump(mode="json"), seconds=0.0)
+        self.flush()
+
     def identities(self) -> set[str]:
         """Identities of everything that ended."""
         return {plan_of(item).identity() for item in self.candidates if item.status != "skipped"}

@@ -20,6 +20,8 @@ from genopt.measure.prompts import read_prompts
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Record
 from genopt.progress import Listener
+from genopt.quality.lm_eval_tasks import require_harness
+from genopt.quality.task_items import holds_items, read_items
 from genopt.quality.text_data import load_documents
 from genopt.report.assemble import assemble
 from genopt.report.write import write_reports
@@ -179,6 +181,10 @@ def _require_inputs(spec: RunSpec, path: Path) -> None:
     for data in (spec.eval_data, spec.calib_data):
         if data is not None:
             load_documents(Path(data).expanduser())
+    if spec.eval_data is not None and holds_items(Path(spec.eval_data).expanduser()):
+        read_items(Path(spec.eval_data).expanduser())
+    if spec.eval_tasks:
+        require_harness()
     if spec.prompts is not None:
         read_prompts(Path(spec.prompts).expanduser())
     if spec.deploy and not port_is_free(spec.host, spec.port):

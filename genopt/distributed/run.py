@@ -17,20 +17,22 @@ import ray
 from genopt import catalog
 from genopt.distributed import cluster, rollout, stages
 from genopt.distributed.fanout import TICK_S, FanOut, Slot
+from genopt.distributed.finalists import confirm, items_of
 from genopt.distributed.observers import JournalListener, RayMetrics
 from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.tuning import SearchRequest, search
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError, from_wire
-from genopt.plan import Artifact, Plan
+from genopt.plan import Artifact, Candidate, Plan
 from genopt.progress import Broadcast, Listener
 from genopt.report.write import write_reports
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
-from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed
+from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, session_options
+from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
 PROFILE_LIMIT_S = 60.0
 """The profile is stopped after this many seconds; it needs a fraction of them."""
@@ -138,6 +140,7 @@ class _Run:
             with self._phase("candidates", "those that were put off"):
                 for plan in fan_out.run(late, self._deadline(), self._deadline()):
                     self._skip(plan)
+        self._confirm(prepared)
         return "the search space was exhausted" if self._budget.left_s > self._typical_s() else "the budget was used up"
 
     @contextmanager
@@ -183,7 +186,7 @@ class _Run:
         payload = {
             "model": self._model.path, "eval_data": self._spec.eval_data, "calib_data": self._spec.calib_data, "seed": self._spec.seed,
             "prompts": self._spec.prompts, "prompt_tokens": self._spec.prompt_tokens, "output_tokens": self._spec.output_tokens,
-            "max_context": self._model.max_context,
+            "max_context": self._model.max_context, "eval_tasks": self._spec.eval_tasks,
             "destination": str((self._folder.path / "data").absolute()),
         }  # fmt: skip
         return Prepared.model_validate(self._stage(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))
@@ -272,6 +275,34 @@ class _Run:
                 request, facts, self._slots, finished=self._ended,
                 started=lambda plan: self._started(plan, self._expected_s(plan)), tick=self._tick,
             )  # fmt: skip
+
+    def _confirm(self, prepared: Prepared) -> None:
+        """Lets those who would win do tasks, where the spec names some."""
+        own = items_of(self._spec)
+        if not self._task.tasks_stage or self._outcome.references is None or (own is None and not self._spec.eval_tasks):
+            return
+
+        def score(plan: Plan, artifact: Artifact) -> list[TaskScores]:
+            request = TaskRequest(
+                model=self._model.path, artifact=artifact, engine=plan.engine, options=session_options(plan, self._threads()), items=own,
+                tasks=self._spec.eval_tasks, limit=self._spec.eval_limit, context=self._model.max_context, data=prepared.data,
+                seed=self._spec.seed, store=str(self._store), libraries=self._libraries,
+            )  # fmt: skip
+            node = self._nodes[0]
+            payload, cpus = request.model_dump(mode="json"), stages.node_cpus(node)
+            found = self._stage(self._task.tasks_stage, payload, self._deadline(), cpus, min(1.0, node.gpus))
+            return [TaskScores.model_validate(item) for item in found["tasks"]]
+
+        with self._phase("finalists", "tasks for those who would win"):
+            original, _ = self._task.references()
+            confirm(
+                self._spec, self._outcome, lambda: score(original, self._original()), score,
+                record=self._revised, left_s=lambda: self._budget.left_s,
+            )  # fmt: skip
+
+    def _revised(self, candidate: Candidate) -> None:
+        self._outcome.revise(candidate)
+        self._listener.finished(candidate)
 
     def _typical_s(self) -> float:
         """Expected seconds of one searched candidate."""

@@ -131,6 +131,8 @@ class Task(Protocol):
     modality: str
     prepare_stage: str
     profile_stage: str
+    tasks_stage: str
+    """Scores a model on tasks (`genopt.tasks.text_finalists.TaskRequest`); empty where the modality has none."""
     pace_metric: str
     """Milliseconds per unit of work, which the search minimizes and predicts."""
 

@@ -19,6 +19,8 @@ from genopt.measure.prompts import Message, read_prompts
 from genopt.plan import Record
 from genopt.quality.generation import NEW_TOKENS
 from genopt.quality.held_out import HeldOut, held_out
+from genopt.quality.task_items import holds_items
+from genopt.quality.text_data import Documents, load_documents, overlap, split
 from genopt.store.files import write_atomically
 from genopt.tasks.base import Prepared
 
@@ -31,6 +33,8 @@ WINDOW = 512
 EVALUATION_TOKENS, OWN_EVALUATION_TOKENS = 65_536, 262_144
 """At most 128 windows of the default text, and 512 of a user's own; each scores one token less than it has."""
 CALIBRATION_TOKENS = 65_536
+QUESTION_CHARACTERS = 60_000
+"""Questions with answers that are shorter together judge tasks only, and the likelihood is judged on the default text."""
 PROMPTS, OWN_PROMPTS = 8, 256
 """How many prompts are cut from a text, and how many of a user's own are taken at most."""
 
@@ -76,8 +80,8 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     """Tokenizes evaluation, calibration and prompt texts; writes `text_set.json` and `calibration.parquet`.
 
     Args:
-        payload: `model` (folder), `eval_data`, `calib_data`, `prompts` (paths or None), `seed`, `prompt_tokens`, `output_tokens`,
-            `max_context`, `destination` (folder).
+        payload: `model` (folder), `eval_data`, `calib_data`, `prompts` (paths or None), `eval_tasks` (names), `seed`,
+            `prompt_tokens`, `output_tokens`, `max_context`, `destination` (folder).
 
     Raises:
         DataError: The texts are too short, the prompts too long, or either cannot be used.
@@ -85,7 +89,8 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     """
     from tokenizers import Tokenizer
 
-    from genopt.quality.text_data import evaluation_windows, load_documents, overlap, split, windows
+    from genopt.quality.lm_eval_tasks import require_task
+    from genopt.quality.text_data import evaluation_windows, windows
 
     folder, destination = Path(payload["model"]), Path(payload["destination"])
     if not (folder / "tokenizer.json").is_file():
@@ -96,10 +101,9 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    evaluation, calibration = split(load_documents(_path(payload["eval_data"])), payload["seed"])
-    if payload["calib_data"] is not None:
-        calibration = load_documents(_path(payload["calib_data"]))
-        overlap(evaluation, calibration)
+    evaluation, calibration = _texts(_path(payload["eval_data"]), _path(payload["calib_data"]), payload["seed"])
+    for name in payload.get("eval_tasks", ()):
+        require_task(name)
     window = min(WINDOW, int(payload["max_context"]))
     limit = EVALUATION_TOKENS if payload["eval_data"] is None else OWN_EVALUATION_TOKENS
     evaluated = evaluation_windows(evaluation, encode, window, limit)
@@ -124,6 +128,26 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     write_atomically(destination / "text_set.json", text_set.model_dump_json())
     found = Prepared(data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=calibration.digest)
     return found.model_dump(mode="json")
+
+
+def _texts(eval_data: Path | None, calib_data: Path | None, seed: int) -> tuple[Documents, Documents]:
+    """Evaluation and calibration text.
+
+    Questions with answers are text, too, where they are long enough; nothing of them ever calibrates.
+
+    Raises:
+        DataError: A file cannot be used, or both share passages.
+    """
+    questions = load_documents(eval_data) if eval_data is not None and holds_items(eval_data) else None
+    evaluation, calibration = split(load_documents(eval_data if questions is None else None), seed)
+    if calib_data is not None:
+        calibration = load_documents(calib_data)
+        overlap(evaluation, calibration)
+    if questions is not None:
+        overlap(questions, calibration)
+        if sum(map(len, questions.texts)) >= QUESTION_CHARACTERS:
+            return questions, calibration
+    return evaluation, calibration
 
 
 def _own_prompts(path: Path, folder: Path, tokenizer: Tokenizer, room: int, seed: int) -> list[list[int]]:

@@ -45,6 +45,7 @@ class TextGeneration:
     modality = "text"
     prepare_stage = "prepare_text"
     profile_stage = "profile_text"
+    tasks_stage = "score_text_tasks"
     pace_metric = "tpot_ms"
 
     @staticmethod

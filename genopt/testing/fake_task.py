@@ -24,6 +24,7 @@ class FakeTask:
     name = "fake-text"
     modality = "text"
     prepare_stage = "prepare_text"
+    tasks_stage = "score_text_tasks"
     profile_stage = "no such stage"
     """A profile that fails, as one may; a run goes on without it."""
     pace_metric = "tpot_ms"

@@ -1,0 +1,120 @@
+"""Judges images against the original's of the same prompts and seeds.
+
+The gated ratio is the mean score of the candidate's images over the original's, by whatever scorer the user has: CLIP, a
+classifier, a function. It has a paired interval, since both made the same pictures. How far the pictures differ is
+reported beside it and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import JsonValue
+
+from genopt.measure.statistics import LEVEL, RESAMPLES, Array, stretched
+from genopt.plan import Quality, Verdict
+from genopt.quality.image_difference import Image, mean_differences
+from genopt.quality.image_scorers import ImageScorer
+
+LEAST_PAIRS = 8
+"""Fewer pairs of images decide nothing."""
+IMPLAUSIBLE_RATIO = 1.5
+"""A candidate whose images score this much better than the original's was scored wrongly, or makes other images."""
+BLANK = 1.0
+"""An image whose pixels deviate less than this from their mean, of 255, shows nothing."""
+
+
+def judge_images(
+    prompts: Sequence[str], originals: Sequence[Image], candidates: Sequence[Image], scorer: ImageScorer, *, bar: float, seed: int
+) -> Quality:
+    """The verdict on a candidate's images.
+
+    Accepts when the 95 % interval's lower end is at or above the bar, rejects when the upper end is below it, and is
+    inconclusive between. Missing, blank or unscorable images are anomalous.
+
+    Args:
+        prompts: One per pair of images.
+        originals: The original's images.
+        candidates: The candidate's, of the same prompts and seeds in the same order.
+        scorer: What says how good an image is.
+        bar: Least ratio that is good enough.
+        seed: Seed of the resampling.
+    """
+    if len(originals) != len(candidates) or not originals:
+        return _anomalous(scorer.name, len(candidates), f"{len(candidates)} images were made where the original made {len(originals)}")
+    blank = sum(_is_blank(image) for image in candidates) - sum(_is_blank(image) for image in originals)
+    details: dict[str, JsonValue] = {"pairs": len(originals), **mean_differences(list(zip(originals, candidates, strict=True)))}
+    if blank > 0:
+        return _anomalous(scorer.name, len(candidates), f"{blank} images are blank that the original’s are not", details)
+    return compare_image_scores(scorer.name, scorer.score(prompts, originals), scorer.score(prompts, candidates), bar=bar, seed=seed, details=details)
+
+
+def compare_image_scores(
+    metric: str, originals: Sequence[float], candidates: Sequence[float], *, bar: float, seed: int, details: dict[str, JsonValue] | None = None
+) -> Quality:
+    """As `judge_images`, on scores.
+
+    Args:
+        metric: What is scored.
+        originals: Scores of the original's images.
+        candidates: Scores of the candidate's, in the same order.
+        bar: Least ratio that is good enough.
+        seed: Seed of the resampling.
+        details: What the record says besides.
+    """
+    before, after = np.asarray(originals, float), np.asarray(candidates, float)
+    facts: dict[str, JsonValue] = dict(details or {})
+    problem = _unusable(before, after)
+    if problem is not None:
+        return _anomalous(metric, len(after), problem, facts)
+    facts |= {"score_original": float(before.mean()), "score_candidate": float(after.mean())}
+    ratio, (low, high) = float(after.mean() / before.mean()), _interval(before, after, seed)
+    verdict, reason = _verdict(len(after), ratio, low, high, bar)
+    if verdict == "anomalous":
+        facts["anomaly"] = reason
+    return Quality(metric=metric, ratio=ratio, ci_low=low, ci_high=high, n=len(after), verdict=verdict, details={**facts, "reason": reason})
+
+
+def _interval(before: Array, after: Array, seed: int) -> tuple[float, float]:
+    """Paired bootstrap of the ratio of means; everything possible for a single pair."""
+    if len(before) < 2:
+        return 0.0, IMPLAUSIBLE_RATIO
+    rows = np.random.default_rng(seed).integers(0, len(before), size=(RESAMPLES, len(before)))
+    means = before[rows].mean(axis=1)
+    resampled = np.log(np.maximum(after[rows].mean(axis=1), 1e-12) / np.maximum(means, 1e-12))
+    value = math.log(max(float(after.mean()), 1e-12) / float(before.mean()))
+    low, high = stretched(value, resampled, len(before), LEVEL)
+    return math.exp(max(low, -50.0)), math.exp(min(high, 50.0))
+
+
+def _verdict(pairs: int, ratio: float, low: float, high: float, bar: float) -> tuple[Verdict, str]:
+    if ratio > IMPLAUSIBLE_RATIO:
+        return "anomalous", f"its images score {ratio:.2f} times as much as the original’s, more than faster ones can honestly gain"
+    if pairs < LEAST_PAIRS:
+        return "inconclusive", f"{pairs} pairs of images are too few to decide on (at least {LEAST_PAIRS}); give more prompts"
+    if low >= bar:
+        return "accept", f"even the lower end of the interval, {low:.4f}, holds the bar of {bar:g}"
+    if high < bar:
+        return "reject", f"even the upper end of the interval, {high:.4f}, is below the bar of {bar:g}"
+    return "inconclusive", f"the interval, {low:.4f} to {high:.4f}, contains the bar of {bar:g}"
+
+
+def _unusable(before: Array, after: Array) -> str | None:
+    if before.shape != after.shape or not len(before):
+        return f"{len(after)} images were scored where the original has {len(before)}"
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return "a score is not a finite number"
+    if (before < 0).any() or (after < 0).any():
+        return "a score is negative, so that a ratio means nothing; shift the scorer to start at 0"
+    return "the original’s images score nothing" if before.mean() <= 0 else None
+
+
+def _is_blank(image: Image) -> bool:
+    return bool(image.astype(np.float64).std() < BLANK)
+
+
+def _anomalous(metric: str, count: int, reason: str, details: dict[str, JsonValue] | None = None) -> Quality:
+    facts: dict[str, JsonValue] = {**(details or {}), "anomaly": reason, "reason": reason}
+    return Quality(metric=metric, ratio=0.0, ci_low=0.0, ci_high=0.0, n=count, verdict="anomalous", details=facts)

@@ -1,0 +1,211 @@
+"""The stage that lets a model do tasks: the user's own questions, and tasks of lm-evaluation-harness by name.
+
+It costs minutes, so only the original and those who would win get this far. Scores are kept in the store, by what they
+depend on, and are not computed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from genopt import catalog
+from genopt.engines.base import TextSession
+from genopt.plan import Artifact, JsonValue, Record
+from genopt.quality.task_items import TaskItems, read_items
+from genopt.quality.task_scoring import mark
+from genopt.store.artifacts import ArtifactStore, step_key
+from genopt.tasks.text_data import TextSet
+
+VERSION = 1
+"""Rises when the stored scores change their meaning."""
+FILE = "scores.json"
+
+
+class TaskScores(Record):
+    """A model's scores on one task.
+
+    Attributes:
+        task: Name of the task, or of the user's file.
+        metric: What is scored.
+        scores: One per item.
+        digest: Of the items, where they are the user's; with how many of them were shortened to the context.
+        shortened: Items whose prompt was cut at its beginning.
+    """
+
+    task: str
+    metric: str
+    scores: tuple[float, ...]
+    digest: str = ""
+    shortened: int = 0
+
+
+class TaskRequest(Record):
+    """What the stage is asked.
+
+    Attributes:
+        model: Folder of the original, for its tokenizer.
+        artifact: What is judged.
+        engine: Catalogue name.
+        options: The engine's.
+        items: File with the user's questions, or None.
+        tasks: Tasks of the harness.
+        limit: Most items per task, or None for all.
+        context: Tokens that the model can hold.
+        data: The prepare stage's file.
+        seed: Of what is drawn.
+        store: Root of the artifact store.
+        libraries: Versions of what computes, by name.
+    """
+
+    model: str
+    artifact: Artifact
+    engine: str
+    options: dict[str, JsonValue]
+    items: str | None
+    tasks: tuple[str, ...]
+    limit: int | None
+    context: int
+    data: str
+    seed: int
+    store: str
+    libraries: dict[str, str]
+
+
+def score_tasks(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
+    """Scores a model on all tasks: `{"tasks": [...]}`, the user's own first.
+
+    Args:
+        payload: A `TaskRequest`.
+
+    Raises:
+        GenoptError: The questions, a task or its data cannot be used, or the engine refuses.
+    """
+    request = TaskRequest.model_validate(payload)
+    scorer = _Scorer(request)
+    try:
+        found = [scorer.own(read_items(Path(request.items)))] if request.items is not None else []
+        found += [scorer.harness(name) for name in request.tasks]
+    finally:
+        scorer.close()
+    return {"tasks": [item.model_dump(mode="json") for item in found]}
+
+
+class _Scorer:
+    """Opens the model when a score is missing.
+
+    Args:
+        request: What is asked.
+    """
+
+    def __init__(self, request: TaskRequest) -> None:
+        self._request = request
+        self._store = ArtifactStore(Path(request.store))
+        self._stop_ids = TextSet.model_validate_json(Path(request.data).read_text(encoding="utf-8")).stop_ids
+        self._session: TextSession | None = None
+
+    @cached_property
+    def _text(self) -> ModelTokens:
+        return ModelTokens(Path(self._request.model))
+
+    def _open(self) -> TextSession:
+        if self._session is None:
+            engine = catalog.load("engines", self._request.engine)
+            engine.check(self._request.options)
+            _say("opening the model")
+            self._session = engine.open(Path(self._request.artifact.path), self._request.options)
+        return self._session
+
+    def own(self, items: TaskItems) -> TaskScores:
+        """Scores on the user's questions."""
+        asked = items.items if self._request.limit is None else items.items[: self._request.limit]
+
+        def score() -> TaskScores:
+            found = mark(
+                self._open(), asked, self._text, context=self._request.context, stop_ids=self._stop_ids, progress=_say
+            )  # fmt: skip
+            return TaskScores(task=Path(items.source).name, metric="accuracy", scores=found.scores, digest=items.digest, shortened=found.shortened)
+
+        return self._kept({"items": items.digest, "count": len(asked)}, score)
+
+    def harness(self, name: str) -> TaskScores:
+        """Scores on a task of the harness."""
+        from genopt.quality.lm_eval_tasks import is_file, require_harness, run_task
+
+        require_harness()
+        request = self._request
+        path = Path(name).expanduser()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if is_file(name) and path.is_file() else ""
+
+        def score() -> TaskScores:
+            _say(f"task {name}")
+            found = run_task(
+                name, self._open, self._text, context=request.context, stop_ids=self._stop_ids, limit=request.limit, seed=request.seed
+            )  # fmt: skip
+            return TaskScores(task=Path(name).stem if content else name, metric=found.metric, scores=found.scores, digest=content)
+
+        if content:
+            return score()  # its data may have changed since
+        return self._kept({"task": name, "limit": request.limit, "seed": request.seed}, score)
+
+    def _kept(self, task: dict[str, object], score: Callable[[], TaskScores]) -> TaskScores:
+        request = self._request
+        facts = {**task, "engine": request.engine, "options": request.options, "libraries": request.libraries, "stop": self._stop_ids}
+
+        def make(folder: Path) -> tuple[str, ...]:
+            (folder / FILE).write_text(score().model_dump_json(), encoding="utf-8")
+            return ("scores",)
+
+        kept = self._store.build(step_key(request.artifact.digest, "task_scores", VERSION, facts, {}), make)
+        return TaskScores.model_validate_json((Path(kept.path) / FILE).read_text(encoding="utf-8"))
+
+    def close(self) -> None:
+        """Releases the model."""
+        if self._session is not None:
+            self._session.close()
+
+
+class ModelTokens:
+    """A model folder's tokenizer and chat template; see `genopt.quality.task_scoring.Text`.
+
+    Args:
+        folder: The original model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._folder = folder
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """See `Text.encode`."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def question(self, text: str) -> list[int]:
+        """See `Text.question`."""
+        if self._template is None:
+            return self.encode(text, True)
+        rendered = self._template.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        return self.encode(str(rendered), False)
+
+    @cached_property
+    def _template(self) -> Any:
+        from transformers import PreTrainedTokenizerFast
+
+        from genopt.quality.held_out import template_source
+
+        return PreTrainedTokenizerFast.from_pretrained(self._folder) if template_source(self._folder) is not None else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Text.decode`."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
