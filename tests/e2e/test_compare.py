@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from genopt.compare.voting import taking_votes
-from genopt.quality.comparison import Comparison, ComparisonFolder, Question
+from genopt.quality.comparison import Comparison, ComparisonFolder, Question, TextAnswer
 from genopt.store.append_log import read_log
 from genopt.store.run_folder import RunFolder
 from genopt.testing.fake_run import WINNER, write_fake_run
@@ -235,6 +235,24 @@ def test_on_a_phone_with_fingers(phone: Rater, compare: Compare) -> None:
     box = page.locator("#result").bounding_box()
     assert box is not None
     assert box["width"] <= PHONE["width"]
+
+
+def test_both_answers_appear_at_the_same_pace_whatever_their_lengths(browser: Browser, compare: Compare, tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path / "paces")
+    lengths = {"short": 300, "long": 1500}
+    short, long = (TextAnswer(text=letter * length) for letter, length in zip("sl", lengths.values(), strict=True))
+    folder.write(Comparison(a="original", b=WINNER, questions=(Question(id="q0", prompt="Write", a=short, b=long),)))
+    with taking_votes(RunFolder(compare.run), folder, host="127.0.0.1", port=0, raters=1) as (_, opened):
+        context = browser.new_context(viewport=DESK)
+        rater = Rater(context.new_page(), opened.links[0].url)
+        seen: list[list[int]] = []
+        while not seen or max(seen[-1]) < lengths["long"]:
+            shown = rater.page.locator(".answer span:first-child").evaluate_all("parts => parts.map(part => part.textContent.length)")
+            seen.append(sorted(shown) if shown else [0, 0])
+        context.close()
+    assert len({tuple(pair) for pair in seen}) >= 5
+    assert [pair for pair in seen if pair[0] != min(pair[1], lengths["short"])] == []
+    assert rater.problems == []
 
 
 def test_pictures_stand_side_by_side(browser: Browser, compare: Compare, tmp_path: Path) -> None:
