@@ -11,6 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+"""Whether a test passes must not depend on how busy the machine is."""
 
 
 def refuse(*_arguments: object, **_options: object) -> None:

@@ -107,7 +107,8 @@ def _pyramid(image: Image) -> list[Plane]:
 
 def _responses(planes: Plane) -> Plane:
     """Steered derivatives and the centre of each plane, a channel each."""
-    down, right = np.gradient(np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge"), axis=(1, 2))
+    padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    down, right = (np.asarray(np.gradient(padded, axis=axis)) for axis in (1, 2))
     down, right = down[:, 1:-1, 1:-1], right[:, 1:-1, 1:-1]
     angles = np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS
     steered = [math.cos(angle) * right + math.sin(angle) * down for angle in angles]

@@ -17,7 +17,7 @@ NEW_TOKENS = 256
 """Most new tokens where a task does not say."""
 
 
-class SessionLM(TemplateLM):  # type: ignore[misc]
+class SessionLM(TemplateLM):
     """See `lm_eval.api.model.TemplateLM`.
 
     Args:
