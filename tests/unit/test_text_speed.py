@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -229,3 +231,23 @@ def test_a_node_that_is_never_quiet_is_measured_all_the_same_and_said_to_be_dist
     assert found.discarded == 6
     assert found.candidate_metrics["tpot_ms"].conditions["contended"] is True
     assert found.ratio.value == pytest.approx(2.0)
+
+
+def noisy(world: World, name: str, step_ms: float, generator: np.random.Generator) -> ScriptedSession:
+    """Its time per token varies by 1 % from request to request, as on a quiet machine."""
+    return ScriptedSession(world, name, first_ms=30.0, step_ms=lambda _call: step_ms * math.exp(generator.normal(0, 0.01)))
+
+
+@pytest.mark.parametrize(("slowdown", "found_least", "covered_least"), [(0.0, 0, 19), (0.03, 19, 0)])
+def test_on_a_quiet_machine_a_slowdown_of_3_percent_is_found_and_none_is_made_up(slowdown: float, found_least: int, covered_least: int) -> None:
+    ratios = []
+    for seed in range(20):
+        world, generator = World(), np.random.default_rng(seed)
+        found = compare(
+            noisy(world, "A", 10 * (1 + slowdown), generator), noisy(world, "B", 10, generator), WORKLOAD.model_copy(update={"concurrency": (1,)}),
+            seed=seed, half_width=0.02, max_rounds=24, time_cap_s=1000.0, clock=world.clock,
+        )  # fmt: skip
+        ratios.append(found.ratio)
+    assert sum(ratio.ci_high < 1 for ratio in ratios) >= found_least
+    assert sum(ratio.ci_low <= 1 <= ratio.ci_high for ratio in ratios) >= covered_least
+    assert not any(ratio.ci_low > 1.01 for ratio in ratios)
