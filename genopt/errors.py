@@ -25,6 +25,7 @@ dict of details and nothing else, so that every exception survives pickling betw
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -136,10 +137,20 @@ _WIRE_TYPES: dict[str, type[GenoptError]] = {
 }  # fmt: skip
 
 
+_STORAGE = {
+    errno.ENOSPC: "full; free some space or point --store (GENOPT_STORE) elsewhere",
+    errno.EDQUOT: "full; free some space or point --store (GENOPT_STORE) elsewhere",
+    errno.EROFS: "read-only; make the store writable on every node",
+}  # fmt: skip
+"""What a stage that finds no room says; another node may have it."""
+
+
 def to_wire(error: BaseException) -> dict[str, object]:
     """Describes an exception as plain JSON values, to cross a process boundary."""
     if isinstance(error, GenoptError):
         return {"type": type(error).__name__, "message": error.message, "details": error.details}
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return {"type": "StorageError", "message": f"The disk of this node is {_STORAGE[error.errno]}.", "details": {}}
     if isinstance(error, MemoryError):
         return {"type": "OutOfMemoryError", "message": "The stage ran out of memory; use a smaller model or batch.", "details": {}}
     return {"type": "StageError", "message": f"{type(error).__name__}: {error}".splitlines()[0], "details": {}}

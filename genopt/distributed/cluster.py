@@ -29,6 +29,8 @@ QUIET = {
 
 NAMESPACE = "genopt"
 CONNECT_S = 5.0
+HOST_LABEL = "genopt/host"
+"""Label that says which machine a node is on, where host names do not: pods that share one, or nodes of a test that stand for several."""
 TOKEN_REMEDY = "put the cluster's token into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a sentence
 
 
@@ -40,7 +42,7 @@ class Connection(Record):
 
 
 class Node(Record):
-    """One node that can run stages."""
+    """One node that can run stages; `hostname` tells machines apart."""
 
     node_id: str
     hostname: str
@@ -169,7 +171,7 @@ def nodes() -> list[Node]:
         ClusterError: There is none.
     """
     found = [
-        Node(node_id=item["NodeID"], hostname=item["NodeManagerHostname"], cpus=item["Resources"].get("CPU", 0.0),
+        Node(node_id=item["NodeID"], hostname=item["Labels"].get(HOST_LABEL, item["NodeManagerHostname"]), cpus=item["Resources"].get("CPU", 0.0),
              gpus=item["Resources"].get("GPU", 0.0))
         for item in ray.nodes() if item["Alive"] and item["Resources"].get("CPU", 0.0) > 0
     ]  # fmt: skip

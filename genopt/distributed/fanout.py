@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from genopt.distributed.cluster import Node
-from genopt.distributed.stages import BuildFacts, evaluate_on, submit_build
+from genopt import clock
+from genopt.clock import Window
+from genopt.distributed.benches import Slot
+from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
 
-Slot = tuple[ActorHandle[Any], Node]
-"""A bench and the node that it measures on."""
+ATTEMPTS = 2
+"""How often a candidate is tried whose failure is not its own, such as that of a lost node."""
 IN_FLIGHT = 2
 """Candidates per bench: one is measured while the next one waits or is built on a node with room."""
 TICK_S = 1.0
@@ -28,25 +29,27 @@ LEAST_PATIENCE_S = 120.0
 
 @dataclass(frozen=True)
 class _Flight:
-    """A submitted candidate: when it should end (Unix time), and on which slot it is measured."""
+    """A submitted candidate: when it should end (on `clock.now`), and on which slot it is measured."""
 
     plan: Plan
     built: ray.ObjectRef[Any]
     ends: float
-    slot: int
+    slot: Slot
 
 
 class FanOut:
     """Runs plans on benches.
 
     Args:
-        slots: Where candidates are measured.
+        slots: Where candidates are measured; others may change the list.
         facts: What builds need.
         estimate: Expected seconds of a plan.
         promise: What trying a plan is worth; of those that wait, the most promising goes first, and it is asked again each time.
         started: Told the plan and its expected seconds when it is submitted.
         finished: Told the result of each plan.
         tick: Called about once a second.
+        recover: Told the slot on which something was lost.
+        guard_s: Seconds before the deadline in which nothing starts that cannot finish.
     """
 
     def __init__(
@@ -59,8 +62,13 @@ class FanOut:
         started: Callable[[Plan, float], None],
         finished: Callable[[Evaluation], None],
         tick: Callable[[], None],
+        recover: Callable[[Slot], None],
+        guard_s: float,
     ) -> None:
         self._slots = slots
+        self._recover, self._guard_s = recover, guard_s
+        self._attempts: Counter[str] = Counter()
+        self._failed_on: dict[str, set[str]] = {}
         self._facts = facts
         self._estimate, self._promise = estimate, promise
         self._started, self._finished, self._tick = started, finished, tick
@@ -71,8 +79,8 @@ class FanOut:
 
         Args:
             plans: Candidates, the first of equally promising ones first.
-            admit_until: Unix time by which a candidate must be expected to end to be admitted.
-            deadline: Unix time at which running candidates are stopped.
+            admit_until: When a candidate must be expected to end to be admitted, on `clock.now`.
+            deadline: When running candidates are stopped, likewise.
         """
         waiting = list(plans)
         left_out: list[Plan] = []
@@ -89,8 +97,8 @@ class FanOut:
                     if fitting is None:
                         break
                     left_out.remove(fitting)
-                self._collect()
-                if time.time() > deadline + 5:
+                waiting = [*self._collect(), *waiting]
+                if clock.now() > deadline:
                     self._stop("the budget ended while it was being measured; give a larger --budget")
         finally:
             self._stop("the run was interrupted")
@@ -98,31 +106,48 @@ class FanOut:
 
     def _submit(self, plan: Plan, admit_until: float, deadline: float) -> bool:
         expected = self._estimate(plan)
-        now = time.time()
-        free = [max([now, *(flight.ends for flight in self._running.values() if flight.slot == index)]) for index in range(len(self._slots))]
-        slot = min(range(len(self._slots)), key=lambda index: free[index])
-        ends = free[slot] + expected
+        tried = self._failed_on.get(plan.identity(), set())
+        bench, node = slot = min([one for one in self._slots if one[1].node_id not in tried] or self._slots, key=self._free)
+        free = self._free(slot)
+        ends = free + expected
         if ends > admit_until:
             return False
-        bench, node = self._slots[slot]
-        limit = min(deadline, free[slot] + max(LEAST_PATIENCE_S, PATIENCE * expected))
-        built = submit_build(plan, self._facts, limit)
-        self._running[evaluate_on(bench, node, plan, built, limit)] = _Flight(plan, built, ends, slot)
+        # This process stops what runs at the deadline; the node does so a little later, in case this process cannot.
+        limit = min(deadline + GRACE_S, free + max(LEAST_PATIENCE_S, PATIENCE * expected))
+        window = Window.until(limit, min(expected, self._guard_s))
+        # A second attempt is built where it is measured: what failed may have been the other node's.
+        built = submit_build(plan, self._facts, window, node if self._attempts[plan.identity()] else None)
+        self._running[evaluate_on(bench, node, plan, built, window)] = _Flight(plan, built, ends, slot)
+        self._attempts[plan.identity()] += 1
         self._started(plan, expected)
         return True
 
-    def _collect(self) -> None:
-        """Waits a moment and hands on what ended."""
+    def _free(self, slot: Slot) -> float:
+        """When a slot is expected to have nothing left to do."""
+        return max([clock.now(), *(flight.ends for flight in self._running.values() if flight.slot is slot)])
+
+    def _collect(self) -> list[Plan]:
+        """Waits a moment and hands on what ended; returns what is worth another attempt."""
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=TICK_S)
         self._tick()
+        again = []
         for reference in done:
-            plan = self._running.pop(reference).plan
+            flight = self._running.pop(reference)
             try:
                 found = Evaluation.model_validate(ray.get(reference))
             except RayError as error:
                 reason = f"Its node or worker was lost ({type(error).__name__}); run `genopt resume` to try it again."
-                found = Evaluation(candidate=failed(plan, "failed", reason))
-            self._finished(found)
+                found = Evaluation(candidate=failed(flight.plan, "failed", reason), again="now")
+            if found.again == "now":
+                nodes = [stage.node for stage in found.stages[-1:]] or [flight.slot[1].node_id]
+                self._failed_on.setdefault(flight.plan.identity(), set()).update(nodes)
+            if found.again == "now" and self._attempts[flight.plan.identity()] < ATTEMPTS:
+                again.append(flight.plan)
+            else:
+                self._finished(found)
+            if found.again == "now":
+                self._recover(flight.slot)
+        return again
 
     def _stop(self, reason: str) -> None:
         """Cancels what runs; it counts as skipped, so that `resume` tries it again."""

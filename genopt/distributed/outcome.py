@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from genopt.plan import Candidate, plan_of
 from genopt.search.estimate import time_boxes_s
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Evaluation, References
+
+FLUSH_EVERY_S = 5.0
+"""The tables are written whole, so not after every candidate; the journal has each at once."""
 
 
 class Outcome:
@@ -23,12 +27,20 @@ class Outcome:
         self.references: References | None = None
         self._samples: list[dict[str, Any]] = []
         self.seconds: dict[str, list[float]] = {}
+        self._flushed = 0.0
 
     def replay(self) -> None:
-        """Takes the finished candidates over from the journal of an interrupted run."""
+        """Takes over what an interrupted run had finished; what is worth another attempt is left out."""
         for event in self._folder.events():
             if event["event"] == "candidate_finished":
-                self.candidates.append(Candidate.model_validate(event["candidate"]))
+                self._put(Candidate.model_validate(event["candidate"]), again=event.get("again", "no") != "no")
+        self._samples.extend(self._folder.known_records("samples"))
+
+    def _put(self, candidate: Candidate, *, again: bool = False) -> None:
+        """Each candidate counts once, as it ended last."""
+        self.candidates = [item for item in self.candidates if item.name != candidate.name]
+        if not again:
+            self.candidates.append(candidate)
 
     def set_references(self, references: References) -> None:
         """Records the two references."""
@@ -39,13 +51,15 @@ class Outcome:
 
     def add(self, found: Evaluation) -> None:
         """Records one finished candidate."""
-        self.candidates.append(found.candidate)
+        self._put(found.candidate)
         self._samples.extend(found.samples)
         if found.candidate.metrics:
             own = max(1.0, found.seconds - time_boxes_s(plan_of(found.candidate)))
             self.seconds.setdefault(found.candidate.engine, []).append(own)
-        self._folder.append("candidate_finished", candidate=found.candidate.model_dump(mode="json"), seconds=found.seconds)
-        self.flush()
+        rest = found.model_dump(mode="json", include={"candidate", "seconds", "stages", "again"})
+        self._folder.append("candidate_finished", **rest)
+        if time.monotonic() - self._flushed > FLUSH_EVERY_S:
+            self.flush()
 
     def revise(self, candidate: Candidate) -> None:
         """Records what was learned about a finished candidate afterwards."""
@@ -59,6 +73,7 @@ class Outcome:
 
     def flush(self) -> None:
         """Writes the Parquet tables."""
+        self._flushed = time.monotonic()
         everything = [*([self.references.original, self.references.baseline] if self.references else []), *self.candidates]
         self._folder.write_records("candidates", [_row(item) for item in everything])
         self._folder.write_records("samples", self._samples)

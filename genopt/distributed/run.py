@@ -8,22 +8,25 @@ deadline both end with a report of the best so far.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from genopt import catalog
+from genopt import catalog, clock
+from genopt.clock import Moment
 from genopt.distributed import cluster, rollout, stages
-from genopt.distributed.fanout import TICK_S, FanOut, Slot
+from genopt.distributed.benches import Benches, Slot, budget_error
+from genopt.distributed.fanout import TICK_S, FanOut
 from genopt.distributed.finalists import confirm, items_of
 from genopt.distributed.observers import JournalListener, RayMetrics
 from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.tuning import SearchRequest, search
-from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError, from_wire
+from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.plan import Artifact, Candidate, Plan
 from genopt.progress import Broadcast, Listener
 from genopt.report.write import write_reports
@@ -34,6 +37,8 @@ from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
+SEARCH_END_S = 3.0
+"""Ray Tune needs this long to end after its last trial has."""
 PROFILE_LIMIT_S = 60.0
 """The profile is stopped after this many seconds; it needs a fraction of them."""
 
@@ -97,7 +102,7 @@ class _Run:
         self._budget, self._listener = budget, Broadcast(listener, JournalListener(prepared.folder), self._metrics)
         self._outcome = Outcome(prepared.folder)
         self._predictions = Predictions(self._task, self._expected_s)
-        self._slots: list[Slot] = []
+        self._benches = Benches(lambda node: stages.start_bench(node, self._task.name, self._bench_config(node)), self._references_on)
         self._references_s = 0.0
 
     def go(self) -> RunFolder:
@@ -116,7 +121,10 @@ class _Run:
         except Exception as error:
             self._finish(f"{type(error).__name__}: {error}", interrupted=True)
             raise
-        self._finish(reason, interrupted=False)
+        try:
+            self._finish(reason, interrupted=False)
+        except KeyboardInterrupt:  # the run is done, and what is left takes a moment
+            self._finish(reason, interrupted=False)
         return self._folder
 
     def _stages(self) -> str:
@@ -128,11 +136,11 @@ class _Run:
             self._measure_references(prepared)
         facts = self._build_facts(prepared)
         fan_out = FanOut(
-            self._slots, facts, estimate=self._expected_s, promise=self._predictions.promise, started=self._started, finished=self._ended,
-            tick=self._tick,
+            self._benches.slots, facts, estimate=self._expected_s, promise=self._predictions.promise, started=self._started, finished=self._ended,
+            tick=self._tick, recover=self._benches.recover, guard_s=self._budget.guard_s,
         )  # fmt: skip
         with self._phase("candidates", "one per technique and engine"):
-            until = time.time() + self._budget.until_share("profile", "compress", "measure", "report")  # all but the search's
+            until = clock.now() + self._budget.until_share("profile", "compress", "measure", "report")  # all but the search's
             late = fan_out.run(self._catalogue(order), until, self._deadline())
         with self._phase("search", "Ray Tune proposes further candidates"):
             self._search(facts)
@@ -153,30 +161,33 @@ class _Run:
             self._folder.append("phase", name=name, seconds=time.monotonic() - started)
 
     def _deadline(self) -> float:
-        """Unix time at which stages must have ended."""
-        return time.time() + self._budget.left_s
+        """When stages must have ended, on `clock.now`."""
+        return clock.now() + self._budget.left_s
 
     def _tick(self) -> None:
         """Shows time and what the benches do."""
         self._listener.budget(self._budget.spent_s, self._budget.total_s)
-        if self._slots:
-            asked = [bench.state.remote() for bench, _ in self._slots]
-            done, _ = ray.wait(asked, num_returns=len(asked), timeout=TICK_S)
-            self._listener.activity(" · ".join(filter(None, ray.get(done))))
+        self._listener.activity(self._benches.states(TICK_S))
 
-    def _wait(self, reference: ray.ObjectRef[Any]) -> dict[str, Any]:
-        """Waits for a stage's answer; Ctrl-C gets through."""
+    def _wait(self, reference: ray.ObjectRef[Any], deadline: float) -> dict[str, Any]:
+        """Waits for a stage's answer; Ctrl-C gets through. What is stopped at its deadline may say so, but not for long."""
         while not ray.wait([reference], timeout=TICK_S)[0]:
             self._tick()
-        answer: dict[str, Any] = ray.get(reference)
+            if clock.now() > deadline + 2 * stages.GRACE_S:
+                ray.cancel(reference, force=True)
+                raise StageTimeoutError("A stage did not end in time and was stopped; see `ray status`, or give a larger --budget.")
+        try:
+            answer: dict[str, Any] = ray.get(reference)
+        except RayError as error:
+            raise StageCrashedError(f"The node or worker of a stage was lost ({type(error).__name__}); go on with `genopt resume`.") from None
         if "error" in answer:
             raise from_wire(answer["error"])
         return answer
 
     def _stage(self, kind: str, payload: dict[str, Any], deadline: float, cpus: float, gpus: float = 0.0) -> dict[str, Any]:
-        log = str(self._folder.logs / f"{kind}.log")
+        log, wire = str(self._folder.logs / f"{kind}.log"), Moment.of(deadline).model_dump(mode="json")
         options = stages.run_stage_task.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=stages.on_node(self._nodes[0]))
-        found: dict[str, Any] = self._wait(options.remote(kind, payload, log, deadline, self._threads()))["result"]
+        found: dict[str, Any] = self._wait(options.remote(kind, payload, log, wire, self._threads()), deadline)["result"]
         return found
 
     def _threads(self) -> int:
@@ -201,7 +212,7 @@ class _Run:
                 "ceilings": str(self._store / "ceilings"),
             }  # fmt: skip
             # A long download may have used up the profile's share; it may then take a little of what is left.
-            deadline = time.time() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))
+            deadline = clock.now() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))
             try:
                 earlier = self._stage(self._task.profile_stage, payload, deadline, stages.node_cpus(self._nodes[0]), min(1.0, self._nodes[0].gpus))
             except StageError as error:
@@ -214,28 +225,35 @@ class _Run:
         return list(earlier.get("family_order", []))
 
     def _measure_references(self, prepared: Prepared) -> None:
-        """Starts a bench on every node; the first one's references are those of the report."""
-        deadline, started = self._deadline(), time.monotonic()
-        self._slots = [(stages.start_bench(node, self._task.name, self._bench_config(prepared, node)), node) for node in self._nodes]
-        waiting = [stages.references_on(bench, node, deadline) for bench, node in self._slots]
+        """Starts a bench on every node; the references of the first that could measure them are those of the report."""
+        self._prepared, started = prepared, time.monotonic()
         try:
-            found = [References.model_validate(self._wait(reference)["result"]) for reference in waiting]
-        except (StageTimeoutError, StageError) as error:
+            found = self._benches.open(self._nodes)
+        except StageError as error:
             if isinstance(error, StageTimeoutError) or self._budget.left_s <= 1:
-                raise BudgetError(
-                    f"The budget of {self._budget.total_s:.0f} s ended before the baseline was measured; give a larger --budget, "
-                    f"for example --budget {2 * self._budget.total_s:.0f}s."
-                ) from None
+                raise budget_error(self._budget.total_s) from None
             raise
-        self._outcome.set_references(found[0])
+        self._outcome.set_references(found)
         self._references_s = time.monotonic() - started
-        for candidate in (found[0].original, found[0].baseline):
+        for candidate in (found.original, found.baseline):
             self._listener.finished(candidate)
-        for candidate in (found[0].original, found[0].baseline, *self._outcome.candidates):
+        for candidate in (found.original, found.baseline, *self._outcome.candidates):
             self._predictions.learn(candidate)
 
-    def _bench_config(self, prepared: Prepared, node: cluster.Node) -> BenchConfig:
-        model, spec = self._model, self._spec
+    def _references_on(self, slots: Sequence[Slot]) -> list[References | GenoptError]:
+        """Has benches measure the references, all at once."""
+        deadline = self._deadline()
+        waiting = [stages.references_on(bench, node, deadline) for bench, node in slots]
+        found: list[References | GenoptError] = []
+        for reference in waiting:
+            try:
+                found.append(References.model_validate(self._wait(reference, deadline)["result"]))
+            except GenoptError as error:
+                found.append(error)
+        return found
+
+    def _bench_config(self, node: cluster.Node) -> BenchConfig:
+        model, spec, prepared = self._model, self._spec, self._prepared
         environment = {"TORCHINDUCTOR_CACHE_DIR": str(self._store / "inductor"), "HF_HUB_OFFLINE": "1"}
         if node.gpus == 0:
             environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -265,16 +283,27 @@ class _Run:
 
     def _search(self, facts: stages.BuildFacts) -> None:
         spec = self._spec
-        request = SearchRequest(
-            spec=spec, task=self._task.name, space={name: tuple(choices) for name, choices in self._task.space().items()},
-            seeds=tuple(self._task.seeds()), known=tuple(sorted(self._outcome.identities())), deadline=self._deadline(),
-            expected_s=self._typical_s(),
-        )  # fmt: skip
-        if spec.max_trials != 0:
-            search(
-                request, facts, self._slots, finished=self._ended,
+        while self._trials_left() != 0 and self._budget.left_s > self._typical_s() + SEARCH_END_S:
+            request = SearchRequest(
+                spec=spec, task=self._task.name, space={name: tuple(choices) for name, choices in self._task.space().items()},
+                seeds=tuple(self._task.seeds()), known=tuple(sorted(self._outcome.identities())), deadline=Moment.of(self._deadline() - SEARCH_END_S),
+                expected_s=self._typical_s(), guard_s=self._budget.guard_s, trials=self._trials_left(),
+            )  # fmt: skip
+            lost = search(
+                request, facts, self._benches.slots, finished=self._ended,
                 started=lambda plan: self._started(plan, self._expected_s(plan)), tick=self._tick,
             )  # fmt: skip
+            if not lost:
+                break
+            for slot in tuple(self._benches.slots):
+                self._benches.recover(slot)
+
+    def _trials_left(self) -> int | None:
+        """How many candidates the search may still add, those of earlier sessions counted; None for any number."""
+        if self._spec.max_trials is None:
+            return None
+        first = {plan.identity() for plan in self._task.catalogue()}
+        return max(0, self._spec.max_trials - len(self._outcome.identities() - first))
 
     def _confirm(self, prepared: Prepared) -> None:
         """Lets those who would win do tasks, where the spec names some."""
@@ -334,10 +363,9 @@ class _Run:
 
     def _finish(self, reason: str, *, interrupted: bool) -> None:
         """Ends all processes of the run and writes the report."""
+        self._benches.close()
         self._listener.phase("report", "")
         started = time.monotonic()
-        for bench, _ in self._slots:
-            ray.kill(bench)
         self._outcome.flush()
         self._folder.append("phase", name="report", seconds=time.monotonic() - started)
         self._folder.append("run_finished", spent_s=self._budget.spent_s, interrupted=interrupted, reason=reason)

@@ -10,24 +10,31 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from genopt import catalog
+from genopt import catalog, clock
+from genopt.clock import Moment, Window
 from genopt.distributed.cluster import Node
-from genopt.errors import BudgetError, GenoptError, to_wire
+from genopt.errors import BudgetError, GenoptError, StageCrashedError, to_wire
 from genopt.measure import machine
 from genopt.plan import Artifact, Plan, Record, Status
 from genopt.process import run_stage
 from genopt.store.artifacts import ArtifactStore, step_key
-from genopt.tasks.base import BenchConfig, Evaluation, failed
+from genopt.tasks.base import Again, BenchConfig, Evaluation, StageTime, failed
 
 BUILD_CPUS = 1.0
+GRACE_S = 3.0
+"""What is stopped at its deadline has this long to say so itself; then it is killed."""
+LATE = "it could no longer be done within the budget; give a larger --budget"
+AGAIN: Mapping[str, Again] = {"StorageError": "now", "OutOfMemoryError": "now", "StageTimeoutError": "later"}
+"""Failures of a build that say little about the candidate: another node may have the room, and a resumption the time."""
 
 
 class BuildFacts(Record):
@@ -67,35 +74,52 @@ def _gpu_environment() -> dict[str, str]:
 
 
 @ray.remote(num_cpus=BUILD_CPUS, max_retries=2)
-def run_stage_task(kind: str, payload: dict[str, Any], log: str, deadline: float, threads: int) -> dict[str, Any]:
+def run_stage_task(kind: str, payload: dict[str, Any], log: str, deadline: dict[str, Any], threads: int) -> dict[str, Any]:
     """Runs one stage of `genopt.worker` in its own process: `{"result": ...}` or `{"error": ...}`."""
     try:
-        timeout = max(1.0, deadline - time.time())
+        timeout = max(1.0, Moment.model_validate(deadline).here() - clock.now())
         return {"result": run_stage(kind, payload, log=Path(log), timeout_s=timeout, threads=threads, environment=_gpu_environment())}
     except GenoptError as error:
         return {"error": to_wire(error)}
 
 
 @ray.remote(num_cpus=BUILD_CPUS, max_retries=2)
-def build_task(plan: dict[str, Any], facts: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """Builds a plan's artifact, step by step, each cached: `{"artifact", "seconds"}` or `{"error", "seconds"}`."""
-    started = time.time()
+def build_task(plan: dict[str, Any], facts: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
+    """Builds a plan's artifact, step by step, each cached: `{"artifact"}`, `{"error"}` or `{"late"}`, each with `seconds` and `stages`."""
+    allowed, started = Window.model_validate(window), clock.now()
+    if clock.now() > allowed.latest_start.here():
+        return {"late": True, "seconds": 0.0, "stages": []}
     try:
-        artifact = build(Plan.model_validate(plan), BuildFacts.model_validate(facts), deadline)
-        return {"artifact": artifact.model_dump(mode="json"), "seconds": time.time() - started}
+        artifact = build(Plan.model_validate(plan), BuildFacts.model_validate(facts), allowed.deadline.here())
+        answer: dict[str, Any] = {"artifact": artifact.model_dump(mode="json")}
     except GenoptError as error:
-        return {"error": to_wire(error), "seconds": time.time() - started}
+        answer = {"error": to_wire(error)}
+    took = _stage_time("build", started)
+    return {**answer, "seconds": clock.now() - started, "stages": [took.model_dump(mode="json")]}
 
 
-def submit_build(plan: Plan, facts: BuildFacts, deadline: float) -> ray.ObjectRef[Any]:
+def _stage_time(stage: Literal["build", "measure"], started: float) -> StageTime:
+    """What began at `started` (on `clock.now`) and ends now."""
+    ended = time.time()
+    return StageTime(stage=stage, node=ray.get_runtime_context().get_node_id(), started=ended - (clock.now() - started), ended=ended)
+
+
+def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | None = None) -> ray.ObjectRef[Any]:
     """Submits the build of a plan's artifact, with a GPU for steps that gain from one; the result is that of `build_task`.
 
     A GPU is taken whole, so such a build never runs beside a measurement on the same one.
+
+    Args:
+        plan: What to build.
+        facts: What building needs besides.
+        window: When it may be built.
+        node: Where; None leaves that to Ray.
     """
     gains = any(catalog.load("techniques", step.technique).accelerated for step in plan.steps)
     # Without an explicit strategy the placement group of a search's trial would capture the task and never fit it.
-    options = build_task.options(num_gpus=min(1.0, facts.gpus) if gains else 0, scheduling_strategy="DEFAULT")
-    return options.remote(plan.model_dump(mode="json"), facts.model_dump(mode="json"), deadline)
+    strategy = "DEFAULT" if node is None else on_node(node)
+    options = build_task.options(num_gpus=min(1.0, facts.gpus) if gains else 0, scheduling_strategy=strategy)
+    return options.remote(plan.model_dump(mode="json"), facts.model_dump(mode="json"), window.model_dump(mode="json"))
 
 
 def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
@@ -120,12 +144,12 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
                 "technique": name, "source": source.path, "destination": str(folder), "params": params,
                 "context": {"original": facts.original.path, "calibration": facts.calibration, "seed": facts.seed, "threads": facts.threads},
             }  # fmt: skip
-            timeout = max(1.0, deadline - time.time())
+            timeout = max(1.0, deadline - clock.now())
             run_stage("transform", payload, log=log, timeout_s=timeout, threads=facts.threads, environment=_gpu_environment())
             loaded = catalog.load("techniques", name)
             return tuple(sorted((set(source.traits) - loaded.removes) | loaded.adds))
 
-        current = store.build(key, make, wait_s=max(1.0, deadline - time.time()))
+        current = store.build(key, make, wait_s=max(1.0, deadline - clock.now()))
     return current
 
 
@@ -148,20 +172,20 @@ class BenchActor:
         """What the bench is doing."""
         return self._state
 
-    def references(self, deadline: float) -> dict[str, Any]:
+    def references(self, deadline: dict[str, Any]) -> dict[str, Any]:
         """See `Bench.references`: `{"result": ...}` or `{"error": ...}`."""
         try:
-            found: dict[str, Any] = self._bench.references(deadline, self._note).model_dump(mode="json")
+            found: dict[str, Any] = self._bench.references(Moment.model_validate(deadline).here(), self._note).model_dump(mode="json")
             return {"result": found}
         except GenoptError as error:
             self._bench.close()
             return {"error": to_wire(error)}
 
-    def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: dict[str, Any]) -> dict[str, Any]:
         """See `Bench.evaluate`."""
         self._note(f"{plan['name']}: starting")
         note = lambda message: self._note(f"{plan['name']}: {message}")  # noqa: E731
-        found = self._bench.evaluate(Plan.model_validate(plan), Artifact.model_validate(artifact), deadline, note)
+        found = self._bench.evaluate(Plan.model_validate(plan), Artifact.model_validate(artifact), Moment.model_validate(deadline).here(), note)
         content: dict[str, Any] = found.model_dump(mode="json")
         return content
 
@@ -190,43 +214,53 @@ def held(reference: ray.ObjectRef[Any], timeout_s: float) -> dict[str, Any]:
 
 
 @ray.remote(max_retries=0)
-def references_task(bench: ActorHandle[Any], deadline: float) -> dict[str, Any]:
+def references_task(bench: ActorHandle[Any], deadline: dict[str, Any]) -> dict[str, Any]:
     """Measures the references on the bench of the node that this task holds: `{"result": ...}` or `{"error": ...}`."""
     try:
-        return held(bench.references.remote(deadline), deadline - time.time() + 5)
+        return held(bench.references.remote(deadline), Moment.model_validate(deadline).here() - clock.now() + GRACE_S)
     except TimeoutError:
         ray.kill(bench)
         return {"error": to_wire(BudgetError("The budget ended before the baseline was measured; give a larger --budget."))}
+    except RayError as error:
+        lost = StageCrashedError(f"The bench of a node was lost ({type(error).__name__}); see `ray status`, then `genopt resume`.")
+        return {"error": to_wire(lost)}
 
 
 def references_on(bench: ActorHandle[Any], node: Node, deadline: float) -> ray.ObjectRef[Any]:
-    """Submits the measurement of a node's references."""
+    """Submits the measurement of a node's references; the deadline is on this process's clock."""
     options = references_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=on_node(node))
-    return options.remote(bench, deadline)
+    return options.remote(bench, Moment.of(deadline).model_dump(mode="json"))
 
 
-def evaluate_on(bench: ActorHandle[Any], node: Node, plan: Plan, built: ray.ObjectRef[Any], deadline: float) -> ray.ObjectRef[Any]:
+def evaluate_on(bench: ActorHandle[Any], node: Node, plan: Plan, built: ray.ObjectRef[Any], window: Window) -> ray.ObjectRef[Any]:
     """Submits the evaluation of a candidate that is being built; the result is an `Evaluation` as plain values."""
     options = evaluate_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=on_node(node))
-    return options.remote(bench, plan.model_dump(mode="json"), built, deadline)
+    return options.remote(bench, plan.model_dump(mode="json"), built, window.model_dump(mode="json"))
 
 
 @ray.remote(max_retries=0)
-def evaluate_task(bench: ActorHandle[Any], plan: dict[str, Any], built: dict[str, Any], deadline: float) -> dict[str, Any]:
+def evaluate_task(bench: ActorHandle[Any], plan: dict[str, Any], built: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
     """Evaluates a built candidate on the bench of the node that this task holds; failures are in the result."""
-    candidate = Plan.model_validate(plan)
+    candidate, allowed, started = Plan.model_validate(plan), Window.model_validate(window), clock.now()
+    stages = tuple(StageTime.model_validate(item) for item in built["stages"])
+    ended = Evaluation(candidate=failed(candidate, "skipped", LATE), seconds=built["seconds"], stages=stages)
     if "error" in built:
-        status: Status = "infeasible" if built["error"]["type"] == "InfeasibleError" else "failed"
-        return _ended(candidate, status, str(built["error"]["message"]), built["seconds"])
+        kind, reason = built["error"]["type"], str(built["error"]["message"])
+        status: Status = "infeasible" if kind == "InfeasibleError" else "failed"
+        found = ended.model_copy(update={"candidate": failed(candidate, status, reason), "again": AGAIN.get(kind, "no")})
+        return found.model_dump(mode="json")
+    if "late" in built or clock.now() > allowed.latest_start.here() + built["seconds"]:
+        return ended.model_dump(mode="json")
     try:
-        found = held(bench.evaluate.remote(plan, built["artifact"], deadline), deadline - time.time() + 10)
+        left = allowed.deadline.here() - clock.now()
+        answer = held(bench.evaluate.remote(plan, built["artifact"], window["deadline"]), left + GRACE_S)
+        found = Evaluation.model_validate(answer)
     except TimeoutError:
-        return _ended(candidate, "failed", "The evaluation passed its deadline; give a larger --budget.", built["seconds"])
+        ray.kill(bench)  # whatever it waits for, it would not measure another one
+        reason = "The evaluation passed its deadline; give a larger --budget."
+        found = Evaluation(candidate=failed(candidate, "failed", reason), again="later")
     except RayError as error:
-        return _ended(candidate, "failed", f"The bench of this node was lost ({type(error).__name__}); run `genopt resume`.", built["seconds"])
-    found["seconds"] += built["seconds"]
-    return found
-
-
-def _ended(plan: Plan, status: Status, reason: str, seconds: float) -> dict[str, Any]:
-    return Evaluation(candidate=failed(plan, status, reason), seconds=seconds).model_dump(mode="json")
+        reason = f"The bench of this node was lost ({type(error).__name__}); run `genopt resume` to try it again."
+        found = Evaluation(candidate=failed(candidate, "failed", reason), again="now")
+    stages = (*stages, _stage_time("measure", started))
+    return found.model_copy(update={"seconds": found.seconds + built["seconds"], "stages": stages}).model_dump(mode="json")

@@ -31,12 +31,17 @@ class Budget:
     @property
     def reserve_s(self) -> float:
         """Seconds kept for stopping cleanly and writing the report."""
-        return min(30.0, max(3.0, 0.02 * self.total_s))
+        return min(30.0, max(6.0, 0.02 * self.total_s))
 
     @property
     def left_s(self) -> float:
         """Seconds in which stages may still run; never negative."""
         return max(0.0, self.total_s - self.reserve_s - self.spent_s)
+
+    @property
+    def guard_s(self) -> float:
+        """Seconds before the end in which nothing starts that cannot finish: two minutes, fewer of a short budget."""
+        return min(120.0, 0.2 * self.total_s)
 
     def fits(self, seconds: float) -> bool:
         """Whether work that is expected to take `seconds` can finish in time."""

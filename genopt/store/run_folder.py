@@ -171,6 +171,12 @@ class RunFolder:
         pq.write_table(pa.Table.from_pylist(rows), buffer)
         write_atomically(self.path / "records" / f"{name}.parquet", buffer.getvalue().to_pybytes())
 
+    def known_records(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a table that an earlier session wrote; none where it wrote none."""
+        path = self.path / "records" / f"{name}.parquet"
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist() if path.exists() else []
+        return rows
+
     def read_records(self, name: str) -> pa.Table:
         """Reads one Parquet table of records.
 

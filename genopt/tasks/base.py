@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import JsonValue as Json
 
@@ -50,6 +50,18 @@ class BenchConfig(Record):
     libraries: dict[str, str] = {}
 
 
+Again = Literal["no", "now", "later"]
+
+
+class StageTime(Record):
+    """When a node worked for a candidate; Unix seconds on that node's clock."""
+
+    stage: Literal["build", "measure"]
+    node: str
+    started: float
+    ended: float
+
+
 class Evaluation(Record):
     """A measured and judged candidate with its raw samples.
 
@@ -57,11 +69,16 @@ class Evaluation(Record):
         candidate: As the report shows it.
         samples: Raw timing samples.
         seconds: Wall time of the evaluation.
+        stages: Which nodes worked for it, and when.
+        again: Whether another attempt may end otherwise, because the cause lay outside the candidate (a lost node, a full
+            disk, memory that others held): `now`, or `later` in a resumption.
     """
 
     candidate: Candidate
     samples: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0
+    stages: tuple[StageTime, ...] = ()
+    again: Again = "no"
 
 
 def failed(plan: Plan, status: Status, reason: str, artifact: Artifact | None = None) -> Candidate:
@@ -113,7 +130,7 @@ class Bench(Protocol):
         """Opens and measures the original and the baseline.
 
         Args:
-            deadline: Unix time by which it must be done.
+            deadline: When it must be done, on the clock of `genopt.clock.now`.
             progress: Told what happens.
         """
 

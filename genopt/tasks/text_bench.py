@@ -7,10 +7,11 @@ reference tokens when a verdict needs them. Idle sessions wait on a pipe and use
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from genopt.errors import GenoptError, InfeasibleError, StageError
+from genopt import clock
+from genopt.errors import GenoptError, InfeasibleError, OutOfMemoryError, StageError, StageTimeoutError
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
@@ -20,7 +21,7 @@ from genopt.plan import Artifact, Candidate, Metric, Plan, Quality, Ratio, Statu
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
 from genopt.spec import parse_arrivals
-from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, failed
+from genopt.tasks.base import Again, BenchConfig, Evaluation, Progress, References, failed
 from genopt.tasks.text_data import TextSet
 from genopt.tasks.text_judge import Case, TextJudge
 from genopt.tasks.text_sessions import BenchSessions
@@ -31,6 +32,8 @@ SECONDS, SECONDS_OF_LOST, SECONDS_OF_REFERENCES, SECONDS_OF_AA = 14.0, 6.0, 20.0
 """Most time for them."""
 SECONDS_OF_ARRIVALS, SECONDS_OF_ARRIVALS_OF_LOST = 12.0, 4.0
 """Most time for requests that arrive by themselves, where the spec asks for such."""
+AGAIN: Mapping[type[GenoptError], Again] = {OutOfMemoryError: "now", StageTimeoutError: "later"}
+"""Failures that say little about the candidate: something else may have held the memory, or the time."""
 
 
 class TextBench:
@@ -108,7 +111,8 @@ class TextBench:
 
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
         """See `Bench.evaluate`."""
-        started = time.time()
+        started = clock.now()
+        again: Again = "no"
         try:
             progress("auditing")
             checked = audit(Path(artifact.path), self._config.parameters)
@@ -122,9 +126,10 @@ class TextBench:
             candidate, samples = failed(plan, "infeasible", str(error), artifact), ()
         except GenoptError as error:
             candidate, samples = failed(plan, "failed", str(error), artifact), ()
+            again = AGAIN.get(type(error), "no")
         finally:
             self._sessions.close("candidate")
-        return Evaluation(candidate=candidate, samples=samples, seconds=time.time() - started)
+        return Evaluation(candidate=candidate, samples=samples, seconds=clock.now() - started, again=again)
 
     def _measure(
         self, plan: Plan, artifact: Artifact, session: SessionProcess, deadline: float, progress: Progress
@@ -133,12 +138,12 @@ class TextBench:
         quick = self._judge.first_look(case, progress)
         lost = quick.verdict in ("reject", "anomalous")
         progress("timing against the baseline")
-        cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - time.time()))
+        cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - clock.now()))
         found = compare(
             session, self._sessions["baseline"], self._workload, seed=self._config.seed, half_width=self._config.precision,
             max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, watch=self._watch,
         )  # fmt: skip
-        patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - time.time()))
+        patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - clock.now()))
         queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)
         quality = self._judge.verdict(case, deadline, progress)
         status, reason = _outcome(quality, found, self._config.quality)

@@ -6,7 +6,6 @@ decides. What a verdict rests on besides the likelihood stands in the details of
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 
+from genopt import clock
 from genopt.plan import Plan, Quality
 from genopt.process import SessionProcess
 from genopt.quality.divergence import summary, worst
@@ -99,7 +99,7 @@ class TextJudge:
             if quality.verdict != "inconclusive":
                 break
             missing = self._window_count(look) - len(case.found.kl)
-            if time.time() + case.pace * missing > deadline:
+            if clock.now() + case.pace * missing > deadline:
                 stopped = "the time for this candidate ended before the verdict"
                 quality = quality.model_copy(update={"details": {**quality.details, "stopped": stopped, "reason": stopped}})
                 break
@@ -116,9 +116,9 @@ class TextJudge:
         for part in range(look + 1):
             first, last = self._span(part)
             if len(case.found.kl) < last:
-                started = time.time()
+                started = clock.now()
                 case.found += case.session.compare(self._data.windows[first:last], self._part(part))
-                case.pace = (time.time() - started) / max(1, last - first)
+                case.pace = (clock.now() - started) / max(1, last - first)
         found = case.found
         quality = self._gate.decide(found.reference_log_probs, found.log_probs, look)
         details = {**quality.details, **summary(found, self._data.windows[: len(found.kl)])}

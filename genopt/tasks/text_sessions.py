@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from genopt import clock
 from genopt.engines.base import GenerationRequest
 from genopt.errors import StageError
 from genopt.measure.affinity import cpus_for
@@ -60,14 +60,14 @@ class BenchSessions:
         return session
 
     def _session(self, plan: Plan, artifact: Path, deadline: float) -> SessionProcess:
-        left = deadline - time.time()
+        left = deadline - clock.now()
         if left <= 1:
             raise StageError("The budget ended before this candidate could be opened; give a larger --budget.")
         options = session_options(plan, self._config.threads)
         threads = options["threads"]
         log = Path(self._config.logs) / f"{plan.name}.session.log"
         return SessionProcess(
-            plan.engine, artifact, options, log=log, timeout_s=left, threads=threads if isinstance(threads, int) else None,
+            plan.engine, artifact, options, log=log, timeout_s=left, lifetime_s=left, threads=threads if isinstance(threads, int) else None,
             environment=self._config.environment, cpus=cpus_for(threads if isinstance(threads, int) else None),
         )  # fmt: skip
 

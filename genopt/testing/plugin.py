@@ -1,4 +1,4 @@
-"""Registers the fake engine and task the way another distribution would: through entry points."""
+"""Registers the fakes the way another distribution would: through entry points."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_plugin(folder: Path) -> None:
-    """Makes `folder` offer the engine `fake` and the task `fake-text` to every process that has it on `PYTHONPATH`.
+    """Makes `folder` offer a fake engine, technique and tasks to every process that has it on `PYTHONPATH`.
 
     Args:
         folder: Created if missing.
@@ -14,5 +14,15 @@ def write_plugin(folder: Path) -> None:
     info = folder / "genopt_fake_engine-0.0.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: genopt-fake-engine\nVersion: 0.0.0\n", encoding="utf-8")
-    entries = "[genopt.engines]\nfake = genopt.testing.fake_engine:FakeEngine\n\n[genopt.tasks]\nfake-text = genopt.testing.fake_task:FakeTask\n"
+    entries = """\
+[genopt.engines]
+fake = genopt.testing.fake_engine:FakeEngine
+
+[genopt.techniques]
+fake_transform = genopt.testing.fake_technique:FakeTransform
+
+[genopt.tasks]
+fake-text = genopt.testing.fake_task:FakeTask
+sleep = genopt.testing.sleep_task:SleepTask
+"""
     (info / "entry_points.txt").write_text(entries, encoding="utf-8")

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import ray
 
+from genopt import clock
+from genopt.clock import Window
 from genopt.distributed import cluster, stages
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
@@ -28,7 +30,7 @@ class SlowBench:
     def begun(self) -> bool:
         return self._begun.wait(30)
 
-    def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: dict[str, Any]) -> dict[str, Any]:
         started = time.time()
         self._begun.set()
         time.sleep(SECONDS)
@@ -36,12 +38,19 @@ class SlowBench:
         return {**found, "samples": [{"started": started, "ended": time.time()}]}
 
 
+class StuckBench:
+    """Never answers."""
+
+    def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: dict[str, Any]) -> None:
+        threading.Event().wait()
+
+
 @ray.remote(num_cpus=stages.BUILD_CPUS)
 def build() -> float:
     return time.time()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def node() -> Iterator[cluster.Node]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(stages.__file__).parents[2]))
@@ -54,9 +63,9 @@ def node() -> Iterator[cluster.Node]:
 
 def test_nothing_is_built_on_a_node_while_it_measures(node: cluster.Node) -> None:
     bench = ray.remote(num_cpus=0, max_concurrency=2)(SlowBench).remote()
-    plan, built = Plan(name="one", engine="fake"), ray.put({"artifact": {}, "seconds": 0.0})
+    plan, built = Plan(name="one", engine="fake"), ray.put({"artifact": {}, "seconds": 0.0, "stages": []})
     ray.get(build.remote())  # the worker is there, so that only resources decide
-    measuring = stages.evaluate_on(bench, node, plan, built, time.time() + 60)
+    measuring = stages.evaluate_on(bench, node, plan, built, Window.until(clock.now() + 60))
     assert ray.get(bench.begun.remote())
     other = build.remote()
     (sample,) = ray.get(measuring)["samples"]
@@ -67,3 +76,32 @@ def test_a_bench_that_does_not_answer_in_time_is_given_up(node: cluster.Node) ->
     bench = ray.remote(num_cpus=0)(SlowBench).remote()
     with pytest.raises(TimeoutError):
         stages.held(bench.begun.remote(), 0)
+
+
+def test_nothing_starts_that_cannot_finish(node: cluster.Node) -> None:
+    """Neither a build nor an evaluation begins when less time is left than it needs."""
+    bench = ray.remote(num_cpus=0)(SlowBench).remote()
+    plan, late = Plan(name="one", engine="fake"), Window.until(clock.now() + 60, needed_s=70)
+    built = ray.get(stages.build_task.remote(plan.model_dump(mode="json"), {}, late.model_dump(mode="json")))
+    assert built["late"]
+    ready = {"artifact": {}, "seconds": 0.0, "stages": []}
+    for made in (built, ready):
+        found = Evaluation.model_validate(ray.get(stages.evaluate_on(bench, node, plan, ray.put(made), late)))
+        assert found.candidate.status == "skipped"
+        assert "--budget" in found.candidate.reason
+
+
+def test_a_bench_that_is_lost_or_stuck_is_data(node: cluster.Node) -> None:
+    plan, built = Plan(name="one", engine="fake"), ray.put({"artifact": {}, "seconds": 1.0, "stages": []})
+    lost = ray.remote(num_cpus=0)(SlowBench).remote()
+    ray.kill(lost)
+    found = Evaluation.model_validate(ray.get(stages.evaluate_on(lost, node, plan, built, Window.until(clock.now() + 60))))
+    assert (found.candidate.status, found.again) == ("failed", "now")
+    assert [(stage.stage, stage.node) for stage in found.stages] == [("measure", node.node_id)]
+    stuck = ray.remote(num_cpus=0)(StuckBench).remote()
+    before = time.monotonic()
+    found = Evaluation.model_validate(ray.get(stages.evaluate_on(stuck, node, plan, built, Window.until(clock.now() + 0.5))))
+    assert (found.candidate.status, found.again) == ("failed", "later")
+    assert time.monotonic() - before < 0.5 + 2 * stages.GRACE_S
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(stuck.evaluate.remote({}, {}, {}), timeout=10)

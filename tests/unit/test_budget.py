@@ -51,7 +51,7 @@ def test_what_is_left_and_spent_and_kept_never_exceeds_the_total(total: float, s
 
 @given(total=TOTALS)
 def test_the_reserve_has_bounds(total: float) -> None:
-    assert 3.0 <= Budget(total, clock=Clock()).reserve_s <= 30.0
+    assert 6.0 <= Budget(total, clock=Clock()).reserve_s <= 30.0
 
 
 @given(total=TOTALS, seconds=st.floats(0.0, 1e5))

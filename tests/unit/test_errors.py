@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 
 import pytest
@@ -62,3 +64,14 @@ def test_running_out_of_memory_is_recognized() -> None:
 @pytest.mark.parametrize("payload", [{}, {"type": "NoSuchError", "message": "x"}, {"type": None, "details": "none"}])
 def test_an_unknown_payload_is_still_an_error(payload: dict[str, object]) -> None:
     assert type(from_wire(payload)) is errors.StageError
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "full; free some space"), (errno.EDQUOT, "--store"), (errno.EROFS, "read-only")])
+def test_a_disk_without_room_crosses_as_a_storage_error_with_its_remedy(number: int, words: str) -> None:
+    found = from_wire(to_wire(OSError(number, os.strerror(number))))
+    assert isinstance(found, errors.StorageError)
+    assert words in str(found)
+
+
+def test_another_error_of_the_operating_system_stays_a_stage_error() -> None:
+    assert type(from_wire(to_wire(FileNotFoundError(errno.ENOENT, "no such file")))) is errors.StageError

@@ -1,0 +1,116 @@
+"""The benches of a run, one per measuring node: lost ones are replaced while their node lives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError
+
+from genopt.distributed.cluster import Node
+from genopt.errors import BudgetError, ClusterError, GenoptError
+from genopt.tasks.base import References
+
+Slot = tuple[ActorHandle[Any], Node]
+"""A bench and the node that it measures on."""
+ANSWER_S = 10.0
+"""A bench that does not say what it does within this time is lost."""
+REPLACEMENTS = 2
+"""Benches that a node may lose before it is left out."""
+
+
+class Benches:
+    """Starts benches and keeps the list of those that can measure.
+
+    Args:
+        start: Starts the bench of a node.
+        measure: Has a bench measure the references on its node and returns them.
+    """
+
+    def __init__(self, start: Callable[[Node], ActorHandle[Any]], measure: Callable[[Sequence[Slot]], list[References | GenoptError]]) -> None:
+        self._start, self._measure = start, measure
+        self._lost: Counter[str] = Counter()
+        self.slots: list[Slot] = []
+        """Where candidates can be measured now; others hold this very list."""
+
+    def open(self, nodes: Sequence[Node]) -> References:
+        """Starts a bench on every node and returns the references of the first that could measure them.
+
+        Raises:
+            GenoptError: None of them could, with the first one's reason.
+        """
+        self.slots[:] = [(self._start(node), node) for node in nodes]
+        found = self._measure(self.slots)
+        for slot, answer in list(zip(self.slots, found, strict=True)):
+            if isinstance(answer, GenoptError):
+                self._drop(slot)
+        good = [answer for answer in found if isinstance(answer, References)]
+        if not good:
+            raise next((answer for answer in found if isinstance(answer, GenoptError)), ClusterError("No node can measure; see `ray status`."))
+        return good[0]
+
+    def recover(self, slot: Slot) -> None:
+        """After something on a slot was lost: keeps the bench if it answers, else starts another one if its node lives.
+
+        Raises:
+            ClusterError: No node is left to measure on.
+        """
+        if slot not in self.slots or _answers(slot[0]):
+            return
+        self._drop(slot)
+        node = slot[1]
+        self._lost[node.node_id] += 1
+        if self._lost[node.node_id] <= REPLACEMENTS and _is_alive(node):
+            successor = (self._start(node), node)
+            if isinstance(self._measure([successor])[0], References):
+                self.slots.append(successor)
+            else:
+                ray.kill(successor[0])
+        if not self.slots:
+            raise ClusterError("The last node that measured was lost; see `ray status`, then go on with `genopt resume`.")
+
+    def states(self, patience_s: float) -> str:
+        """What the benches do right now, as far as they answer in time."""
+        asked = [bench.state.remote() for bench, _ in self.slots]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=patience_s) if asked else ([], [])
+        return " · ".join(filter(None, map(_state, done)))
+
+    def close(self) -> None:
+        """Ends all benches, and with them the processes that they started."""
+        for bench, _ in self.slots:
+            ray.kill(bench)
+        self.slots.clear()
+
+    def _drop(self, slot: Slot) -> None:
+        self.slots.remove(slot)
+        ray.kill(slot[0])
+
+
+def _state(answer: ray.ObjectRef[str]) -> str:
+    try:
+        state: str = ray.get(answer)
+    except RayError:  # lost; whoever waits for its work finds out
+        return ""
+    return state
+
+
+def _answers(bench: ActorHandle[Any]) -> bool:
+    try:
+        ray.get(bench.state.remote(), timeout=ANSWER_S)
+    except (GetTimeoutError, RayError):
+        return False
+    return True
+
+
+def _is_alive(node: Node) -> bool:
+    return any(item["Alive"] and item["NodeID"] == node.node_id for item in ray.nodes())
+
+
+def budget_error(total_s: float) -> BudgetError:
+    """The budget is over and there is nothing to compare with."""
+    return BudgetError(
+        f"The budget of {total_s:.0f} s ended before the baseline was measured; give a larger --budget, for example --budget {2 * total_s:.0f}s."
+    )

@@ -1,0 +1,88 @@
+"""A transform that copies its source and otherwise does what a test asks: work, hang, die, or find no room."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
+from genopt.techniques.base import Progress, TransformContext
+
+LOG = "GENOPT_FAKE_LOG"
+"""Environment variable: file that gets the label of each transform that was applied, a line each."""
+READ_ONLY = "GENOPT_FAKE_READ_ONLY"
+"""Environment variable: set on a node whose disk cannot be written."""
+
+
+class FakeParams(Record):
+    """Parameters.
+
+    Attributes:
+        label: Makes one step differ from another.
+        time_s: Time that it takes.
+        how: How it ends: `hang` never does, and leaves a process in a session of its own behind that ignores SIGTERM.
+    """
+
+    label: str = "a"
+    time_s: float = Field(default=0.0, ge=0)
+    how: Literal["ok", "hang", "segfault", "kill", "full"] = "ok"
+
+
+class FakeTransform:
+    """See `genopt.techniques.base.Transform`."""
+
+    name = "fake_transform"
+    version = 1
+    phase = 10
+    requires: frozenset[str] = frozenset()
+    excludes: frozenset[str] = frozenset()
+    adds: frozenset[str] = frozenset()
+    removes: frozenset[str] = frozenset()
+    needs_calibration = False
+    accelerated = False
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        parse_settings(FakeParams, params, cls.name)
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: nothing changes."""
+        return before
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        asked = parse_settings(FakeParams, params, cls.name)
+        progress(f"{asked.label}: {asked.how}")
+        if READ_ONLY in os.environ:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if LOG in os.environ:
+            with Path(os.environ[LOG]).open("a", encoding="utf-8") as log:
+                log.write(f"{asked.label}\n")
+        time.sleep(asked.time_s)
+        if asked.how == "segfault":
+            ctypes.string_at(0)
+        elif asked.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif asked.how == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif asked.how == "hang":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+            subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+            time.sleep(600)
+        shutil.copytree(source, destination, dirs_exist_ok=True)
+        (destination / "label.txt").write_text(asked.label, encoding="utf-8")

@@ -1,0 +1,141 @@
+"""A task whose bench measures nothing: each candidate says itself how long it takes and what comes out.
+
+Everything around the bench is real, so that what a run's own machinery does and costs can be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from genopt import clock
+from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Record, Step, Verdict
+from genopt.tasks.base import Bench, BenchConfig, Evaluation, Progress, References
+
+CATALOGUE = "GENOPT_FAKE_CATALOGUE"
+"""Environment variable of the driver: a JSON file with the plans of the catalogue."""
+
+
+class SleepOptions(Record):
+    """Options of a candidate.
+
+    Attributes:
+        sleep_s: Time that its evaluation takes.
+        speed: Times as fast as the baseline.
+        quality: Share of the original's quality.
+        wait_for: A file; the evaluation ends when it exists.
+    """
+
+    sleep_s: float = Field(default=0.0, ge=0)
+    speed: float = 1.0
+    quality: float = 1.0
+    wait_for: str = ""
+
+
+def sleep_plan(name: str, *steps: Mapping[str, JsonValue], **options: JsonValue) -> Plan:
+    """A plan of this task.
+
+    Args:
+        name: Its name.
+        steps: Parameters of `genopt.testing.fake_technique`, one per step.
+        options: See `SleepOptions`.
+    """
+    made = tuple(Step(technique="fake_transform", params=dict(params)) for params in steps)
+    return Plan(name=name, steps=made, engine="fake", options=options)
+
+
+class SleepBench:
+    """See `genopt.tasks.base.Bench`.
+
+    Args:
+        config: Ignored but for the original.
+    """
+
+    def __init__(self, config: BenchConfig) -> None:
+        self._config = config
+
+    def references(self, deadline: float, progress: Progress) -> References:
+        """See `Bench.references`."""
+        unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
+        original, baseline = (
+            self._candidate(plan, self._config.artifact, SleepOptions()).model_copy(update={"speedup": {"vs_original": unit, "vs_baseline": unit}})
+            for plan in SleepTask.references()
+        )
+        return References(original=original, baseline=baseline, aa={"ci_low": 0.99, "value": 1.0, "ci_high": 1.01}, evaluation={})
+
+    def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
+        """See `Bench.evaluate`."""
+        options, started = SleepOptions.model_validate(plan.options), clock.now()
+        time.sleep(options.sleep_s)
+        while options.wait_for and not Path(options.wait_for).exists():
+            time.sleep(0.02)
+        return Evaluation(candidate=self._candidate(plan, artifact, options), seconds=clock.now() - started)
+
+    @staticmethod
+    def _candidate(plan: Plan, artifact: Artifact, options: SleepOptions) -> Candidate:
+        ratio = Ratio(value=options.speed, ci_low=0.99 * options.speed, ci_high=1.01 * options.speed)
+        held = options.quality >= 0.99
+        share = options.quality
+        verdict: Verdict = "accept" if held else "reject"
+        quality = Quality(metric="likelihood", ratio=share, ci_low=share, ci_high=share, n=1000, verdict=verdict)
+        milliseconds = 10.0 / options.speed
+        return Candidate(
+            name=plan.name, status="accepted" if held else "rejected", reason="as it said", steps=plan.steps, engine=plan.engine,
+            options=plan.options, artifact=artifact, quality=quality, speedup={"vs_original": ratio, "vs_baseline": ratio},
+            metrics={"tpot_ms": Metric(value=milliseconds, unit="ms"), "load_s": Metric(value=0.1, unit="s")},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SleepTask:
+    """See `genopt.tasks.base.Task`."""
+
+    name = "sleep"
+    modality = "text"
+    prepare_stage = "prepare_text"
+    profile_stage = "no such stage"
+    """A profile that fails, as one may."""
+    pace_metric = "tpot_ms"
+
+    @staticmethod
+    def references() -> tuple[Plan, Plan]:
+        """Neither takes any time."""
+        return sleep_plan("original"), sleep_plan("baseline")
+
+    @staticmethod
+    def catalogue() -> list[Plan]:
+        """What the file names."""
+        content = Path(os.environ[CATALOGUE]).read_text(encoding="utf-8")
+        return [Plan.model_validate(item) for item in json.loads(content)]
+
+    @staticmethod
+    def families(plan: Plan) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    @staticmethod
+    def space() -> Mapping[str, Sequence[JsonValue]]:
+        """Four points."""
+        return {"speed": [1.5, 2.5], "quality": [0.9, 1.0]}
+
+    @staticmethod
+    def seeds() -> list[dict[str, JsonValue]]:
+        """The best point first."""
+        return [{"speed": 2.5, "quality": 1.0}]
+
+    @staticmethod
+    def plan(choices: Mapping[str, JsonValue]) -> Plan:
+        """The plan of one point."""
+        return sleep_plan(f"speed-{choices['speed']}-quality-{choices['quality']}", sleep_s=0.1, **dict(choices))
+
+    @staticmethod
+    def bench(config: BenchConfig) -> Bench:
+        """A closed bench."""
+        return SleepBench(config)
