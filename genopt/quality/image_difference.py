@@ -90,7 +90,8 @@ def _blurred(plane: Plane) -> Plane:
     for axis in (0, 1):
         padded = np.pad(plane, [(RADIUS, RADIUS) if axis == side else (0, 0) for side in (0, 1)], mode="symmetric")
         length = plane.shape[axis]
-        plane = np.sum([weight * np.take(padded, range(shift, shift + length), axis=axis) for shift, weight in enumerate(weights)], axis=0)
+        parts = [weight * np.take(padded, range(shift, shift + length), axis=axis) for shift, weight in enumerate(weights.tolist())]
+        plane = np.stack(parts).sum(axis=0)
     return plane
 
 
@@ -108,8 +109,7 @@ def _pyramid(image: Image) -> list[Plane]:
 def _responses(planes: Plane) -> Plane:
     """Steered derivatives and the centre of each plane, a channel each."""
     padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    down, right = (np.asarray(np.gradient(padded, axis=axis)) for axis in (1, 2))
-    down, right = down[:, 1:-1, 1:-1], right[:, 1:-1, 1:-1]
+    down, right = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2, (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     angles = np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS
     steered = [math.cos(angle) * right + math.sin(angle) * down for angle in angles]
     return np.concatenate([*steered, 0.25 * planes])

@@ -114,7 +114,8 @@ def _scores(name: str, samples: list[dict[str, Any]]) -> HarnessScores:
         raise DataError(f"The task {name!r} has no items; choose another one.")
     kept = [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
     for metric in kept[0].get("metrics", []):
-        values: list[Any] = [sample.get(metric) for sample in kept]
-        if all(isinstance(value, bool | int | float) and 0 <= value <= 1 for value in values):
-            return HarnessScores(metric=metric, scores=tuple(float(value) for value in values))
+        values = [sample.get(metric) for sample in kept]
+        shares = [float(value) for value in values if isinstance(value, bool | int | float) and 0 <= value <= 1]
+        if len(shares) == len(values):
+            return HarnessScores(metric=metric, scores=tuple(shares))
     raise DataError(f"The task {name!r} scores no item by itself between 0 and 1; choose one with accuracy or exact match.")

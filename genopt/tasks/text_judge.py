@@ -104,7 +104,7 @@ class TextJudge:
                 quality = quality.model_copy(update={"details": {**quality.details, "stopped": stopped, "reason": stopped}})
                 break
             quality = self._look(case, look, progress)
-        if quality.verdict in ("accept", "inconclusive"):
+        if quality.verdict == "accept" or (quality.verdict == "inconclusive" and "stopped" not in quality.details):
             progress("checking what it writes")
             quality = self._checked(case, quality)
         shown = [item.model_dump(mode="json") for item in worst(case.found, self._data.windows, self._decode)]
