@@ -180,6 +180,7 @@ def test_at_a_desk_with_mouse_and_keyboard_while_the_server_dies(desk: Rater, co
     desk.vote("A is better").dblclick()
     desk.at(2)
     assert [vote["choice"] for vote in compare.votes()] == ["b" if desk_choice == WINNER else "a" for desk_choice in wanted.values()]
+    page.keyboard.press(" ")
     page.keyboard.press("t")
     desk.at(3)
     page.reload()
