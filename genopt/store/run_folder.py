@@ -8,14 +8,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from genopt.errors import RunFolderError
 from genopt.store.files import storage_error, write_atomically
 from genopt.store.lease import Holder, Lease
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class RunFolder:
@@ -163,9 +163,6 @@ class RunFolder:
         """Writes one Parquet table of records; an empty one is not written."""
         if not rows:
             return
-        import pyarrow as pa  # half a second, which `genopt --help` need not pay
-        import pyarrow.parquet as pq
-
         self._require_held()
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows), buffer)
@@ -183,8 +180,6 @@ class RunFolder:
         Raises:
             RunFolderError: The run has no such table.
         """
-        import pyarrow.parquet as pq
-
         path = self.path / "records" / f"{name}.parquet"
         if not path.exists():
             known = ", ".join(sorted(item.stem for item in (self.path / "records").glob("*.parquet"))) or "none yet"
