@@ -187,7 +187,7 @@ def test_requests_that_arrive_by_themselves_are_measured_with_ones_own_prompts(f
     turns = [{"role": "user", "content": "Hi"}]
     prompts.write_text(json.dumps({"prompt": "short"}) + "\n" + json.dumps({"messages": turns}), encoding="utf-8")
     run = folder / "arrivals"
-    load = ("--prompts", str(prompts), "--output-tokens", "8", "--concurrency", "1,4", "--arrivals", "poisson:20")
+    load = ("--budget", "110s", "--prompts", str(prompts), "--output-tokens", "8", "--concurrency", "1,4", "--arrivals", "poisson:20")
     report = ended(optimize(folder, run, "--include", "twice-as-fast", "--max-trials", "0", *load), 0)
     for candidate in report["candidates"]:
         found = {name: value for name, value in candidate["metrics"].items() if name.endswith("@poisson")}
