@@ -24,7 +24,7 @@ class Repeats:
         time_cap_s: Time for all measurements together.
 
     Attributes:
-        rows: All rows so far; those of disturbed measurements have that in their `phase` and `disturbance`.
+        rows: All rows so far; those of disturbed measurements say so under `disturbance`, and where they were dropped in their `phase` too.
         discarded: Disturbed measurements that were dropped.
         kept_disturbed: Whether one had to be kept.
         gpus: How the GPUs ran at the end of each measurement.
@@ -50,10 +50,12 @@ class Repeats:
             row["gpus"] = [state.model_dump() for state in disturbance.gpus]
         if not disturbance.contended:
             return found
+        dropped = self.discarded < DISCARDS or self._clock() < self._patient_until
         for row in self.rows[first:]:
-            row["phase"] = f"{row['phase']}, disturbed"
             row["disturbance"] = _described(disturbance)
-        if self.discarded < DISCARDS or self._clock() < self._patient_until:
+            if dropped:
+                row["phase"] = f"{row['phase']}, disturbed"
+        if dropped:
             self.discarded += 1
             return None
         self.kept_disturbed = True

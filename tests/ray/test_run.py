@@ -197,6 +197,6 @@ def test_requests_that_arrive_by_themselves_are_measured_with_ones_own_prompts(f
     busy = [candidate["metrics"]["ttft_ms@poisson"]["conditions"]["busy"] for candidate in report["candidates"]]
     assert busy[0] > busy[1] > busy[2]
     samples = pq.read_table(run / "records" / "samples.parquet").to_pylist()
-    asked = report["candidates"][2]["metrics"]["ttft_ms@poisson"]["n"]
-    assert sum(row["candidate"] == "twice-as-fast" and row["phase"] == "arrivals" for row in samples) == asked
+    counted = report["candidates"][2]["metrics"]["ttft_ms@poisson"]["n"]
+    assert sum(row["candidate"] == "twice-as-fast" and row["phase"] == "arrivals" for row in samples) == counted
     assert "20.0 requests a second (poisson)" in (run / "report.html").read_text(encoding="utf-8")

@@ -230,6 +230,9 @@ def test_a_node_that_is_never_quiet_is_measured_all_the_same_and_said_to_be_dist
     assert found.contended
     assert found.discarded == 6
     assert found.candidate_metrics["tpot_ms"].conditions["contended"] is True
+    counted = [row for row in found.raw if row["phase"] == "single" and row["session"] == "candidate"]
+    assert len(counted) == found.candidate_metrics["tpot_ms"].n
+    assert all(row["disturbance"] for row in counted)
     assert found.ratio.value == pytest.approx(2.0)
 
 
