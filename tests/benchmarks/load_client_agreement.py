@@ -11,10 +11,21 @@ ends with the last response, ours with the last chunk with text.
 
 Prints the median of each client's runs and the ratio; exits with 1 where a ratio is off by more than --tolerance.
 
-Measured on 2026-11-24 on two cores that server and client shared, against the fake engine of `genopt.testing` (20 ms a
-token, 32 tokens a request), AIPerf 0.13.0, two runs of each client: with one worker TPOT 20.17 to 20.20 ms (ratio 0.998),
-TTFT 34.3 to 36.2 ms (0.946), throughput 48.3 to 47.8 tok/s (1.010); with eight TPOT 0.998, TTFT 1.004, throughput 1.013.
-Not yet measured against a real model.
+**Against a server of fixed speed** the clients agree. Measured on 2026-11-24 on two cores that server and client shared, against the fake
+engine of `genopt.testing` (20 ms a token, 32 tokens a request), AIPerf 0.13.0, two runs of each client: with one worker TPOT 20.17 to
+20.20 ms (ratio 0.998), TTFT 34.3 to 36.2 ms (0.946), throughput 48.3 to 47.8 tok/s (1.010); with eight TPOT 0.998, TTFT 1.004,
+throughput 1.013.
+
+**Against SmolLM2** in 8 bits, served by genopt's own Serve application on two virtual cores that server and clients shared, the
+comparison is not decided. Measured on 2026-11-25, one worker, 32 tokens a request, two runs of each client:
+
+server's threads  requests   TTFT (ms)      ratio   TPOT (ms)    ratio   tok/s          ratio
+1                 16         966 to 1369    0.71    32.7 to 44.7 0.73    17.4 to 10.1   1.72
+2                 24         844 to 2103    0.40    34.6 to 81.0 0.43    18.5 to 5.7    3.24
+
+The server's own speed drifted more than that: the two runs of genopt's client in the first line came to 23.4 and 42.0 ms TPOT. AIPerf's
+processes need processor time besides, which a server on the same two cores lacks, most of all where it uses both. Run it with the
+clients on another machine, or with cores to spare.
 """
 
 from __future__ import annotations
