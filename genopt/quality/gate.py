@@ -43,7 +43,8 @@ class SequentialGate:
 
     Each side's error rate is spent over the looks (`genopt.quality.boundaries`), so that looking again does not invite
     luck: over all looks together, a candidate that lies at the bar is accepted with probability `false_accept` at most,
-    and rejected with `false_reject` at most. A candidate below the bar is accepted less often still.
+    and rejected with `false_reject` at most. A candidate below the bar is accepted less often still. The two together are by
+    default what a 95 % interval leaves out.
 
     Args:
         bar: Least ratio that is good enough.
@@ -58,7 +59,7 @@ class SequentialGate:
     """
 
     def __init__(
-        self, bar: float, looks: Sequence[int], *, false_accept: float = 0.05, false_reject: float = 0.05, accept_from: int = 0, seed: int = 0
+        self, bar: float, looks: Sequence[int], *, false_accept: float = 0.025, false_reject: float = 0.025, accept_from: int = 0, seed: int = 0
     ) -> None:
         self.bar = bar
         self.looks = tuple(looks)
@@ -105,13 +106,16 @@ class SequentialGate:
         count = len(paired.gains)
         if count < LEAST_SEQUENCES:
             return "inconclusive", f"{count} sequences of text are too few to decide on (at least {LEAST_SEQUENCES}); give more text"
-        upper = max(shown[1], paired.interval(2 * self._reject_errors[look], self._seed)[1])
+        lower, upper = shown
+        if upper < self.bar:  # otherwise the look's own interval cannot change that
+            upper = max(upper, paired.interval(2 * self._reject_errors[look], self._seed)[1])
         if upper < self.bar:
             return "reject", f"even the upper end of the interval, {upper:.4f}, is below the bar of {self.bar:g}"
         if look not in self._accept_errors or count < LEAST_ACCEPTED:
             least = min(self._accept_errors)
             return "inconclusive", f"accepting takes at least {least} tokens in {LEAST_ACCEPTED} sequences; this look had {count} sequences"
-        lower = min(shown[0], paired.interval(2 * self._accept_errors[look], self._seed)[0])
+        if lower >= self.bar:
+            lower = min(lower, paired.interval(2 * self._accept_errors[look], self._seed)[0])
         if lower >= self.bar:
             return "accept", f"even the lower end of the interval, {lower:.4f}, holds the bar of {self.bar:g}"
         return "inconclusive", f"the interval at this look, {lower:.4f} to {upper:.4f}, contains the bar of {self.bar:g}"
