@@ -70,7 +70,7 @@ def _sample(texts: Iterable[str]) -> tuple[list[str], int]:
 
 def read_text(path: Path) -> Iterator[str]:
     """Blocks between blank lines."""
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8-sig") as stream:
         yield from _in_pieces(_blocks(_lines(stream, path)))
 
 
@@ -145,7 +145,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line.decode("utf-8"))
+                yield number, json.loads(line.decode("utf-8-sig"))
             except json.JSONDecodeError as error:
                 raise DataError(f"Line {number} of {path} is not JSON ({error.msg}); mend or remove that line.") from None
 

@@ -285,6 +285,11 @@ def test_an_endless_word_is_cut_and_nothing_is_lost(tmp_path: Path) -> None:
     assert "".join(found.texts).replace("\n", "") == "y" * 900_000
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "one\r\n\r\ntwo"), ("a.jsonl", '{"text": "one"}\r\n{"text": "two"}\r\n')])
+def test_files_of_other_systems_are_read_alike(tmp_path: Path, name: str, content: str) -> None:
+    assert load_documents(write(tmp_path / name, b"\xef\xbb\xbf" + content.encode())).texts == ("one", "two")
+
+
 def test_prompts_with_answers_are_texts_too(tmp_path: Path) -> None:
     lines = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "Sky?", "choices": ["red", "blue"], "label": 1}, {"prompt": "Open"}]
     assert load_documents(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))).texts == ("1+1= 2", "Sky? blue", "Open")
