@@ -17,7 +17,7 @@ from genopt.engines.base import GenerationRequest, TextSession
 from genopt.measure.statistics import LEVEL, Array, student_quantile
 from genopt.plan import Record
 
-NEW_TOKENS = 40
+NEW_TOKENS = 32
 """Most new tokens per continuation."""
 TEMPERATURE, TOP_P = 0.8, 0.95
 LENGTH_SHARE = 0.9
@@ -50,19 +50,16 @@ class Continuations(Record):
 
 
 def continuations(session: TextSession, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], seed: int) -> Continuations:
-    """Lets a model continue prompts; the same seed samples with the same random numbers."""
-
-    def ask(temperature: float, top_p: float) -> tuple[Continuation, ...]:
-        requests = [
-            GenerationRequest(
-                prompt_ids=tuple(prompt), max_new_tokens=NEW_TOKENS, stop_token_ids=tuple(stop_ids), temperature=temperature, top_p=top_p,
-                seed=seed + place,
-            )
-            for place, prompt in enumerate(prompts)
-        ]  # fmt: skip
-        return tuple(Continuation(token_ids=found.token_ids, ended=found.finish_reason == "stop") for found in session.generate(requests))
-
-    return Continuations(greedy=ask(0.0, 1.0), sampled=ask(TEMPERATURE, TOP_P))
+    """Lets a model continue prompts, all at once; the same seed samples with the same random numbers."""
+    requests = [
+        GenerationRequest(
+            prompt_ids=tuple(prompt), max_new_tokens=NEW_TOKENS, stop_token_ids=tuple(stop_ids), temperature=temperature, top_p=top_p,
+            seed=seed + place,
+        )
+        for temperature, top_p in ((0.0, 1.0), (TEMPERATURE, TOP_P)) for place, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    found = tuple(Continuation(token_ids=one.token_ids, ended=one.finish_reason == "stop") for one in session.generate(requests))
+    return Continuations(greedy=found[: len(prompts)], sampled=found[len(prompts) :])
 
 
 def check(original: Continuations, candidate: Continuations, decode: Decode) -> tuple[dict[str, JsonValue], str | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from genopt.plan import Plan
 from genopt.process import SessionProcess
-from genopt.quality.generation import Continuations, continuations
+from genopt.quality.generation import NEW_TOKENS, TEMPERATURE, TOP_P, Continuations, continuations
 from genopt.quality.reference import FILE, TOP
 from genopt.store.artifacts import ArtifactStore, default_root, step_key
 from genopt.tasks.base import BenchConfig
@@ -59,7 +59,8 @@ class TextReference:
     def continuations(self, original: SessionProcess) -> Continuations:
         """The original's continuations of the held-out prompts."""
         prompts, stop_ids, seed = self._data.held_out.ids, self._data.stop_ids, self._config.seed
-        facts = self._facts("continuations", prompts, stop_ids=list(stop_ids), seed=seed)
+        sampling = [NEW_TOKENS, TEMPERATURE, TOP_P]
+        facts = self._facts("continuations", prompts, stop_ids=list(stop_ids), seed=seed, sampling=sampling)
 
         def make(folder: Path) -> tuple[str, ...]:
             found = continuations(original, prompts, stop_ids, seed)

@@ -34,9 +34,9 @@ from genopt.quality.overlap import distinct
 from genopt.quality.text_data import Documents, load_documents, windows
 from genopt.tasks.text_judge import ACCEPT_FROM, LOOKS
 
-STRENGTHS = (0.0, 0.0104, 0.0143, 0.0152, 0.0181, 0.022)
+STRENGTHS = (0.0, 0.0104, 0.0147, 0.0181, 0.022)
 """Noise as a share of each row's standard deviation; 0 is the original."""
-WINDOW, WINDOWS = 512, 192
+WINDOW, WINDOWS = 512, 128
 BAR = 0.99
 TOKENS = 65_000
 SHIFTED = {"half a percent above": 0.995, "at the bar": 0.99, "half a percent below": 0.985}

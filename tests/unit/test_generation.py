@@ -38,14 +38,14 @@ def test_the_same_text_passes() -> None:
 
 
 def test_output_that_breaks_off_is_named() -> None:
-    facts, problem = check(written(), written(stop_after=30), decode)
+    facts, problem = check(written(), written(stop_after=24), decode)
     assert problem is not None
     assert "75% of the original's length" in problem
     assert facts["length_share"] == pytest.approx(0.75)
 
 
 def test_a_little_less_is_no_problem() -> None:
-    assert check(written(), written(stop_after=37), decode)[1] is None
+    assert check(written(), written(stop_after=30), decode)[1] is None
 
 
 def test_one_short_answer_among_many_is_chance() -> None:

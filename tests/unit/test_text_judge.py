@@ -93,7 +93,7 @@ def test_damage_is_rejected_on_little_text(folder: Path, own_store: Path, start:
 
 
 def test_truncated_output_is_anomalous_although_the_likelihood_holds(folder: Path, own_store: Path, start: Open) -> None:
-    quality = verdict(prepared(folder, own_store, start), start(stop_after=10), folder / "model")
+    quality = verdict(prepared(folder, own_store, start), start(stop_after=8), folder / "model")
     assert quality.verdict == "anomalous"
     assert "25% of the original's length" in str(quality.details["reason"])
 
