@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genopt.errors import GenoptError, InterruptedRunError, NoWinnerError
+from genopt.key_commands import keys as keys_app
 
 if TYPE_CHECKING:
     from genopt.distributed.rollout import Endpoint
+    from genopt.distributed.rollout import Listener as Where
     from genopt.progress import Listener
     from genopt.quality.preference import HumanResult
     from genopt.report.model import Report
@@ -82,6 +84,9 @@ ProgressStyle = Annotated[Progress, typer.Option(
     "budget, started, activity, finished, ended, error, each with `time` and `event`.",
 )]  # fmt: skip
 TrustRemoteCode = Annotated[bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+
+
+app.add_typer(keys_app)
 
 
 @app.callback()
@@ -340,15 +345,18 @@ def _show_votes(folder: RunFolder, wanted: Callable[[HumanResult], bool], as_jso
 def deploy(
     run: RunPath,
     variant: Annotated[str | None, typer.Option(help="Another accepted candidate, `original` or `baseline`.  [default: the winner]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; public ones need --keys.  [default: 127.0.0.1]")] = None,
     port: Port = None,
+    keys: Annotated[str | None, typer.Option(help="File of API keys, made by `genopt key add`.  [default: no keys]")] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Serves a run's winner; on an embedded Ray until Ctrl-C, on a cluster until `genopt undeploy`."""
+    from genopt.distributed.rollout import Listener as Where
     from genopt.store.run_folder import RunFolder
 
     folder = RunFolder.existing(run)
-    with _deployment(folder, variant, port, address) as endpoint:
+    with _deployment(folder, variant, Where(host=host, port=port, keys=keys), address) as endpoint:
         if as_json:
             _print_json(endpoint.model_dump(mode="json"))
         _say_where(endpoint)
@@ -558,11 +566,11 @@ def _deployed(folder: RunFolder, found: Report, address: str | None) -> Iterator
 
 
 @contextmanager
-def _deployment(folder: RunFolder, variant: str | None, port: int | None, address: str | None) -> Iterator[Endpoint]:
+def _deployment(folder: RunFolder, variant: str | None, where: Where | None, address: str | None) -> Iterator[Endpoint]:
     """A deployment that ends with the block where Ray is embedded, and stays where it is not."""
     from genopt.distributed.rollout import deployed
 
-    with deployed(folder, variant=variant, port=port, address=address, progress=_say) as endpoint:
+    with deployed(folder, variant=variant, listener=where, address=address, progress=_say) as endpoint:
         yield endpoint
 
 

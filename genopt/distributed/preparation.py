@@ -26,7 +26,7 @@ from genopt.quality.text_data import load_documents
 from genopt.report.assemble import assemble
 from genopt.report.write import write_reports
 from genopt.search.budget import Budget
-from genopt.serving.manifest import port_is_free
+from genopt.serving.binding import port_is_free
 from genopt.spec import RunSpec, build, dump, load
 from genopt.store.artifacts import default_root, open_root
 from genopt.store.run_folder import RunFolder

@@ -12,7 +12,7 @@ import yaml
 
 from genopt.distributed import cluster
 from genopt.errors import DeploymentError
-from genopt.plan import Artifact, Candidate, plan_of
+from genopt.plan import Artifact, Candidate, Record, plan_of
 from genopt.report.assemble import assemble
 from genopt.report.model import REFERENCES, Report
 from genopt.report.write import write_reports
@@ -26,18 +26,33 @@ from genopt.tasks.base import session_options
 APPLICATION = "genopt"
 
 
-def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None = None, port: int | None = None) -> Path:
+class Listener(Record):
+    """Where a deployment listens, and to whom.
+
+    Attributes:
+        host: Address instead of the spec's.
+        port: Port instead of the spec's.
+        keys: File of API keys; None lets everybody in, which is refused on public addresses.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    keys: str | None = None
+
+
+def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None = None, listener: Listener | None = None) -> Path:
     """Writes `serve.yaml` for a variant: the winner, or the baseline where there is none.
 
     Args:
         folder: The run's folder.
         report: What the run found.
         variant: Name of the candidate to serve instead.
-        port: Port to listen on instead of the spec's.
+        listener: Where to listen, where that is to differ from the spec.
 
     Raises:
         DeploymentError: There is no such candidate, or it was not accepted.
     """
+    where = listener or Listener()
     spec, chosen = build(load(folder.path / "spec.yaml")), _candidate(report, variant or report.winner or "baseline")
     shape = next(event["cluster"] for event in folder.events() if event["event"] == "run_started")
     threads = max(1, int(shape["cpus"]))
@@ -46,9 +61,10 @@ def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None
     knee = {int(name.partition("@")[2]): metric.value for name, metric in chosen.metrics.items() if name.startswith("throughput_tok_s@")}
     config = serve_config(
         application=APPLICATION, model_id=Path(report.model.id).name, variant=plan_of(chosen).model_copy(update={"options": options}),
-        artifact=Path(artifact.path), model_folder=Path(report.model.path), host=spec.host, port=port or spec.port,
+        artifact=Path(artifact.path), model_folder=Path(report.model.path), host=where.host or spec.host, port=where.port or spec.port,
         scaling=autoscaling(knee, max_replicas=max(1, int(shape["gpus"]) or int(shape["nodes"]))), threads=threads,
         num_cpus=min(1.0, shape["cpus"] / 2), num_gpus=min(1.0, shape["gpus"]), log_folder=folder.logs,
+        keys=None if where.keys is None else Path(where.keys).expanduser(),
     )  # fmt: skip
     path = folder.path / "serve.yaml"
     write_atomically(path, yaml.safe_dump(config, sort_keys=False))
@@ -73,11 +89,16 @@ class Endpoint(deployment.Endpoint):
 
 @contextmanager
 def deployed(
-    folder: RunFolder, *, variant: str | None = None, port: int | None = None, address: str | None = None, progress: Callable[[str], None]
+    folder: RunFolder,
+    *,
+    variant: str | None = None,
+    listener: Listener | None = None,
+    address: str | None = None,
+    progress: Callable[[str], None],
 ) -> Iterator[Endpoint]:
     """`deploy_run`, and at the end of the block leaves Ray; where it is embedded the deployment ends, and the run records it."""
     try:
-        endpoint = deploy_run(folder, variant=variant, port=port, address=address, progress=progress)
+        endpoint = deploy_run(folder, variant=variant, listener=listener, address=address, progress=progress)
         try:
             yield endpoint
         finally:
@@ -93,7 +114,7 @@ def deploy_run(
     folder: RunFolder,
     *,
     variant: str | None = None,
-    port: int | None = None,
+    listener: Listener | None = None,
     address: str | None = None,
     wait_s: float = 600.0,
     progress: Callable[[str], None] = lambda _: None,
@@ -103,7 +124,7 @@ def deploy_run(
     Args:
         folder: The run's folder.
         variant: Name of another accepted candidate, or of a reference.
-        port: Port to listen on instead of the spec's.
+        listener: Where to listen, where that is to differ from the spec.
         address: Ray cluster to join; None joins a local one or starts an embedded one, which ends with this process.
         wait_s: Longest wait in seconds.
         progress: Told what is waited for.
@@ -115,7 +136,7 @@ def deploy_run(
     report = assemble(folder)
     if report.winner is None and variant is None:
         raise DeploymentError(f"{report.decision} Deploy it with `genopt deploy {folder.path} --variant baseline`.")
-    config = write_serve_config(folder, report, variant=variant, port=port)
+    config = write_serve_config(folder, report, variant=variant, listener=listener)
     arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"][0]["args"]
     for needed in (arguments["artifact"], arguments["model_folder"]):
         if not Path(needed).is_dir():

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate `args`.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -12,12 +13,13 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from genopt.serving.answer import Patience
 from genopt.serving.exchange import Ask, Caller, Event, Refusal, Served
-from genopt.serving.guard import Finished
 from genopt.serving.ingress import Limits, create_app
-from genopt.serving.keys import OpenGate
-from genopt.serving.manifest import ENGINE, INGRESS, LONGEST_STREAM_S, ServeArguments
+from genopt.serving.keys import KeyGate, OpenGate
+from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, LONGEST_STREAM_S, ServeArguments
 from genopt.serving.replica import EngineReplica
+from genopt.serving.request_log import log_finished
 
 READY_S = 5.0
 
@@ -73,18 +75,18 @@ class Ingress:
     Args:
         arguments: What is served.
         engine: Handle of the engine deployment.
+
+    Raises:
+        SpecError: The file of keys cannot be used.
     """
 
     def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[EngineReplica]) -> None:
+        self._gate = OpenGate() if arguments.keys is None else KeyGate(Path(arguments.keys))
         self._backend = HandleEngine(engine, Served(model=arguments.model_id, variant=arguments.variant.name))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
-        return create_app(backend=self._backend, gate=OpenGate(), limits=Limits(), finished=_forget)
-
-
-def _forget(request: Finished) -> None:
-    pass
+        return create_app(backend=self._backend, gate=self._gate, limits=Limits(patience=Patience(answer_s=LONGEST_STREAM_S)), finished=log_finished)
 
 
 def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
@@ -104,7 +106,7 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
             "health_check_period_s": 5,
             "health_check_timeout_s": 30,
             "max_constructor_retry_count": 3,
-            "graceful_shutdown_timeout_s": LONGEST_STREAM_S,
+            "graceful_shutdown_timeout_s": DRAIN_S,
             **overrides.get(ENGINE, {}),
         }
     )
@@ -114,7 +116,7 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
             # The engine deployment's queue is the limit; the ingress only passes bytes on, so that health checks get through.
             "max_ongoing_requests": 1000,
             "ray_actor_options": {"num_cpus": 0.1},
-            "graceful_shutdown_timeout_s": LONGEST_STREAM_S,
+            "graceful_shutdown_timeout_s": DRAIN_S,
             **overrides.get(INGRESS, {}),
         }
     )

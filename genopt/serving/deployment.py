@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,9 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from genopt.errors import DeploymentError
 from genopt.plan import Record
 from genopt.serving.app import application
-from genopt.serving.manifest import ENGINE, INGRESS, ServeArguments, port_is_free
+from genopt.serving.binding import local_address, port_is_free, require_private
+from genopt.serving.keys import read_keys
+from genopt.serving.manifest import ENGINE, INGRESS, ServeArguments
 
 _POLL_S = 0.25
 
@@ -58,13 +59,16 @@ def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None])
         progress: Told what is waited for.
 
     Raises:
-        DeploymentError: The file cannot be used, the address is public, the port is taken, or the application did not
+        SpecError: The keys cannot be read.
+        DeploymentError: The file cannot be used, the address is public and there are no keys, the port is taken, or the application did not
             become ready.
     """
     config = _read(config_path)
-    _require_loopback(config.host)
+    require_private(config.host, config.arguments.keys)
+    if config.arguments.keys is not None:
+        read_keys(Path(config.arguments.keys))
     _require_port(config.host, config.port)
-    url = f"http://{config.host}:{config.port}{config.route_prefix.rstrip('/')}"
+    url = f"http://{local_address(config.host)}:{config.port}{config.route_prefix.rstrip('/')}"
     endpoint = Endpoint(url=url, model=config.arguments.model_id, variant=config.arguments.variant.name)
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options)
     target = serve.RunTarget(target=application(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
@@ -135,15 +139,6 @@ def _with_environment(
     return {
         name: {**overrides.get(name, {}), "ray_actor_options": {**resources[name], "runtime_env": dict(environment)}} for name in (ENGINE, INGRESS)
     }
-
-
-def _require_loopback(host: str) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise DeploymentError(f"Serving on {host} needs an API key, which this version does not have; set http_options.host to 127.0.0.1.")
 
 
 def _require_port(host: str, port: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,10 @@ from genopt.plan import Plan, Record
 INGRESS = "Ingress"
 ENGINE = "Engine"
 LONGEST_STREAM_S = 600.0
+DRAIN_S = LONGEST_STREAM_S + 30.0
+"""How long a replica that is being replaced may finish what it has begun: longer than the longest answer."""
+CUT_OFF_S = LONGEST_STREAM_S + 15.0
+"""When Serve itself gives a request up. The API does so earlier, since what Serve cuts off gets no answer in OpenAI's shape."""
 
 
 class ServeArguments(Record):
@@ -26,6 +29,7 @@ class ServeArguments(Record):
         variant: The plan that is served; its engine and options are opened.
         artifact: Folder that the engine opens.
         model_folder: The original model: tokenizer, chat template, stop tokens, context length.
+        keys: File of API keys; None lets everybody in, which is refused on public addresses.
         log_folder: Where the engine's process writes its log; None takes the system's temporary folder.
         threads: CPU threads of the engine; None leaves the libraries' defaults.
         num_cpus: CPUs that a replica reserves.
@@ -43,6 +47,7 @@ class ServeArguments(Record):
     variant: Plan
     artifact: str
     model_folder: str
+    keys: str | None = None
     log_folder: str | None = None
     threads: int | None = Field(default=None, gt=0)
     num_cpus: float = Field(default=1.0, ge=0)
@@ -71,17 +76,6 @@ class Scaling(Record):
     max_queued_requests: int = Field(gt=0)
     min_replicas: int = Field(ge=0)
     max_replicas: int = Field(gt=0)
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def autoscaling(throughput: Mapping[int, float], *, max_replicas: int = 1) -> Scaling:
@@ -120,6 +114,7 @@ def serve_config(
     threads: int | None,
     num_cpus: float,
     num_gpus: float,
+    keys: Path | None = None,
     log_folder: Path | None = None,
     pythonpath: str | None = None,
 ) -> dict[str, Any]:
@@ -140,13 +135,14 @@ def serve_config(
         threads: CPU threads of the engine, or None for the libraries' defaults.
         num_cpus: CPUs that a replica reserves.
         num_gpus: GPUs that a replica reserves.
+        keys: File of API keys.
         log_folder: Where the engine's process writes its log.
         pythonpath: Set for replicas where genopt runs from a checkout and is not installed.
     """
     arguments = ServeArguments(
         model_id=model_id, variant=variant, artifact=str(artifact.absolute()), model_folder=str(model_folder.absolute()),
         log_folder=None if log_folder is None else str(log_folder.absolute()), threads=threads, num_cpus=num_cpus, num_gpus=num_gpus,
-        max_batch=scaling.target_ongoing_requests,
+        max_batch=scaling.target_ongoing_requests, keys=None if keys is None else str(keys.absolute()),
     )  # fmt: skip
     entry: dict[str, Any] = {
         "name": application,
@@ -170,6 +166,6 @@ def serve_config(
         entry["runtime_env"] = {"env_vars": {"PYTHONPATH": pythonpath}}
     return {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port, "request_timeout_s": LONGEST_STREAM_S},
+        "http_options": {"host": host, "port": port, "request_timeout_s": CUT_OFF_S},
         "applications": [entry],
     }
