@@ -20,6 +20,7 @@ from genopt.serving.keys import KeyGate, OpenGate
 from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, LONGEST_STREAM_S, ServeArguments
 from genopt.serving.replica import EngineReplica
 from genopt.serving.request_log import log_finished
+from genopt.serving.retry import Retrying
 
 READY_S = 5.0
 
@@ -86,7 +87,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
-        return create_app(backend=self._backend, gate=self._gate, limits=Limits(patience=Patience(answer_s=LONGEST_STREAM_S)), finished=log_finished)
+        limits = Limits(patience=Patience(answer_s=LONGEST_STREAM_S))
+        return create_app(backend=Retrying(self._backend), gate=self._gate, limits=limits, finished=log_finished)
 
 
 def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:

@@ -1,0 +1,57 @@
+"""Starts a request again whose replica was lost before its caller had got any text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from genopt.serving.exchange import Admitted, Ask, Backend, Caller, Event, Piece, Refusal, Served
+
+ATTEMPTS = 3
+AGAIN_S = 0.1
+LOST = "engine_lost"
+"""Code of the refusals that are worth another attempt. Not of those of an engine that died on a request: the next one might, too."""
+
+
+class Retrying:
+    """A `Backend` whose callers do not notice that a replica was lost, unless they have got text from it already.
+
+    The admission is held back until text comes: till then it could be another replica's.
+
+    Args:
+        backend: Answers.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+        """See `Backend.generate`."""
+        for attempt in range(1, ATTEMPTS + 1):
+            admitted: Admitted | None = None
+            started = lost = False
+            async with aclosing(self._backend.generate(ask, caller)) as events:
+                async for event in events:
+                    if isinstance(event, Admitted):
+                        admitted = event
+                        continue
+                    if isinstance(event, Refusal) and event.code == LOST and not started and attempt < ATTEMPTS:
+                        lost = True
+                        break
+                    if isinstance(event, Piece) and admitted is not None:
+                        yield admitted
+                        admitted = None
+                    started = True
+                    yield event
+            if not lost:
+                return
+            await asyncio.sleep(AGAIN_S)
+
+    async def ready(self) -> bool:
+        """See `Backend.ready`."""
+        return await self._backend.ready()
+
+    def served(self) -> Served:
+        """See `Backend.served`."""
+        return self._backend.served()
