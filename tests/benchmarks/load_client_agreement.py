@@ -14,7 +14,9 @@ Prints the median of each client's runs and the ratio; exits with 1 where a rati
 **Against a server of fixed speed** the clients agree. Measured on 2026-11-24 on two cores that server and client shared, against the fake
 engine of `genopt.testing` (20 ms a token, 32 tokens a request), AIPerf 0.13.0, two runs of each client: with one worker TPOT 20.17 to
 20.20 ms (ratio 0.998), TTFT 34.3 to 36.2 ms (0.946), throughput 48.3 to 47.8 tok/s (1.010); with eight TPOT 0.998, TTFT 1.004,
-throughput 1.013.
+throughput 1.013. Again on 2026-11-25 through genopt's own Serve application (25 ms a token, 12 requests of 32 tokens, two runs each) on two
+busy virtual cores, with one worker: TTFT 49.3 to 50.8 ms (0.972), TPOT 26.0 to 26.9 ms (0.965), ITL 25.8 to 26.6 ms (0.970), throughput
+37.0 to 35.5 tok/s (1.044).
 
 **Against SmolLM2** in 8 bits, served by genopt's own Serve application on two virtual cores that server and clients shared, the
 comparison is not decided. Measured on 2026-11-25, one worker, 32 tokens a request, two runs of each client:
