@@ -102,6 +102,7 @@ class SleepTask:
     prepare_stage = "prepare_text"
     profile_stage = "no such stage"
     """A profile that fails, as one may."""
+    tasks_stage = ""
     pace_metric = "tpot_ms"
 
     @staticmethod
