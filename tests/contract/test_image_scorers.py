@@ -50,7 +50,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_gives_a_number_for_each_pair_that_depends_on_both(clip: Path) -> None:
     scorer = load_scorer(str(clip))
     assert isinstance(scorer, ClipScorer)
-    prompts = [f"picture {number}" for number in range(10)]
+    prompts = [f"{number} pictures" for number in range(10)]  # without an end of text of its own, this tokenizer is judged by the first token
     found = scorer.score(prompts, IMAGES)
     assert len(found) == 10
     assert all(0 <= value <= 100 for value in found)
