@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from genopt import clock
 from genopt.plan import Artifact, JsonValue, Quality
 from genopt.process import SessionProcess
 from genopt.quality.held_out import held_out
@@ -61,7 +61,7 @@ def judge(folder: Path, store: Path, windows: tuple[tuple[int, ...], ...] = WIND
 
 
 def verdict(found: TextJudge, session: SessionProcess, folder: Path, seconds: float = 60) -> Quality:
-    return found.verdict(Case(session, folder), time.time() + seconds, lambda _: None)
+    return found.verdict(Case(session, folder), clock.now() + seconds, lambda _: None)
 
 
 def prepared(folder: Path, store: Path, start: Open) -> TextJudge:
