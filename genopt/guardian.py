@@ -16,6 +16,7 @@ import select
 import signal
 import time
 from pathlib import Path
+from typing import NoReturn
 
 PARENT = "GENOPT_PARENT"
 """Environment variable with the process id of the parent: it may be gone before its child can look."""
@@ -30,6 +31,12 @@ def guard() -> None:
     Call it while the process has one thread.
     """
     parent = int(os.environ.get(PARENT, os.getppid()))
+    if os.getppid() != parent:
+        os._exit(1)
+    known = os.getpid()
+    guardian = os.fork()
+    if guardian:
+        _stand_in(guardian)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     guardian = os.getpid()
     worker = os.fork()
@@ -41,9 +48,25 @@ def guard() -> None:
     with contextlib.suppress(_AskedError):
         signal.signal(signal.SIGTERM, _asked)
         _close_pipes()
-        _await_either(parent, worker)
+        _await_any(parent, known, worker)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_like(_sweep(worker))
+
+
+def _stand_in(guardian: int) -> NoReturn:
+    """Is the child that the parent knows, passes its wish on, and ends as the guardian does.
+
+    A Ray worker that is ended kills its own children at once, and would leave the guardian no time.
+    """
+
+    def pass_on(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(guardian, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    _close_pipes()
+    _, status = os.waitpid(guardian, 0)
+    _end_like(status)
 
 
 class _AskedError(Exception):
@@ -66,18 +89,15 @@ def _close_pipes() -> None:
     os.close(nowhere)
 
 
-def _await_either(parent: int, worker: int) -> None:
-    """Until one of them has ended."""
-    if os.getppid() != parent:
-        return
+def _await_any(*pids: int) -> None:
+    """Until one of some processes has ended."""
     poll = select.poll()
-    for pid in (parent, worker):
+    for pid in pids:
         try:
             poll.register(os.pidfd_open(pid), select.POLLIN)
         except ProcessLookupError:
             return
-    if os.getppid() == parent:
-        poll.poll()
+    poll.poll()
 
 
 def _sweep(worker: int) -> int:
@@ -96,7 +116,7 @@ def _sweep(worker: int) -> int:
     return ended
 
 
-def _end_like(status: int) -> None:
+def _end_like(status: int) -> NoReturn:
     """Ends as the worker did, so that the parent sees how."""
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
