@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-ROWS = 4
+ROWS = 8
 """With fewer rows a product reads its weights once, and widening them would cost more than the product."""
 LOW = (torch.bfloat16, torch.float16)
 PRODUCTS = frozenset({
