@@ -7,6 +7,7 @@ from typing import Any
 
 from genopt.plan import Candidate, plan_of
 from genopt.search.estimate import time_boxes_s
+from genopt.search.predict import runtime_of
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Evaluation, References
 
@@ -55,7 +56,7 @@ class Outcome:
         self._samples.extend(found.samples)
         if found.candidate.metrics:
             own = max(1.0, found.seconds - time_boxes_s(plan_of(found.candidate)))
-            self.seconds.setdefault(found.candidate.engine, []).append(own)
+            self.seconds.setdefault(runtime_of(plan_of(found.candidate)), []).append(own)
         rest = found.model_dump(mode="json", include={"candidate", "seconds", "stages", "again"})
         self._folder.append("candidate_finished", **rest)
         if time.monotonic() - self._flushed > FLUSH_EVERY_S:

@@ -27,11 +27,12 @@ from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.tuning import SearchRequest, search
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCrashedError, StageError, StageTimeoutError, from_wire
-from genopt.plan import Artifact, Candidate, Plan
+from genopt.plan import Artifact, Candidate, Plan, plan_of
 from genopt.progress import Broadcast, Listener
 from genopt.report.write import write_reports
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
+from genopt.search.predict import runtime_of
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, session_options
@@ -339,7 +340,8 @@ class _Run:
 
     def _expected_s(self, plan: Plan) -> float:
         references = self._outcome.references
-        load_s = {references.baseline.engine: references.baseline.metrics["load_s"].value} if references else {}
+        known = (references.original, references.baseline) if references else ()
+        load_s = {runtime_of(plan_of(one)): one.metrics["load_s"].value for one in known}
         return expected_s(plan, self._outcome.seconds, load_s, self._references_s)
 
     def _started(self, plan: Plan, seconds: float) -> None:

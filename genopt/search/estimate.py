@@ -7,6 +7,7 @@ from statistics import median
 from types import MappingProxyType
 
 from genopt.plan import Plan, Record
+from genopt.search.predict import runtime_of
 
 UNKNOWN_S = 45.0
 """Most that is assumed for the first candidate of an engine, besides loading."""
@@ -42,12 +43,13 @@ def expected_s(
 
     Args:
         plan: The candidate.
-        history: Seconds of finished candidates by engine, without their time boxes.
-        load_s: Seconds that opening an engine took for a reference.
+        history: Seconds of finished candidates by what runs them (`genopt.search.predict.runtime_of`), without their time boxes.
+        load_s: Seconds that opening took for a reference, likewise: compiling a step takes longer than all else.
         references_s: Seconds that measuring both references took: no candidate is expected to need more.
     """
-    past = history.get(plan.engine)
-    seconds = median(past) if past else min(UNKNOWN_S, references_s) + load_s.get(plan.engine, 0.0)
+    runtime = runtime_of(plan)
+    past = history.get(runtime)
+    seconds = median(past) if past else min(UNKNOWN_S, references_s) + load_s.get(runtime, 0.0)
     return seconds + time_boxes_s(plan)
 
 
