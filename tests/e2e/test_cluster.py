@@ -135,7 +135,7 @@ def test_a_job_passes_its_exit_code_on(cluster: Cluster) -> None:
 def submitted(cluster: Cluster, free_port: Callable[[], int]) -> Path:
     """A run of the real model as a job."""
     run, flags = cluster.folder / "submitted", ("--include", "ort-int8-g32", "--max-trials", "0", "--port", str(free_port()))
-    done = cluster.genopt("submit", "--", "optimize", "smollm2-135m", "--budget", "240s", *flags, "--out", str(run), timeout=400)
+    done = cluster.genopt("submit", "--", "optimize", "smollm2-135m", "--budget", "420s", *flags, "--out", str(run), timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return run
 
