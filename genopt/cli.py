@@ -118,12 +118,15 @@ def quickstart(
     address: Address = None,
     port: Annotated[int, typer.Option(help="Port of the deployment.")] = 8000,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    include: Include = None,
+    max_trials: MaxTrials = None,
 ) -> None:
     """Fetches SmolLM2-135M-Instruct, optimizes it, serves the winner and asks it one question."""
     from genopt.distributed.preparation import default_folder
 
     folder = str(out or default_folder("", prefix="quickstart"))
-    spec = _spec("smollm2-135m", None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True)
+    chosen = {"include": include, "max_trials": max_trials}
+    spec = _spec("smollm2-135m", None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True, **chosen)
     found, report = _optimize(spec, Progress.auto)
     with _deployed(found, report, address) as endpoint:
         _ask(endpoint)

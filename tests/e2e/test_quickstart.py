@@ -31,6 +31,7 @@ def quickstart(
     """Folder of the run, and how the command ended."""
     folder = tmp_path_factory.mktemp("quickstart")
     command = [sys.executable, "-m", "genopt", "quickstart", "--no-wait", "--budget", f"{BUDGET_S}s", "--port", str(free_port()), "--out", "run"]
+    command += ["--include", "ort-int", "--max-trials", "1"]  # one that is accepted, two that are rejected, and one that is searched
     environment = {**os.environ, "GENOPT_STORE": str(real_store), "RAY_ADDRESS": "local"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=BUDGET_S + 300, check=False)
     return folder / "run", done
