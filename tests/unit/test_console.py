@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from genopt.console import LiveTable, print_summary
+from genopt.console.run import LiveTable, print_summary
 from genopt.plan import Artifact, Candidate, Metric, Quality, Ratio
 from genopt.progress import Listener
 from genopt.report.assemble import assemble

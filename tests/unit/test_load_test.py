@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from genopt.console.load import LoadLine, print_load_test
 from genopt.errors import SpecError
-from genopt.load_console import LoadLine, print_load_test
 from genopt.measure.arrivals import arrivals
 from genopt.measure.load_client import LoadClient, Sample
 from genopt.measure.load_plot import load_plot

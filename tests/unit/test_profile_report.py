@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from genopt.profile_console import print_profile
+from genopt.console.profile import print_profile
 from genopt.profiling.records import Bottleneck, FamilyShare, GraphBreak, GraphBreaks, Operator, Phase
 from genopt.report import profiled
 from genopt.report.write import write_reports

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from genopt.console import print_run_status
+from genopt.console.status import print_run_status
 from genopt.plan import Artifact, Candidate, Quality, Ratio
 from genopt.progress import Broadcast, JsonLines, Silent
 from genopt.report.status import run_status

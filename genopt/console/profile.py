@@ -1,4 +1,4 @@
-"""What `genopt profile` prints; all of it on stderr, so that stdout stays for `--json`."""
+"""A profile on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
 
-from genopt.console import stderr
+from genopt.console.terminal import stderr
 from genopt.profiling.records import Bottleneck, GraphBreaks, Phase
 from genopt.report import profiled, wording
 from genopt.report.profiled import Table

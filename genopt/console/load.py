@@ -1,60 +1,30 @@
-"""What the terminal shows of a load test; all of it on stderr, so that stdout stays for `--json`."""
+"""A load test on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from genopt.console import STYLES, stderr
+from genopt.console.terminal import STYLES, MovingLine, stderr
 from genopt.measure.load_result import Level, LoadResult
 from genopt.report import wording
 
 _TIMES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2el_ms": "E2EL"}
 
 
-class LoadLine:
-    """A `genopt.measure.load_test.Progress` on stderr: one line that moves on a terminal, one line per level elsewhere.
+class LoadLine(MovingLine):
+    """A `genopt.measure.load_test.Progress` on stderr: one line that moves on a terminal, one line per level elsewhere."""
 
-    Use it as a context manager; the line is gone when the block ends.
-
-    Args:
-        console: Where to write; stderr unless given.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or stderr()
-        self._text = self._level = ""
-        self._live: Live | None = None
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            # Twice a second: drawing costs the process that takes the times.
-            self._live = Live(self, console=self._console, refresh_per_second=2, redirect_stdout=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+    _level = ""
 
     def __call__(self, level: str, *, done: int, of: int | None, failed: int, in_flight: int) -> None:
         """See `genopt.measure.load_test.Progress`."""
         total = f" of {of}" if of is not None else ""
-        self._text = f"{level}: {done}{total} requests ended, {in_flight} under way, {failed} failed"
-        if self._live is None and level != self._level:
-            self._console.print(level, markup=False, highlight=False, soft_wrap=True)
-        self._level = level
-
-    def __rich__(self) -> RenderableType:
-        """The line as it stands."""
-        return Text(self._text, no_wrap=True, overflow="ellipsis")
+        begins, self._level = level != self._level, level
+        self.show(f"{level}: {done}{total} requests ended, {in_flight} under way, {failed} failed", lasting=level if begins else None)
 
 
 def print_load_test(result: LoadResult, console: Console | None = None) -> None:

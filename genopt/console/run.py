@@ -1,11 +1,11 @@
-"""What the terminal shows while a run works and when it is done; all of it on stderr, so that stdout stays for `--json`."""
+"""A run on the terminal: while it works, when it is done, and what it would try."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,31 +13,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from genopt.console.terminal import STYLES, stderr
 from genopt.plan import Candidate, Record
 from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
-from genopt.report.status import RunStatus
 from genopt.search.estimate import Forecast
 
-STYLES = {
-    "accepted": "green", "rejected": "red", "failed": "red", "inconclusive": "yellow", "infeasible": "dim", "skipped": "dim",
-    "running": "cyan", "reference": "blue", "winner": "bold green",
-}  # fmt: skip
-"""Rich style of a state; the word itself is always printed too."""
-WIDTH = 132
 ROWS = 18
 """Rows of the live table: more would push the budget off a small terminal. The summary has them all."""
-
-
-def stderr() -> Console:
-    """Standard error; a log file gets lines long enough for the tables."""
-    found = Console(stderr=True)
-    return found if found.is_terminal else Console(stderr=True, width=WIDTH)
-
-
-def plain() -> Console:
-    """Standard error as a log: lines instead of a table, even on a terminal."""
-    return Console(stderr=True, force_terminal=False, width=WIDTH)
 
 
 class _Running(Record):
@@ -227,39 +210,3 @@ def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None
     out.print(table)
     remark = "Expected times are guesses until the first candidates were measured; the search adds candidates until the budget ends."
     out.print(Text(remark, style="dim"))
-
-
-def print_status(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints what is deployed."""
-    out = console or stderr()
-    if not found:
-        out.print("Nothing is deployed.")
-    for name, application in found.items():
-        replicas = "; ".join(f"{deployment} {detail['replicas']}" for deployment, detail in application["deployments"].items())
-        out.print(Text(f"{name}: {application['status'].lower()} {application['message']} {replicas}".strip()))
-
-
-def print_run_status(found: RunStatus, console: Console | None = None) -> None:
-    """Prints how a run stands."""
-    out = console or stderr()
-    grid = Table.grid(padding=(0, 2))
-    state = f"{found.state}, {found.phase}" if found.state == "running" else found.state
-    counts = ", ".join(f"{count} {name}" for name, count in found.candidates.items()) or "none yet"
-    best = wording.NONE
-    if found.best is not None:
-        speed = f", {found.best.speedup:.2f}× the original" if found.best.speedup else ""
-        best = found.best.name + speed + (f", quality {wording.quality_percent(found.best.quality)}" if found.best.quality else "")
-    rows = [("run", found.run), ("state", state), ("budget", f"{wording.duration(found.spent_s)} of {wording.duration(found.total_s)}"),
-            ("candidates", counts), ("best so far", best)]  # fmt: skip
-    if found.driver is not None:
-        rows.insert(2, ("driver", f"process {found.driver.pid} on {found.driver.host}"))
-    if found.running:
-        rows.insert(-1, ("under way", ", ".join(found.running)))
-    if found.deployment is not None:
-        served = f"{found.deployment.variant} at {found.deployment.url}" + ("" if found.answers else ", which does not answer")
-        rows.append(("deployment", served))
-    for name, value in rows:
-        grid.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
-    out.print(grid)
-    if found.remedy:
-        out.print(Text(f"→ {found.remedy.replace('`', '')}"))

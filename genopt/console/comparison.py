@@ -1,16 +1,12 @@
-"""What the terminal shows of a comparison by people; all of it on stderr."""
+"""A comparison by people on the terminal."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from genopt.console import stderr
+from genopt.console.terminal import MovingLine, stderr
 from genopt.quality.preference import HumanResult
 from genopt.report import wording
 
@@ -18,45 +14,13 @@ WIDEST = 48
 """Characters of what was said about a prompt, at most; the prompt is cut off instead."""
 
 
-class AnswerLine:
-    """A `genopt.compare.text_answers.AnswerProgress` on stderr: one line that moves on a terminal, a line now and then elsewhere.
-
-    Use it as a context manager; the moving line is gone when the block or `end` ends it.
-
-    Args:
-        console: Where to write; stderr unless given.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or stderr()
-        self._text = ""
-        self._live: Live | None = None
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            # Twice a second: drawing takes time from the engine that answers.
-            self._live = Live(self, console=self._console, refresh_per_second=2, redirect_stdout=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """All answers are there."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+class AnswerLine(MovingLine):
+    """A `genopt.compare.text_answers.AnswerProgress` on stderr: one line that moves on a terminal, a line now and then elsewhere."""
 
     def __call__(self, variant: str, *, done: int, of: int) -> None:
         """See `genopt.compare.text_answers.AnswerProgress`."""
-        self._text = f"{variant} answers: {done} of {of}"
-        if self._live is None and (done in (0, of) or done % 5 == 0):
-            self._console.print(self._text, markup=False, highlight=False, soft_wrap=True)
-
-    def __rich__(self) -> RenderableType:
-        """The line as it stands."""
-        return Text(self._text, no_wrap=True, overflow="ellipsis")
+        text = f"{variant} answers: {done} of {of}"
+        self.show(text, lasting=text if done == of or done % 5 == 0 else None)
 
 
 def print_preference(result: HumanResult, console: Console | None = None) -> None:

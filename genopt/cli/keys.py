@@ -1,28 +1,18 @@
-"""The verb `key`: makes, lists and revokes the API keys of served models; `genopt.cli` takes it in."""
+"""The verb `key`: makes, lists and revokes the API keys of served models; each is a verb of its own below it."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from genopt.cli import options
+from genopt.cli.output import print_json, say
+
 DEFAULT_KEYS = Path("~/.config/genopt/keys.json")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Keys = Annotated[Path, typer.Option("--file", help="File of API keys.")]
 keys = typer.Typer(name="key", no_args_is_help=True, help="Makes, lists and revokes API keys of served models.")
-
-
-def say(text: str) -> None:
-    """Writes a line for people."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def print_json(content: Any) -> None:
-    """Writes the document that programs read."""
-    print(json.dumps(content, indent=2), flush=True)
 
 
 @keys.command("add")
@@ -31,7 +21,7 @@ def add_key(
     file: Keys = DEFAULT_KEYS,
     requests_per_minute: Annotated[float | None, typer.Option(help="Most requests, on average.  [default: no limit]")] = None,
     concurrent: Annotated[int | None, typer.Option(help="Most requests under way.  [default: no limit]")] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Makes a key and prints it, once: only its hash is stored."""
     from genopt.serving.keys import add_key as add
@@ -46,7 +36,7 @@ def add_key(
 
 
 @keys.command("list")
-def list_keys(file: Keys = DEFAULT_KEYS, as_json: Json = False) -> None:
+def list_keys(file: Keys = DEFAULT_KEYS, as_json: options.Json = False) -> None:
     """Shows the keys of a file, revoked ones included."""
     from genopt.serving.keys import read_keys
 
@@ -63,7 +53,7 @@ def list_keys(file: Keys = DEFAULT_KEYS, as_json: Json = False) -> None:
 
 @keys.command("revoke")
 def revoke_key(
-    name: Annotated[str, typer.Argument(help="Name or id of the key.", show_default=False)], file: Keys = DEFAULT_KEYS, as_json: Json = False
+    name: Annotated[str, typer.Argument(help="Name or id of the key.", show_default=False)], file: Keys = DEFAULT_KEYS, as_json: options.Json = False
 ) -> None:
     """Makes a key invalid; running servers notice within seconds."""
     from genopt.serving.keys import revoke_key as revoke

@@ -1,0 +1,76 @@
+"""The arguments and options that verbs share, and the spec that they make."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from genopt.spec import RunSpec
+
+PROMPTS_HELP = "Your own prompts: .txt with one a line, .jsonl with `prompt` or chat `messages`, or .parquet with such a column."
+
+
+class Progress(StrEnum):
+    """How a run says on stderr what it does."""
+
+    auto = "auto"
+    lines = "lines"
+    json = "json"
+
+
+Model = Annotated[str | None, typer.Argument(help="Hugging Face id, folder, .gguf file or built-in name (smollm2-135m).", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file with a key per flag; flags on the command line win.")]
+TaskName = Annotated[str | None, typer.Option(help="Task; inferred from the model unless given.")]
+BudgetTime = Annotated[str | None, typer.Option(help="Wall-clock time from start to report, such as 10m.  [default: 60m]")]
+Quality = Annotated[str | None, typer.Option(help="Share of the original's quality that must be held.  [default: 99%]")]
+ObjectiveName = Annotated[str | None, typer.Option(help="latency, throughput, memory or balanced.  [default: latency]")]
+Slo = Annotated[str | None, typer.Option(help="Latency limits, such as ttft_p99=300ms,tpot_p99=30ms.")]
+EvalData = Annotated[str | None, typer.Option(help="Text (txt, jsonl, parquet) or questions (jsonl) to judge on.  [default: Python's help texts]")]
+EvalTask = Annotated[list[str] | None, typer.Option(help="Task of lm-evaluation-harness for finalists: a name or a YAML file; repeatable.")]
+EvalLimit = Annotated[int | None, typer.Option(help="Most items of each task.  [default: all]")]
+CalibData = Annotated[str | None, typer.Option(help="Text to calibrate on; must differ from the evaluation text.")]
+Include = Annotated[list[str] | None, typer.Option(help="Keep candidates whose name, engine or technique contains this; repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Drop candidates whose name, engine or technique contains this; repeatable.")]
+Concurrency = Annotated[str | None, typer.Option(help="Streams at which throughput is measured, such as 1,8,32.  [default: 1,4]")]
+Prompts = Annotated[str | None, typer.Option(help=f"{PROMPTS_HELP}  [default: pieces of the calibration text]")]
+PromptTokens = Annotated[int | None, typer.Option(help="Tokens of a measured prompt (ISL), unless --prompts brings its own.  [default: 64]")]
+OutputTokens = Annotated[int | None, typer.Option(help="New tokens of a measured request (OSL).  [default: 32]")]
+ArrivalsOf = Annotated[str | None, typer.Option(
+    "--arrivals", help="poisson:RATE or fixed:RATE also measures what callers wait, queueing included, where so many requests a second arrive, "
+    "such as poisson:2.5.  [default: closed, which measures nothing beside --concurrency]",
+)]  # fmt: skip
+Precision = Annotated[str | None, typer.Option(help="Half-width of a speedup's interval at which it counts as decided.  [default: 2%]")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine, else an embedded one]")]
+Store = Annotated[str | None, typer.Option(help="Folder of artifacts, shared by all nodes.  [default: $GENOPT_STORE or the user's cache]")]
+Out = Annotated[str | None, typer.Option(help="Run folder to create.  [default: runs/MODEL-TIME]")]
+Deploy = Annotated[bool | None, typer.Option("--deploy", help="Serve the winner at the end.")]
+Port = Annotated[int | None, typer.Option(help="Port of the deployment.  [default: 8000]")]
+MaxTrials = Annotated[int | None, typer.Option(help="Most candidates that the search may add.  [default: until the budget ends]")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.  [default: 0]")]
+ProgressStyle = Annotated[Progress, typer.Option(
+    "--progress", help="What stderr shows: a table on a terminal and lines elsewhere (auto), lines, or one JSON object per event (json): phase, "
+    "budget, started, activity, finished, ended, error, each with `time` and `event`.",
+)]  # fmt: skip
+TrustRemoteCode = Annotated[bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+
+
+def spec_of(model: str | None, config: Path | None, **flags: Any) -> RunSpec:
+    """The spec of a file with the given flags laid over it."""
+    from genopt.spec import build, load
+
+    values = load(config) if config is not None else {}
+    if model is not None:
+        values["model"] = model
+    values.update({name: value for name, value in flags.items() if value is not None and value != []})
+    return build(values)
+
+
+def listed(values: str | None) -> list[str] | None:
+    """The parts of a comma-separated option."""
+    return values.split(",") if values is not None else None
