@@ -24,7 +24,7 @@ def compare(
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes one that is free.", min=0, max=65535)] = 8350,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in the network vote.")] = "127.0.0.1",
     raters: Annotated[int, typer.Option(help="How many people vote, each with a link of their own.", min=1, max=1000)] = 1,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts: a .txt with one a line, or a .jsonl with `prompt`.  [default: built-in]")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts: .txt, or .jsonl or .parquet with `prompt`.  [default: built-in]")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most new tokens of an answer.", min=1)] = 256,
     results: Annotated[bool, typer.Option("--results", help="Show what people said so far, and serve nothing.")] = False,
     as_json: options.Json = False,

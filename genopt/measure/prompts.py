@@ -9,6 +9,8 @@ from pathlib import Path
 from genopt.errors import DataError
 from genopt.plan import Record
 
+LONGEST_LINE = 1_000_000
+"""Characters; no context of today holds more."""
 _KINDS = (".txt", ".jsonl", ".parquet")
 _FORM = "give every one a text under `prompt`, or under `messages` a list of objects with texts under `role` and `content`"
 
@@ -25,11 +27,17 @@ Prompt = str | tuple[Message, ...]
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Reads prompts in the order of the file; empty lines are skipped.
+    """All prompts of a file; see `iterate_prompts`."""
+    return tuple(iterate_prompts(path))
+
+
+def iterate_prompts(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Prompt]:
+    """Reads prompts one by one, in the order of the file; empty lines are skipped.
 
     Args:
         path: `.txt` with one prompt a line; `.jsonl` whose objects have `prompt` or chat `messages`; or `.parquet` with a
             column of one of these names. Other keys and columns are ignored.
+        longest_line: Characters; keeps a file without line ends from being read whole.
 
     Raises:
         DataError: The file is missing, unreadable, has no prompt, another form, or another kind.
@@ -37,32 +45,44 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     kind = path.suffix.lower()
     if kind not in _KINDS:
         raise DataError(f"Cannot tell what {path} holds from its name; give prompts in a file that ends in {', '.join(_KINDS)}.")
+    some = False
     try:
-        if kind == ".txt":
-            found: tuple[Prompt, ...] = tuple(line.strip() for _, line in _lines(path))
-        else:
-            entries = _json_lines(path) if kind == ".jsonl" else _rows(path)
-            found = tuple(_prompt(path, place, entry) for place, entry in entries)
+        for prompt in _texts(path, longest_line) if kind == ".txt" else _entries(path, kind, longest_line):
+            some = True
+            yield prompt
     except FileNotFoundError:
         raise DataError(f"Cannot read the prompts {path} (there is no such file); check the path given with --prompts.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from None
     except OSError as error:
         raise DataError(f"Cannot read the prompts {path} ({error.strerror or error}); give a readable file.") from None
-    if not found:
+    if not some:
         raise DataError(f"{path} has no prompts; give it at least one.")
-    return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _texts(path: Path, longest: int) -> Iterator[Prompt]:
+    return (line.strip() for _, line in _lines(path, longest))
+
+
+def _entries(path: Path, kind: str, longest: int) -> Iterator[Prompt]:
+    entries = _json_lines(path, longest) if kind == ".jsonl" else _rows(path)
+    return (_prompt(path, place, entry) for place, entry in entries)
+
+
+def _lines(path: Path, longest: int) -> Iterator[tuple[int, str]]:
     """Lines that are not empty, with their numbers."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            yield number, line
+    number = 0
+    with path.open(encoding="utf-8-sig", newline="\n") as stream:
+        while line := stream.readline(longest + 1):
+            number += 1
+            if len(line) > longest:
+                raise DataError(f"Line {number} of {path} is longer than {longest} characters; give one prompt a line.")
+            if line.strip():
+                yield number, line
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
-    for number, line in _lines(path):
+def _json_lines(path: Path, longest: int) -> Iterator[tuple[str, object]]:
+    for number, line in _lines(path, longest):
         try:
             yield f"Line {number}", json.loads(line)
         except (ValueError, RecursionError):
@@ -90,10 +110,18 @@ def _prompt(path: Path, place: str, entry: object) -> Prompt:
     if isinstance(entry, dict):
         text, messages = entry.get("prompt"), entry.get("messages")
         if isinstance(text, str) and text.strip():
-            return text
+            return _encodable(path, place, text)
         if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-            return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+            return tuple(Message(role=message["role"], content=_encodable(path, place, message["content"])) for message in messages)
     raise DataError(f"{place} of {path} has no prompt; {_FORM}.")
+
+
+def _encodable(path: Path, place: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place} of {path} has half a character (a lone surrogate); mend it.") from None
+    return text
 
 
 def _is_message(value: object) -> bool:

@@ -68,11 +68,11 @@ def test_prompts_are_read_once_each(tmp_path: Path) -> None:
     ("name", "content", "problem"),
     [
         ("p.txt", b"", "has no prompts"), ("p.txt", b" \n\n", "has no prompts"), ("p.txt", b"caf\xe9\n", "not UTF-8 text"),
-        ("p.csv", b"x", "neither .txt nor"),
+        ("p.csv", b"x", "ends in .txt, .jsonl, .parquet"),
         ("p.txt", b"x" * 300_000, "Line 1 of .* longer than"), ("p.txt", b"".join(b"%d\n" % n for n in range(501)), "more than 500 prompts"),
-        ("p.jsonl", b"{]\n", "Line 1 of .* not JSON"), ("p.jsonl", b'\n{"text": "x"}\n', "Line 2 of .* no text under `prompt`"),
-        ("p.jsonl", b'{"prompt": " "}\n', "no text under"), ("p.jsonl", b'{"prompt": "\\ud800"}\n', "half a character"),
-        ("p.jsonl", b"[1]\n", "no text"),
+        ("p.jsonl", b"{]\n", "Line 1 of .* not JSON"), ("p.jsonl", b'\n{"text": "x"}\n', "Line 2 of .* has no prompt"),
+        ("p.jsonl", b'{"prompt": " "}\n', "has no prompt"), ("p.jsonl", b'{"prompt": "\\ud800"}\n', "half a character"),
+        ("p.jsonl", b"[1]\n", "has no prompt"), ("p.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}', "has conversations"),
     ],
 )  # fmt: skip
 def test_a_file_of_prompts_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
@@ -82,7 +82,7 @@ def test_a_file_of_prompts_that_cannot_be_used(tmp_path: Path, name: str, conten
 
 
 def test_a_file_of_prompts_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="no such file"):
         load_prompts(tmp_path / "none.txt")
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(DataError, match="Is a directory"):
