@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from genopt.errors import SpecError
+from genopt.serving.binding import is_everywhere
 
 STOP_S = 2
 """How long answers under way may take at the end."""
@@ -45,7 +46,7 @@ class RunningServer:
 
     def address(self, token: str) -> str:
         """The link of a rater."""
-        host = reachable_name() if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound
+        host = reachable_name() if is_everywhere(self.host) else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/r/{token}"
 
 

@@ -29,6 +29,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_everywhere(host: str) -> bool:
+    """Whether an address stands for all of this machine's: 0.0.0.0 or ::."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def require_private(host: str, keys: str | None) -> None:
     """Refuses to listen where others reach the API while it asks nobody for a key.
 
@@ -43,5 +51,5 @@ def require_private(host: str, keys: str | None) -> None:
 
 def local_address(host: str) -> str:
     """How this machine reaches what listens on an address, in the form that URLs have."""
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what listens everywhere listens here
+    reached = ("::1" if ":" in host else "127.0.0.1") if is_everywhere(host) else host  # what listens everywhere listens here
     return f"[{reached}]" if ":" in reached else reached
