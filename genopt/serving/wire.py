@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
@@ -127,13 +128,13 @@ class CompletionSettings(Wire):
         """Upper bound of new tokens, if the caller gave one."""
         return self.max_tokens
 
+    @abstractmethod
     def scored(self) -> int | None:
         """How many most probable tokens to report per position; None reports no log-probabilities."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prompts(self) -> list[dict[str, object]]:
         """What to continue, as fields of `Ask`."""
-        raise NotImplementedError
 
     def asks(self) -> list[Ask]:
         """The continuation for each choice, `repeats` per prompt; the choices of a seeded request get consecutive seeds."""
