@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch.profiler import profile
@@ -100,9 +101,13 @@ def record_prefill(generation: Generation, timings: Timings, left_s: float) -> R
         for _ in range(_fitting(0.1 * left_s, timings.prefill_s, 1, PREFILLS)):
             recorded = profiler(generation.device)
             recorded.start()
-            times, _ = generation.run(1, lambda _, recorded=recorded: recorded.stop())  # type: ignore[misc]
+            times, _ = generation.run(1, partial(_stop, recorded))
             found.append(Recording(times[0], recorded))
     return _least_disturbed(found)
+
+
+def _stop(recorded: profile, _token: int) -> None:
+    recorded.stop()
 
 
 def record_step(generation: Generation, timings: Timings, left_s: float) -> Recording:
