@@ -98,17 +98,18 @@ OnToken = Callable[[int, int, TokenLogProbs | None], bool]
 returning False cancels that request."""
 
 
-class TextSession(Protocol):
-    """An opened language model."""
+class Generates(Protocol):
+    """The part of a session that whatever times it needs."""
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
         """Continues all requests as one batch."""
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """Teacher-forced natural log-probabilities, computed in float32, of sequences of at least 2 tokens."""
+
+class Distributes(Protocol):
+    """The part of a session that whatever compares two models needs."""
 
     def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        """As `score` for one sequence, with the log-probabilities of further tokens at each position.
+        """As `TextSession.score` for one sequence, with the log-probabilities of further tokens at each position.
 
         Memory is bounded: logits of a whole sequence are never held for more than a few dozen megabytes at a time.
 
@@ -116,6 +117,13 @@ class TextSession(Protocol):
             sequence: At least 2 tokens.
             wanted: How many of the most probable tokens, or an array of ids with one row per token but the last.
         """
+
+
+class TextSession(Generates, Distributes, Protocol):
+    """An opened language model."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """Teacher-forced natural log-probabilities, computed in float32, of sequences of at least 2 tokens."""
 
     def memory(self) -> Memory:
         """Memory of this process now."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from genopt.engines.base import Generation, GenerationRequest, TextSession
+from genopt.engines.base import Generates, Generation, GenerationRequest
 from genopt.errors import StageError
 from genopt.measure.arrivals import arrivals
 from genopt.measure.exclusivity import Unwatched, Watch
@@ -59,7 +59,7 @@ class Queued:
 
 
 def measure_queue(
-    session: TextSession, workload: TextWorkload, load: Load, *, name: str, seed: int, time_cap_s: float, watch: Watch | None = None,
+    session: Generates, workload: TextWorkload, load: Load, *, name: str, seed: int, time_cap_s: float, watch: Watch | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Queued:  # fmt: skip
     """Answers requests as they arrive, until `REQUESTS` are answered or the time is up; one batch is always measured.
@@ -109,7 +109,7 @@ def _next_batch(arriving: Sequence[float], first: int, free_at: float, max_batch
 
 
 def _batch(
-    session: TextSession, workload: TextWorkload, name: str, rows: list[Row], number: int, first: int, waited_ms: Sequence[float],
+    session: Generates, workload: TextWorkload, name: str, rows: list[Row], number: int, first: int, waited_ms: Sequence[float],
     clock: Callable[[], float],
 ) -> tuple[list[Timing], float]:  # fmt: skip
     """Generates one batch and adds its rows; returns its times, and for how long the session was busy."""

@@ -17,7 +17,7 @@ from statistics import median_low
 
 from pydantic import Field
 
-from genopt.engines.base import Generation, GenerationRequest, TextSession
+from genopt.engines.base import Generates, Generation, GenerationRequest
 from genopt.errors import StageError
 from genopt.measure.exclusivity import Unwatched, Watch
 from genopt.measure.gpu import described
@@ -106,7 +106,7 @@ class Timing:
 class _Duel:
     """Two sessions under one workload, and all rows so far."""
 
-    def __init__(self, candidate: TextSession, baseline: TextSession, workload: TextWorkload, repeats: Repeats) -> None:
+    def __init__(self, candidate: Generates, baseline: Generates, workload: TextWorkload, repeats: Repeats) -> None:
         self._sessions = {"candidate": candidate, "baseline": baseline}
         self._workload = workload
         self.repeats = repeats
@@ -215,8 +215,8 @@ def row(timing: Timing, *, session: str, phase: str, round_index: int, turn: int
 
 
 def compare(
-    candidate: TextSession,
-    baseline: TextSession,
+    candidate: Generates,
+    baseline: Generates,
     workload: TextWorkload,
     *,
     seed: int,
@@ -261,7 +261,7 @@ def compare(
 
 
 def measure_aa(
-    session: TextSession, workload: TextWorkload, *, seed: int, half_width: float, time_cap_s: float, watch: Watch | None = None,
+    session: Generates, workload: TextWorkload, *, seed: int, half_width: float, time_cap_s: float, watch: Watch | None = None,
     clock: Clock = time.monotonic,
 ) -> Ratio:  # fmt: skip
     """Compares a session with itself: how far from 1 pure noise gets. An interval that misses 1 tells of a disturbed machine.

@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 from pydantic import JsonValue
 
-from genopt.engines.base import GenerationRequest, TextSession
+from genopt.engines.base import Generates, GenerationRequest
 from genopt.measure.statistics import LEVEL, Array, student_quantile
 from genopt.plan import Record
 
@@ -49,7 +49,7 @@ class Continuations(Record):
         return self.greedy + self.sampled
 
 
-def continuations(session: TextSession, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], seed: int) -> Continuations:
+def continuations(session: Generates, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], seed: int) -> Continuations:
     """Lets a model continue prompts, all at once; the same seed samples with the same random numbers."""
     requests = [
         GenerationRequest(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genopt.engines.base import TextSession
+from genopt.engines.base import Distributes
 from genopt.engines.distribution import Distributions, Floats
 from genopt.errors import StageError, StorageError
 from genopt.plan import Record
@@ -54,7 +54,7 @@ class Compared(Record):
 NOTHING = Compared(log_probs=(), reference_log_probs=(), top_ids=(), reference_top_ids=(), kl=())
 
 
-def record(session: TextSession, sequences: Sequence[Sequence[int]], path: Path, facts: Mapping[str, str], top: int = TOP) -> None:
+def record(session: Distributes, sequences: Sequence[Sequence[int]], path: Path, facts: Mapping[str, str], top: int = TOP) -> None:
     """Writes the original's distributions as Parquet: a row per position, a row group per sequence.
 
     One sequence is in memory at a time.
@@ -79,7 +79,7 @@ def record(session: TextSession, sequences: Sequence[Sequence[int]], path: Path,
             writer.write_table(_table(place, sequence, found, schema))
 
 
-def compare(session: TextSession, sequences: Sequence[Sequence[int]], path: Path) -> Compared:
+def compare(session: Distributes, sequences: Sequence[Sequence[int]], path: Path) -> Compared:
     """Scores sequences with a candidate and holds it against what `record` wrote of the same sequences.
 
     Args:

@@ -47,7 +47,7 @@ from typing import Any
 
 import numpy as np
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.base import Generation, GenerationRequest, OnToken
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.limits import usable_cores
 from genopt.measure.statistics import half_width
@@ -127,15 +127,6 @@ class Pretended:
         times = tuple(started + 450_000_000 + step * index for index in range(requests[0].max_new_tokens))
         self._clock[0] = times[-1]
         return [Generation(token_ids=(0,) * len(times), timestamps_ns=times, started_ns=started, finish_reason="length") for _ in requests]
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        raise NotImplementedError
-
-    def memory(self) -> Memory:
-        return Memory(rss_bytes=0, peak_rss_bytes=0)
-
-    def close(self) -> None:
-        pass
 
 
 def simulated(noise: float, *, slowdown: float, precision: float, count: int = 400) -> dict[str, float]:

@@ -317,9 +317,7 @@ def test_rates_are_levels_of_their_own(server: str, capsys: pytest.CaptureFixtur
     assert "40 per s" in shown.err
 
 
-def test_prompts_of_ones_own_are_sent_in_turn_and_noted_where_they_repeat(
-    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_of_ones_own_are_sent_in_turn_and_noted_where_they_repeat(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "one"}\n{"messages": [{"role": "system", "content": "two"}, {"role": "user", "content": "three"}]}\n')
     _, shown = bench(capsys, f"{server}/good", "--prompts", str(path))

@@ -170,7 +170,7 @@ GOOD = {"model": "m", "prompt": "hi"}
 
 def ask(app: object, method: str, path: str, headers: list[tuple[str, str]]) -> httpx.Response:
     async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
             return await http.request(method, path, json=GOOD if method == "POST" else None, headers=headers)
 
     return asyncio.run(send())

@@ -293,9 +293,7 @@ def test_every_bottleneck_has_words(seconds: float, work: Work, name: str) -> No
     assert "{" not in wording.advice(name, seconds, work, bound, CEILINGS)
 
 
-@given(
-    seconds=st.dictionaries(st.sampled_from("abcd"), st.floats(1e-6, 1.0), min_size=1), count=st.integers(0, 10_000), true_s=st.floats(1e-6, 1.0)
-)
+@given(seconds=st.dictionaries(st.sampled_from("abcd"), st.floats(1e-6, 1.0), min_size=1), count=st.integers(0, 10_000), true_s=st.floats(1e-6, 1.0))
 def test_corrected_times_sum_to_the_true_time_and_none_is_negative(seconds: dict[str, float], count: int, true_s: float) -> None:
     found = roofline.corrected(seconds, dict.fromkeys(seconds, count), true_s)
     assert all(value >= 0 for value in found.values())

@@ -44,7 +44,7 @@ SEQUENCES = [text(1), text(2, 17), text(3)]
 
 
 def recorded(folder: Path, model: Model | None = None, top: int = 128) -> Path:
-    record(model or Model(), SEQUENCES, folder / "reference.parquet", {"model": "abc"}, top)  # type: ignore[arg-type]
+    record(model or Model(), SEQUENCES, folder / "reference.parquet", {"model": "abc"}, top)
     return folder / "reference.parquet"
 
 
@@ -54,7 +54,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def test_the_original_does_not_differ_from_itself(tmp_path: Path) -> None:
-    found = compare(Model(), SEQUENCES, recorded(tmp_path))  # type: ignore[arg-type]
+    found = compare(Model(), SEQUENCES, recorded(tmp_path))
     assert found.log_probs == found.reference_log_probs
     assert found.top_ids == found.reference_top_ids
     assert max(max(row) for row in found.kl) < 1e-6
@@ -64,8 +64,8 @@ def test_the_original_does_not_differ_from_itself(tmp_path: Path) -> None:
 
 def test_divergence_on_the_most_probable_and_the_tail_bounds_the_whole_from_below(tmp_path: Path) -> None:
     damaged = Model(0.5)
-    found = compare(damaged, SEQUENCES, recorded(tmp_path))  # type: ignore[arg-type]
-    whole = compare(damaged, SEQUENCES, recorded(tmp_path, top=VOCABULARY))  # type: ignore[arg-type]
+    found = compare(damaged, SEQUENCES, recorded(tmp_path))
+    whole = compare(damaged, SEQUENCES, recorded(tmp_path, top=VOCABULARY))
     for sequence, part, full in zip(SEQUENCES, found.kl, whole.kl, strict=True):
         p, q = log_softmax(Model().logits(sequence)), log_softmax(damaged.logits(sequence))
         exact = (np.exp(p) * (p - q)).sum(axis=1)
@@ -89,12 +89,12 @@ def test_what_is_written_is_the_most_probable_and_the_rest(tmp_path: Path) -> No
 def test_another_text_is_refused(tmp_path: Path) -> None:
     path = recorded(tmp_path)
     with pytest.raises(StorageError, match="about other text"):
-        compare(Model(), [SEQUENCES[0], text(9, 17), SEQUENCES[2]], path)  # type: ignore[arg-type]
+        compare(Model(), [SEQUENCES[0], text(9, 17), SEQUENCES[2]], path)
     with pytest.raises(StorageError, match="holds 3 sequences where 1"):
-        compare(Model(), SEQUENCES[:1], path)  # type: ignore[arg-type]
+        compare(Model(), SEQUENCES[:1], path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(StorageError, match="cannot be read"):
-        compare(Model(), SEQUENCES, path)  # type: ignore[arg-type]
+        compare(Model(), SEQUENCES, path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -116,7 +116,7 @@ def test_a_candidate_that_rules_tokens_out_diverges_by_a_finite_amount(tmp_path:
             found[:, : VOCABULARY // 2] = -np.inf
             return found
 
-    found = compare(Masked(), SEQUENCES, recorded(tmp_path))  # type: ignore[arg-type]
+    found = compare(Masked(), SEQUENCES, recorded(tmp_path))
     assert all(math.isfinite(value) and value > 1 for row in found.kl for value in row)
 
 
@@ -125,13 +125,13 @@ def test_a_candidate_without_numbers_has_no_worst_sequence_and_no_divergence(tmp
         def logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
             return np.full_like(super().logits(sequence), np.nan)
 
-    found = compare(Broken(), SEQUENCES, recorded(tmp_path))  # type: ignore[arg-type]
+    found = compare(Broken(), SEQUENCES, recorded(tmp_path))
     assert summary(found, SEQUENCES)["kl_mean"] is None
     assert worst(found, SEQUENCES, str) == ()
 
 
 def test_flips_count_what_one_of_both_gets_right(tmp_path: Path) -> None:
-    found = compare(Model(), SEQUENCES[:1], recorded_one(tmp_path))  # type: ignore[arg-type]
+    found = compare(Model(), SEQUENCES[:1], recorded_one(tmp_path))
     following = SEQUENCES[0][1:]
     wrong = [(token + 1) % VOCABULARY for token in following]
     half = tuple(following[:20] + wrong[20:])
@@ -142,7 +142,7 @@ def test_flips_count_what_one_of_both_gets_right(tmp_path: Path) -> None:
 
 
 def recorded_one(folder: Path) -> Path:
-    record(Model(), SEQUENCES[:1], folder / "one.parquet", {})  # type: ignore[arg-type]
+    record(Model(), SEQUENCES[:1], folder / "one.parquet", {})
     return folder / "one.parquet"
 
 
@@ -156,7 +156,7 @@ def test_the_worst_sequences_show_both_choices_where_they_differ_most(tmp_path: 
                 found[8] = -found[8]
             return found
 
-    found = compare(Local(), SEQUENCES, recorded(tmp_path))  # type: ignore[arg-type]
+    found = compare(Local(), SEQUENCES, recorded(tmp_path))
     shown = worst(found, SEQUENCES, lambda ids: " ".join(map(str, ids)))
     assert shown[0].sequence == 1
     differing = [place for place, (one, other) in enumerate(zip(shown[0].original, shown[0].candidate, strict=True)) if one != other]
@@ -166,7 +166,7 @@ def test_the_worst_sequences_show_both_choices_where_they_differ_most(tmp_path: 
 
 
 def test_comparisons_add_up(tmp_path: Path) -> None:
-    found = compare(Model(), SEQUENCES, recorded(tmp_path))  # type: ignore[arg-type]
+    found = compare(Model(), SEQUENCES, recorded(tmp_path))
     assert NOTHING + found == found
     assert len((found + found).kl) == 6
 

@@ -120,7 +120,7 @@ class Bytes:
 
 
 def marked(pupil: Pupil, items: Sequence[TaskItem], context: int = 200) -> tuple[tuple[float, ...], int]:
-    found = mark(pupil, items, Bytes(), context=context, stop_ids=(), progress=lambda _: None)  # type: ignore[arg-type]
+    found = mark(pupil, items, Bytes(), context=context, stop_ids=(), progress=lambda _: None)
     return found.scores, found.shortened
 
 

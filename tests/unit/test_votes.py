@@ -51,7 +51,7 @@ def judged(*said: str, verdicts: tuple[Verdict | None, Verdict | None] = ("refer
     """The result of one word per rater, one letter per question: a, b, t(ie), x (both bad) or . (no vote)."""
     letters: dict[str, Choice] = {"a": "a", "b": "b", "t": "tie", "x": "bad"}
     records = [
-        vote(f"rater {number}", f"q{place}", letters[letter], left="ab"[place % 2])  # type: ignore[arg-type]
+        vote(f"rater {number}", f"q{place}", letters[letter], left="ab"[place % 2])
         for number, word in enumerate(said, start=1) for place, letter in enumerate(word) if letter != "."
     ]  # fmt: skip
     count = questions or max(map(len, said))

@@ -210,10 +210,10 @@ def test_templates_refuse_and_are_sandboxed(tmp_path: Path, template: str | None
 
 
 def test_a_curl_line_survives_the_shell() -> None:
-    line = client.curl_line("http://127.0.0.1:8000", "m", "what's \"up\"?")
+    line = client.curl_line("http://127.0.0.1:8000", "m", 'what\'s "up"?')
     words = shlex.split(line)
     assert words[2] == "http://127.0.0.1:8000/v1/chat/completions"
-    assert json.loads(words[-1])["messages"][0]["content"] == "what's \"up\"?"
+    assert json.loads(words[-1])["messages"][0]["content"] == 'what\'s "up"?'
 
 
 def test_asking_where_nothing_listens_names_the_remedy() -> None:
