@@ -185,9 +185,7 @@ def _meets(sample: Sample, limits_s: Mapping[LimitName, float]) -> bool:
     return sample.error is None and all((times[name] or 0.0) <= 1e3 * limit for name, limit in limits_s.items())
 
 
-def level_of(
-    run: Run, spec: LoadSpec, *, concurrency: int | None, rate: float | None, warm_up: Sequence[Sample], client: ClientLoad
-) -> Level:
+def level_of(run: Run, spec: LoadSpec, *, concurrency: int | None, rate: float | None, warm_up: Sequence[Sample], client: ClientLoad) -> Level:
     """One level's record.
 
     Args:

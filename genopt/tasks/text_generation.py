@@ -66,9 +66,7 @@ class TextGeneration:
             _torch("torchao-int8-weight-only", Step(technique="torchao_int8_weight_only")),
             _torch("torchao-int8-dynamic", Step(technique="torchao_int8_dynamic")),
             # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.
-            ORIGINAL.model_copy(
-                update={"name": "prune-magnitude-50", "steps": (Step(technique="magnitude_prune", params={"sparsity": 0.5}),)}
-            ),
+            ORIGINAL.model_copy(update={"name": "prune-magnitude-50", "steps": (Step(technique="magnitude_prune", params={"sparsity": 0.5}),)}),
             _torch("drop-2-layers-distilled", drop, distill),
         ]
 
