@@ -8,14 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from pydantic import ConfigDict
+from ray.exceptions import RayError
 
 from genopt import catalog
 from genopt.distributed import cluster, stages
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
-from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
+from genopt.errors import BudgetError, ClusterError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
 from genopt.measure.prompts import read_prompts
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Record
@@ -32,6 +34,8 @@ from genopt.store.artifacts import default_root, open_root
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Task
 
+ANSWER_S = 60.0
+"""A worker starts within seconds, on a loaded machine within ten."""
 LEAST_BUDGET_S = 30.0
 """No run ends sooner: Ray, two engines and a compiler have to start."""
 SPACE_PER_BYTE = 4.0
@@ -88,8 +92,7 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         how = cluster.connect(spec.address)
     try:
         listener.activity(f"using {how.description}")
-        nodes = cluster.measuring_nodes()
-        facts = ray.get(stages.machine_task.options(scheduling_strategy=stages.on_node(nodes[0])).remote())
+        nodes, facts = _answering_nodes()
         resolved = spec.model_copy(update={"task": task, "store": str(store), "out": None})
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
         with folder.hold():
@@ -131,8 +134,7 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
         listener.phase("connect", "joining or starting Ray")
         how = cluster.connect(spec.address)
         try:
-            nodes = cluster.measuring_nodes()
-            facts = ray.get(stages.machine_task.options(scheduling_strategy=stages.on_node(nodes[0])).remote())
+            nodes, facts = _answering_nodes()
             terms = terms_of(spec, facts["libraries"])
             require_same(folder, terms)
             _begin(folder, budget, how, nodes, terms)
@@ -141,6 +143,25 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
             yield Preparation(spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=libraries), budget
         finally:
             cluster.disconnect()
+
+
+def _answering_nodes() -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
+    """The nodes to measure on, and what `machine_task` says of the first; a dead node counts as alive until Ray misses its heartbeats.
+
+    Raises:
+        ClusterError: None of them answers.
+    """
+    asked = {node: stages.machine_task.options(scheduling_strategy=stages.on_node(node)).remote() for node in cluster.measuring_nodes()}
+    found: dict[cluster.Node, dict[str, Any]] = {}
+    cause = ""
+    for node, answer in asked.items():
+        try:
+            found[node] = ray.get(answer, timeout=ANSWER_S)
+        except RayError as error:
+            cause = str(error).strip().splitlines()[-1][:160]
+    if not found:
+        raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
+    return tuple(found), next(iter(found.values()))
 
 
 def interrupted(folder: RunFolder, budget: Budget, found: str) -> InterruptedRunError:
