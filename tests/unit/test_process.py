@@ -138,18 +138,18 @@ run_stage("transform", payload, log=Path(sys.argv[1], "log"), timeout_s=60, thre
 def test_all_of_a_stage_ends_with(tmp_path: Path, plugins: dict[str, str], victim: str) -> None:
     """A Ray worker that is ended kills its own children first, which must not free what they started."""
     parent = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], env={**os.environ, **plugins}, stderr=subprocess.DEVNULL)
-    child, deadline = tmp_path / "child", time.monotonic() + 30
+    child, deadline = tmp_path / "child", time.monotonic() + 60
     while not child.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    stages = [process.pid for process in psutil.Process(parent.pid).children(recursive=True)]
+    assert child.exists()
+    stages = psutil.Process(parent.pid).children(recursive=True)
     assert len(stages) >= 2
     if victim == "its first process":
         psutil.Process(parent.pid).children()[0].kill()
     else:
         parent.kill()
-    while any(psutil.pid_exists(pid) for pid in stages) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(psutil.pid_exists(pid) for pid in stages)
+    psutil.wait_procs(stages, timeout=30)
+    assert [process for process in stages if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert_gone(child)
     parent.wait(timeout=30)
 
