@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# A file's tests share what they set up. What measures is marked `alone` and has the machine to itself.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart browser test test-fast lint clean
@@ -28,14 +30,15 @@ lint: install  ## Checks style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test-fast: install  ## Runs the tests that need neither Ray nor a model
-	$(BIN)/python -m pytest tests/unit
+test-fast: install  ## Runs the tests that need neither Ray nor a network
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (gpu or benchmark)" tests/unit tests/contract
 
 browser: install
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || $(BIN)/playwright install --with-deps chromium
 
 test: lint browser  ## Runs everything that CI runs
-	$(BIN)/python -m pytest -m "not gpu and not benchmark" tests/unit tests/contract tests/ray tests/e2e tests/packaging
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (gpu or benchmark or alone)" tests/unit tests/contract tests/ray tests/e2e tests/packaging
+	$(BIN)/python -m pytest -m "alone and not (gpu or benchmark)" tests/ray tests/e2e
 
 clean:  ## Removes what builds and tools leave behind; keeps .venv and runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

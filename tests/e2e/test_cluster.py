@@ -22,10 +22,11 @@ import yaml
 from genopt.testing.fake_task import write_fake_model
 from genopt.testing.plugin import write_plugin
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 START_S = 60.0
+NARROW = ("--include", "twice-as-fast", "--max-trials", "0")
 
 
 class Cluster(NamedTuple):
@@ -46,7 +47,10 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, real_store: Path, free_port: Callable[[], int]) -> Iterator[Cluster]:
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, quickstart: tuple[Path, object], real_store: Path, free_port: Callable[[], int]
+) -> Iterator[Cluster]:
+    """Comes after the quickstart, which measures and must have the machine to itself."""
     folder = tmp_path_factory.mktemp("cluster")
     write_plugin(folder / "plugin")
     write_fake_model(folder / "model")
@@ -102,7 +106,7 @@ def events(run: Path, name: str) -> list[Any]:
 def test_a_run_joins_the_cluster(cluster: Cluster) -> None:
     run = cluster.folder / "joined"
     done = cluster.genopt(
-        "optimize", str(cluster.folder / "model"), "--task", "fake-text", "--budget", "60s", "--max-trials", "1", "--out", str(run)
+        "optimize", str(cluster.folder / "model"), "--task", "fake-text", "--budget", "60s", *NARROW, "--out", str(run)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (started,) = events(run, "run_started")
@@ -114,7 +118,14 @@ def test_the_job_script_runs_a_spec(cluster: Cluster) -> None:
     upload = cluster.folder / "upload"
     shutil.copytree(ROOT / "jobs", upload / "jobs")
     shutil.copytree(ROOT / "genopt", upload / "genopt", ignore=shutil.ignore_patterns("__pycache__"))
-    spec = {"model": str(cluster.folder / "model"), "task": "fake-text", "budget": "60s", "max_trials": 0, "out": str(run)}
+    spec = {
+        "model": str(cluster.folder / "model"),
+        "task": "fake-text",
+        "budget": "60s",
+        "include": ["twice-as-fast"],
+        "max_trials": 0,
+        "out": str(run),
+    }
     (upload / "jobs" / "specs" / "fake.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
     environment = json.dumps({"env_vars": {"PYTHONPATH": cluster.environment["PYTHONPATH"]}})
     done = cluster.ray(
@@ -125,25 +136,23 @@ def test_the_job_script_runs_a_spec(cluster: Cluster) -> None:
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "twice-as-fast"
 
 
-def test_a_job_passes_its_exit_code_on(cluster: Cluster) -> None:
-    done = cluster.genopt("submit", "--", "optimize", str(cluster.folder / "model"), "--budget", "5s")
+def test_a_job_is_submitted_followed_and_passes_its_exit_code_on(cluster: Cluster) -> None:
+    run = cluster.folder / "submitted"
+    model = str(cluster.folder / "model")
+    done = cluster.genopt("submit", "--", "optimize", model, "--task", "fake-text", "--budget", "60s", *NARROW, "--out", str(run))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "twice-as-fast"
+    assert str(run / "report.html") in done.stdout + done.stderr
+    done = cluster.genopt("submit", "--", "optimize", model, "--budget", "5s")
     assert done.returncode == 4, done.stderr
     assert "budget" in done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def submitted(cluster: Cluster, free_port: Callable[[], int]) -> Path:
-    """A run of the real model as a job."""
-    run, flags = cluster.folder / "submitted", ("--include", "ort-int8-g32", "--max-trials", "0", "--port", str(free_port()))
-    done = cluster.genopt("submit", "--", "optimize", "smollm2-135m", "--budget", "420s", *flags, "--out", str(run), timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run
-
-
-def test_serve_deploys_the_winner_and_the_official_client_streams_from_it(cluster: Cluster, submitted: Path) -> None:
-    content = yaml.safe_load((submitted / "serve.yaml").read_text(encoding="utf-8"))
+def test_serve_deploys_the_winner_and_the_official_client_streams_from_it(cluster: Cluster, quickstart: tuple[Path, object]) -> None:
+    run, _ = quickstart
+    content = yaml.safe_load((run / "serve.yaml").read_text(encoding="utf-8"))
     port = content["http_options"]["port"]
-    done = cluster.ray("serve", "deploy", str(submitted / "serve.yaml"), "--address", cluster.dashboard)
+    done = cluster.ray("serve", "deploy", str(run / "serve.yaml"), "--address", cluster.dashboard)
     assert done.returncode == 0, done.stderr
     url = f"http://127.0.0.1:{port}"
     _wait_until_ready(url)
@@ -157,7 +166,7 @@ def test_serve_deploys_the_winner_and_the_official_client_streams_from_it(cluste
     assert "learning" in "".join(pieces).lower()
     status = cluster.genopt("status", "--json")
     assert json.loads(status.stdout)["genopt"]["status"] == "RUNNING"
-    ended = cluster.genopt("undeploy", str(submitted))
+    ended = cluster.genopt("undeploy", str(run))
     assert ended.returncode == 0, ended.stderr
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"{url}/healthz", timeout=5).raise_for_status()

@@ -19,7 +19,7 @@ import yaml
 from genopt.testing.fake_task import write_fake_model
 from genopt.testing.plugin import write_plugin
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
