@@ -150,7 +150,7 @@ class _Run:
                 for plan in fan_out.run(late, self._deadline(), self._deadline()):
                     self._skip(plan)
         self._confirm(prepared)
-        return "the search space was exhausted" if self._budget.left_s > self._typical_s() else "the budget was used up"
+        return "the search space was exhausted" if self._budget.left_s > self._typical_s() + SEARCH_END_S else "the budget was used up"
 
     @contextmanager
     def _phase(self, name: str, detail: str) -> Iterator[None]:

@@ -155,7 +155,7 @@ def test_without_a_winner_the_baseline_is_kept(folder: Path) -> None:
 
 def test_interrupted_and_resumed(folder: Path) -> None:
     run = folder / "interrupted"
-    process = optimize(folder, run)
+    process = optimize(folder, run, "--budget", "90s")  # enough for starting twice
     wait_for_event(run, "candidate_finished")
     os.killpg(process.pid, signal.SIGINT)
     message = ended(process, 130)["error"]["message"]
