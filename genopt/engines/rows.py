@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from genopt.engines.base import Generation, GenerationRequest, OnToken
+from genopt.engines.base import Generation, GenerationRequest, OnToken, TokenLogProbs
 from genopt.engines.sampling import Sampler, log_probs
 from genopt.errors import SpecError
 
@@ -29,16 +29,24 @@ class Row:
         self._sampler = Sampler(request)
         self._times: list[int] = []
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is all that is needed of each step."""
+        return self.request.temperature == 0 and self.request.top_logprobs is None
+
     def take(self, logits: NDArray[np.float32], on_token: OnToken | None) -> None:
         """Chooses the next token from a row of logits, reports it, and notices the end."""
-        token = self._sampler.choose(logits)
+        token, top = self._sampler.choose(logits), self.request.top_logprobs
+        self.accept(token, on_token, None if top is None else log_probs(logits, token, top))
+
+    def accept(self, token: int, on_token: OnToken | None, scored: TokenLogProbs | None = None) -> None:
+        """Adds a token that was chosen, reports it, and notices the end."""
         if token in self.request.stop_token_ids:
             self.finish_reason = "stop"
             return
         self.tokens.append(token)
         self._times.append(time.monotonic_ns())
-        top = self.request.top_logprobs
-        if on_token is not None and not on_token(self.index, token, None if top is None else log_probs(logits, token, top)):
+        if on_token is not None and not on_token(self.index, token, scored):
             self.finish_reason = "cancelled"
         elif len(self.tokens) == self.request.max_new_tokens:
             self.finish_reason = "length"

@@ -17,6 +17,7 @@ from transformers import DynamicCache, StaticCache
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.engines.distribution import BLOCKS, Distributions, Wanted, require_rows
 from genopt.engines.process_memory import process_memory
+from genopt.engines.readback import Readback
 from genopt.engines.rows import Row, require_fit
 from genopt.engines.torch_engine import TorchOptions
 from genopt.models import products
@@ -29,7 +30,7 @@ LOGIT_BYTES = 64 << 20
 """Most memory for logits as the model gives them; longer sequences are read in steps."""
 
 Logits = NDArray[np.float32]
-Step = Callable[[Tensor, Tensor, StaticCache], Tensor]
+Step = Callable[[Tensor, Tensor, StaticCache], tuple[Tensor, Tensor]]
 
 
 class TorchSession:
@@ -51,6 +52,7 @@ class TorchSession:
         self._held = cache_size(None)
         self._slow = products.are_slow_in(self._model)
         self._cache_tokens = min(options.cache_tokens, self._context)
+        self._readback = Readback() if self._device.type == "cuda" else None
         if options.compile:
             self._cache = StaticCache(config=self._model.config, max_cache_len=self._cache_tokens)
             mode = "reduce-overhead" if self._device.type == "cuda" else None
@@ -87,11 +89,11 @@ class TorchSession:
         elif rows:
             self._run_eager(rows, on_token)
 
-    def _decode(self, token: Tensor, position: Tensor, cache: StaticCache) -> Tensor:
-        """The step that is compiled: one token in, float32 logits of the next one out."""
+    def _decode(self, token: Tensor, position: Tensor, cache: StaticCache) -> tuple[Tensor, Tensor]:
+        """The step that is compiled: one token in; float32 logits of the next one and the most probable token out."""
         output = self._model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True)
         logits: Tensor = output.logits[:, -1].float()
-        return logits
+        return logits, logits.argmax(-1, keepdim=True)
 
     def _run_compiled(self, row: Row, step: Step, on_token: OnToken | None) -> None:
         """Eager prefill and compiled steps on the one static cache, whose tensors stay in place between requests."""
@@ -103,11 +105,33 @@ class TorchSession:
         token = torch.zeros((1, 1), dtype=torch.long, device=self._device)  # the same strides each time, or the step is compiled again
         position = torch.full_like(token, prompt.shape[1] - 1)
         with self._fast_on_cpus():
+            if self._readback is not None and row.is_greedy:
+                self._run_ahead(row, step, self._readback, token, position, on_token)
             while not row.finish_reason:
                 token.fill_(row.tokens[-1])
                 position += 1
-                row.take(_rows(step(token, position, self._cache))[0], on_token)
+                row.take(_rows(step(token, position, self._cache)[0])[0], on_token)
         self._held = cache_size(self._cache)
+
+    def _run_ahead(self, row: Row, step: Step, readback: Readback, token: Tensor, position: Tensor, on_token: OnToken | None) -> None:
+        """Greedy steps, each begun before the host has read the token of the one before, so that the GPU never waits for it.
+
+        One step in vain follows a token that ends the answer early.
+        """
+
+        def begin() -> int:
+            position.add_(1)
+            token.copy_(step(token, position, self._cache)[1])
+            return readback.send(token)
+
+        if row.finish_reason:
+            return
+        token.fill_(row.tokens[-1])
+        current: int | None = begin()
+        while current is not None and not row.finish_reason:
+            following = begin() if len(row.tokens) + 1 < row.request.max_new_tokens else None
+            row.accept(readback.take(current), on_token)
+            current = following
 
     @contextmanager
     def _fast_on_cpus(self) -> Iterator[None]:
