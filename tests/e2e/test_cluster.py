@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 START_S = 60.0
-NARROW = ("--include", "twice-as-fast", "--max-trials", "0")
+NARROW = ("--budget", "150s", "--precision", "10%", "--include", "twice-as-fast", "--max-trials", "0")
 
 
 class Cluster(NamedTuple):
@@ -106,7 +106,7 @@ def events(run: Path, name: str) -> list[Any]:
 def test_a_run_joins_the_cluster(cluster: Cluster) -> None:
     run = cluster.folder / "joined"
     done = cluster.genopt(
-        "optimize", str(cluster.folder / "model"), "--task", "fake-text", "--budget", "60s", *NARROW, "--out", str(run)
+        "optimize", str(cluster.folder / "model"), "--task", "fake-text", *NARROW, "--out", str(run)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (started,) = events(run, "run_started")
@@ -139,7 +139,7 @@ def test_the_job_script_runs_a_spec(cluster: Cluster) -> None:
 def test_a_job_is_submitted_followed_and_passes_its_exit_code_on(cluster: Cluster) -> None:
     run = cluster.folder / "submitted"
     model = str(cluster.folder / "model")
-    done = cluster.genopt("submit", "--", "optimize", model, "--task", "fake-text", "--budget", "60s", *NARROW, "--out", str(run))
+    done = cluster.genopt("submit", "--", "optimize", model, "--task", "fake-text", *NARROW, "--out", str(run))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "twice-as-fast"
     assert str(run / "report.html") in done.stdout + done.stderr

@@ -33,8 +33,8 @@ def optimize(folder: Path, questions: list[dict[str, Any]], *more: str) -> tuple
         "GENOPT_STORE": str(folder / "store"), "RAY_ADDRESS": "local",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "genopt", "optimize", str(folder / "model"), "--task", "fake-text", "--budget", "60s", "--max-trials", "0", "--json",
-         "--eval-data", str(path), "--include", "twice-as-fast", *more],
+        [sys.executable, "-m", "genopt", "optimize", str(folder / "model"), "--task", "fake-text", "--budget", "150s", "--precision", "10%",
+         "--max-trials", "0", "--json", "--eval-data", str(path), "--include", "twice-as-fast", *more],
         env=environment, text=True, capture_output=True, cwd=folder, timeout=120, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
