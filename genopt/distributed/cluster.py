@@ -24,6 +24,8 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray ends workers that were idle for a second, and starting the next one costs every stage two.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 
 
