@@ -35,7 +35,7 @@ from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Task
 
 ANSWER_S = 60.0
-"""A worker starts within seconds, on a loaded machine within ten."""
+"""For all nodes together; a worker starts within seconds, on a loaded machine within ten."""
 LEAST_BUDGET_S = 30.0
 """No run ends sooner: Ray, two engines and a compiler have to start."""
 SPACE_PER_BYTE = 4.0
@@ -153,10 +153,10 @@ def _answering_nodes() -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
     """
     asked = {node: stages.machine_task.options(scheduling_strategy=stages.on_node(node)).remote() for node in cluster.measuring_nodes()}
     found: dict[cluster.Node, dict[str, Any]] = {}
-    cause = ""
+    cause, until = "", time.monotonic() + ANSWER_S
     for node, answer in asked.items():
         try:
-            found[node] = ray.get(answer, timeout=ANSWER_S)
+            found[node] = ray.get(answer, timeout=max(0.0, until - time.monotonic()))
         except RayError as error:
             cause = str(error).strip().splitlines()[-1][:160]
     if not found:
