@@ -92,7 +92,7 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         how = cluster.connect(spec.address)
     try:
         listener.activity(f"using {how.description}")
-        nodes, facts = _answering_nodes()
+        nodes, facts = _answering_nodes(listener)
         resolved = spec.model_copy(update={"task": task, "store": str(store), "out": None})
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
         with folder.hold():
@@ -134,7 +134,7 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
         listener.phase("connect", "joining or starting Ray")
         how = cluster.connect(spec.address)
         try:
-            nodes, facts = _answering_nodes()
+            nodes, facts = _answering_nodes(listener)
             terms = terms_of(spec, facts["libraries"])
             require_same(folder, terms)
             _begin(folder, budget, how, nodes, terms)
@@ -145,7 +145,7 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
             cluster.disconnect()
 
 
-def _answering_nodes() -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
+def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
     """The nodes to measure on, and what `machine_task` says of the first; a dead node counts as alive until Ray misses its heartbeats.
 
     Raises:
@@ -158,7 +158,8 @@ def _answering_nodes() -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
         try:
             found[node] = ray.get(answer, timeout=max(0.0, until - time.monotonic()))
         except RayError as error:
-            cause = str(error).strip().splitlines()[-1][:160]
+            cause = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
+            listener.activity(f"going on without {node.hostname}, which runs no task: {cause}")
     if not found:
         raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
     return tuple(found), next(iter(found.values()))
