@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "genopt needs Python 3.11 or newer, and $(PYTHON) is older; run for example: make install PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing genopt and what it needs into $(VENV); the first time takes some minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,lint]'
 	@touch $@
 
 quickstart: install  ## Optimizes a small model and deploys the winner; pass flags with ARGS="--budget 10m"

@@ -22,6 +22,8 @@ PARENT = "GENOPT_PARENT"
 """Environment variable with the process id of the parent: it may be gone before its child can look."""
 SWEEP_S = 3.0
 """Longest time for killing what is left; only processes that the kernel itself holds can take it."""
+_LOOK_S = 0.005
+"""Pause between two looks for what is left. Looks are counted, not time: a machine that was paused must not end the sweep."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -37,6 +39,7 @@ def guard() -> None:
     guardian = os.fork()
     if guardian:
         _stand_in(guardian)
+    os.setpgid(0, 0)  # so that who kills the group of the child that the parent knows cannot stop the sweep
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     guardian = os.getpid()
     worker = os.fork()
@@ -102,17 +105,17 @@ def _await_any(*pids: int) -> None:
 
 def _sweep(worker: int) -> int:
     """Kills everything below this process; returns how the worker ended, as `os.waitpid` says it."""
-    ended, until = signal.SIGKILL.value, time.monotonic() + SWEEP_S
+    ended = signal.SIGKILL.value
     with contextlib.suppress(ChildProcessError):
         pid, status = os.waitpid(worker, os.WNOHANG)
         ended = status if pid == worker else ended
-        while time.monotonic() < until:
+        for _ in range(round(SWEEP_S / _LOOK_S)):
             for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(child), signal.SIGKILL)
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-            time.sleep(0.005)
+            time.sleep(_LOOK_S)
     return ended
 
 

@@ -1,8 +1,8 @@
 """Runs stages and engine sessions in processes of their own.
 
-Each child gets its own process group and a deadline; whatever happens, the group and all that left it
-are killed when the work ends, so that memory is truly released and a crash or hang is a typed error.
-They also end when the parent disappears (`genopt.guardian` watches it).
+Each child gets its own session and a deadline; whatever happens, all that it started is killed when the work ends,
+so that memory is truly released and a crash or hang is a typed error. It also ends when the parent disappears
+(`genopt.guardian` watches it).
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def child_environment(threads: int | None, extra: Mapping[str, str] | None = Non
     return environment
 
 
-def kill_group(process: subprocess.Popen[Any]) -> None:
-    """Kills a child, all that it started, and its whole process group, and reaps the child.
+def kill_tree(process: subprocess.Popen[Any]) -> None:
+    """Kills a child and all that it started, and reaps the child.
 
-    Its guardian is asked first, because it alone finds processes that left the group.
+    Its guardian does it, because it alone finds what left the child's process group. It goes on where the child itself is
+    already dead or does not end in time.
     """
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=SWEEP_S + 1)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=10)
 
@@ -79,7 +79,7 @@ def run_stage(
         kind: A key of `genopt.worker.STAGES`.
         payload: JSON values for the stage.
         log: File that receives the stage's output.
-        timeout_s: Seconds after which the stage's process group is killed.
+        timeout_s: Seconds after which the stage and all that it started is killed.
         threads: CPU threads, or None to leave the libraries' defaults.
         environment: Variables for the child.
 
@@ -102,7 +102,7 @@ def run_stage(
         except subprocess.TimeoutExpired:
             raise StageTimeoutError(f"The stage {kind!r} passed its limit of {timeout_s:.0f} s and was stopped; give a larger --budget.") from None
         finally:
-            kill_group(process)
+            kill_tree(process)
         if not result.exists():
             raise _death_error(f"The stage {kind!r}", code, log)
         answer = json.loads(result.read_text(encoding="utf-8"))
@@ -268,9 +268,9 @@ class SessionProcess:
         return gpu.used_by(below(self.pid))
 
     def close(self) -> None:
-        """Kills the process group; safe to call twice."""
+        """Kills the process and all that it started; safe to call twice."""
         if self._process is not None:
-            kill_group(self._process)
+            kill_tree(self._process)
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
                     with contextlib.suppress(OSError, ValueError):

@@ -29,6 +29,8 @@ from genopt.testing.plugin import write_plugin
 
 pytestmark = pytest.mark.e2e
 START_S = 60.0
+ANSWER_S = 30.0
+"""Longest time that the page may take for anything, on a machine that runs other tests too."""
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 FINGER = 44
@@ -41,6 +43,7 @@ PROMPTS = ("Who are you?", f"{HOSTILE} What is this?", "Spell " + "longword" * 4
 def browser() -> Iterator[Browser]:
     """The system's Chromium, else the one that `playwright install chromium` fetches."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    expect.set_options(timeout=1000 * ANSWER_S)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, chromium_sandbox=os.geteuid() != 0)
         yield chromium

@@ -126,13 +126,17 @@ def test_the_budget_holds_whatever_candidates_do(nodes: Nodes) -> None:
     assert left_over(nodes) == []
 
 
+def is_ours(process: psutil.Process, nodes: Nodes) -> bool:
+    """Whether a process, with its `environ` looked up, belongs to these nodes and not to another test's beside them."""
+    return bool((process.info["environ"] or {}).get(fake_technique.LOG) == str(nodes.folder / "log"))
+
+
 def left_over(nodes: Nodes) -> list[str]:
     """Command lines of processes that stages of these nodes left behind."""
     found = []
     for process in psutil.process_iter(["cmdline", "environ"]):
         line = " ".join(process.info["cmdline"] or [])
-        ours = (process.info["environ"] or {}).get(fake_technique.LOG) == str(nodes.folder / "log")
-        if ours and ("SIG_IGN); time.sleep(600)" in line or "genopt.worker" in line):
+        if is_ours(process, nodes) and ("SIG_IGN); time.sleep(600)" in line or "genopt.worker" in line):
             found.append(line)
     return found
 
@@ -159,22 +163,23 @@ def test_a_damaged_artifact_is_built_again(nodes: Nodes) -> None:
 
 
 class BenchKiller(Silent):
-    """Kills the process of the bench when the first candidate has ended."""
+    """Kills the process of the nodes' bench when the first candidate has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
         self.killed = 0
 
     def finished(self, candidate: Candidate) -> None:
         if candidate.name in ("original", "baseline") or self.killed:
             return
-        for process in psutil.process_iter(["cmdline"]):
-            if "ray::BenchActor" in " ".join(process.info["cmdline"] or []):
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            if "ray::BenchActor" in " ".join(process.info["cmdline"] or []) and is_ours(process, self._nodes):
                 process.kill()
                 self.killed += 1
 
 
 def test_a_bench_that_is_killed_is_replaced(nodes: Nodes) -> None:
-    killer = BenchKiller()
+    killer = BenchKiller(nodes)
     _, report = nodes.run("bench", [*GOOD, *(sleep_plan(f"more-{number}", sleep_s=0.5, speed=1.2) for number in range(2))], killer)
     assert killer.killed == 1
     assert "failed" not in statuses(report).values(), [candidate.reason for candidate in report.tried]

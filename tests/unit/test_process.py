@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -134,7 +135,7 @@ run_stage("transform", payload, log=Path(sys.argv[1], "log"), timeout_s=60, thre
 """
 
 
-@pytest.mark.parametrize("victim", ["what waits for it", "its first process"])
+@pytest.mark.parametrize("victim", ["what waits for it", "its first process", "the group of its first process"])
 def test_all_of_a_stage_ends_with(tmp_path: Path, plugins: dict[str, str], victim: str) -> None:
     """A Ray worker that is ended kills its own children first, which must not free what they started."""
     parent = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], env={**os.environ, **plugins}, stderr=subprocess.DEVNULL)
@@ -144,10 +145,13 @@ def test_all_of_a_stage_ends_with(tmp_path: Path, plugins: dict[str, str], victi
     assert child.exists()
     stages = psutil.Process(parent.pid).children(recursive=True)
     assert len(stages) >= 2
-    if victim == "its first process":
-        psutil.Process(parent.pid).children()[0].kill()
-    else:
+    first = psutil.Process(parent.pid).children()[0]
+    if victim == "what waits for it":
         parent.kill()
+    elif victim == "its first process":
+        first.kill()
+    else:
+        os.killpg(first.pid, signal.SIGKILL)
     psutil.wait_procs(stages, timeout=30)
     assert [process for process in stages if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert_gone(child)
