@@ -23,10 +23,11 @@ rounds                                 5      6      8      8      8
 So 19 of 20 hold where a request's time per token varies by 1 % or less, and noise that is independent makes up no differences; it only
 leaves them undecided.
 
-**On a quiet machine** (one H100, 2026-11-25, the shape of Llama 3.2 1B with random weights, compiled, 1.71 ms a token) 7 repetitions were
-made at the default precision of 2 %: A/A covered 1 in 7 of 7, the slowdown was found in 7 of 7 (seen as 3.2 %, median half-width 0.7 %),
-and what differs in nothing won in none; none was undecided. Its interval missed 1 once, by 0.2 %, and
-its value differed from 1 by up to 0.5 %: two processes with the same weights do. Thirteen more are needed for the 20 that are asked for.
+**On a quiet machine** (one H100, 2026-11-25, the shape of Llama 3.2 1B with random weights, compiled, 1.7 ms a token) 19 repetitions were
+made at the default precision of 2 %: A/A covered 1 in 19 of 19, the slowdown was found in 19 of 19 (seen as 3.3 %, median half-width
+0.7 %), and what differs in nothing won in none; none was undecided, and a candidate took 31 s, of which compiling was a part. Two processes
+with the same weights do differ, by up to 0.9 % here: the interval of what differs in nothing missed 1 in 4 of 19. It tells how well
+this process was measured, not how much the next one would differ.
 
 **On a machine that was not quiet** (two virtual processors of an AMD EPYC, SmolLM2 in 8 bits; the same work took from 13 to 111 ms a token
 within the hour) A/A covered 1 in 4 of 4, and what differs in nothing won in none of 4. But every comparison ended undecided (median
