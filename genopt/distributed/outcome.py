@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from genopt.plan import Candidate, plan_of
 from genopt.search.estimate import time_boxes_s
 from genopt.search.predict import runtime_of
+from genopt.search.propose import Outcome as Tried
+from genopt.search.propose import values_of
+from genopt.search.space import Space
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Evaluation, References
 
@@ -71,6 +75,13 @@ class Outcome:
     def identities(self) -> set[str]:
         """Identities of everything that ended."""
         return {plan_of(item).identity() for item in self.candidates if item.status != "skipped"}
+
+    def of_points(self, space: Space) -> Iterator[Tried]:
+        """What candidates came to that are points of a space, as a search sees them."""
+        for candidate in self.candidates:
+            point = space.point_of(plan_of(candidate)) if candidate.status != "skipped" else None
+            if point is not None:
+                yield Tried(point=point, values=values_of(candidate))
 
     def flush(self) -> None:
         """Writes the Parquet tables."""

@@ -7,6 +7,7 @@ deadline both end with a report of the best so far.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from genopt.distributed.observers import JournalListener, RayMetrics
 from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
-from genopt.distributed.tuning import SearchRequest, search
+from genopt.distributed.searcher import SearchRequest
+from genopt.distributed.tuning import search
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.plan import Artifact, Candidate, Plan, plan_of
 from genopt.progress import Broadcast, Listener
@@ -33,6 +35,7 @@ from genopt.report.write import write_reports
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
 from genopt.search.predict import runtime_of
+from genopt.search.propose import pool
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, session_options
@@ -283,21 +286,28 @@ class _Run:
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
 
     def _search(self, facts: stages.BuildFacts) -> None:
-        spec = self._spec
+        space = self._task.space()
+        candidates = pool(space, self._spec.seed, lambda point: self._foreseen(space.plan(point)))
+        references = {plan.identity() for plan in self._task.references()}
         while self._trials_left() != 0 and self._budget.left_s > self._typical_s() + SEARCH_END_S:
             request = SearchRequest(
-                spec=spec, task=self._task.name, space={name: tuple(choices) for name, choices in self._task.space().items()},
-                seeds=tuple(self._task.seeds()), known=tuple(sorted(self._outcome.identities())), deadline=Moment.of(self._deadline() - SEARCH_END_S),
+                spec=self._spec, task=self._task.name, seeds=tuple(self._task.seeds()), outcomes=tuple(self._outcome.of_points(space)),
+                known=tuple(sorted(self._outcome.identities() | references)), deadline=Moment.of(self._deadline() - SEARCH_END_S),
                 expected_s=self._typical_s(), guard_s=self._budget.guard_s, trials=self._trials_left(),
             )  # fmt: skip
             lost = search(
-                request, facts, self._benches.slots, finished=self._ended,
+                request, candidates, facts, self._benches.slots, finished=self._ended,
                 started=lambda plan: self._started(plan, self._expected_s(plan)), tick=self._tick,
             )  # fmt: skip
             if not lost:
                 break
             for slot in tuple(self._benches.slots):
                 self._benches.recover(slot)
+
+    def _foreseen(self, plan: Plan) -> tuple[float, ...]:
+        """What can be said of a candidate before it is tried: the logarithm of its expected pace."""
+        found = self._predictions.predict(plan)
+        return (math.log(found.value),) if found is not None else ()
 
     def _trials_left(self) -> int | None:
         """How many candidates the search may still add, those of earlier sessions counted; None for any number."""
@@ -336,7 +346,7 @@ class _Run:
 
     def _typical_s(self) -> float:
         """Expected seconds of one searched candidate."""
-        return self._expected_s(self._task.plan(self._task.seeds()[0]))
+        return self._expected_s(self._task.space().plan(self._task.seeds()[0]))
 
     def _expected_s(self, plan: Plan) -> float:
         references = self._outcome.references

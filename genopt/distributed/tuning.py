@@ -6,12 +6,11 @@ reports once. Nothing that matters lives in Tune's state: results go to the run'
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -19,114 +18,17 @@ import ray
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
-from ray.tune.search.optuna import OptunaSearch
 
 from genopt import catalog, clock
-from genopt.clock import Moment, Window
+from genopt.clock import Window
 from genopt.distributed.cluster import Node
 from genopt.distributed.fanout import TICK_S
+from genopt.distributed.searcher import LOST, QualityOptunaSearch, SearchRequest
 from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build
-from genopt.plan import JsonValue, Plan, Record
-from genopt.spec import RunSpec
+from genopt.plan import Plan
+from genopt.search.propose import VALUES, Pool, values_of
+from genopt.search.space import Choice
 from genopt.tasks.base import Evaluation, Task, failed
-
-SPEED, QUALITY, LOST = "speed", "quality", "lost"
-REPEATS = 20
-"""Suggestions of known points in a row after which the sampler is passed over."""
-
-
-class SearchRequest(Record):
-    """What the search may do.
-
-    Attributes:
-        spec: The run's spec: quality bar, seed, what is wanted and how many trials.
-        task: Catalogue name of the task.
-        space: Choices by flat name.
-        seeds: Points to try first.
-        known: Identities of plans that were tried already.
-        deadline: When no trial may run any more.
-        expected_s: How long one trial takes.
-        guard_s: Seconds before the deadline in which nothing starts that cannot finish.
-        trials: Most candidates to add; None searches until the deadline.
-    """
-
-    spec: RunSpec
-    task: str
-    space: dict[str, tuple[JsonValue, ...]]
-    seeds: tuple[dict[str, JsonValue], ...]
-    known: tuple[str, ...]
-    deadline: Moment
-    expected_s: float
-    guard_s: float
-    trials: int | None
-
-
-class QualityOptunaSearch(OptunaSearch):
-    """OptunaSearch whose failed trials leave no ghosts, which treats quality as a constraint and stops at the deadline.
-
-    Without it a NaN metric leaves Optuna's trial running for ever, which biases its sampler.
-
-    Args:
-        request: The search that it serves.
-        known: (choices, speed, quality) of points evaluated before, which inform the sampler.
-    """
-
-    def __init__(self, request: SearchRequest) -> None:
-        space = {name: tune.choice(list(choices)) for name, choices in request.space.items()}
-        super().__init__(
-            space=space, metric=[SPEED, QUALITY], mode=["max", "max"], points_to_evaluate=[dict(seed) for seed in request.seeds],
-            seed=request.spec.seed,
-        )  # fmt: skip
-        self._request = request
-        self._expected_s = request.expected_s
-        self._seen = set(request.known)
-        self._is_over = False
-        self._task: Task = catalog.load("tasks", request.task)
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next point; finished when the time is up or the space is exhausted."""
-        if self._is_over or clock.now() + self._expected_s > self._request.deadline.here():
-            return self.FINISHED
-        for _ in range(REPEATS):
-            choices = super().suggest(trial_id)
-            if not isinstance(choices, dict) or self._is_new(choices):
-                break
-            self._withdraw(trial_id)
-        else:  # the sampler goes round in circles, as samplers do in small spaces: take any point that is left
-            left = next((point for point in self._points() if self._is_new(point)), None)
-            if left is None:
-                return self.FINISHED
-            self._ot_study.enqueue_trial(left)
-            choices = super().suggest(trial_id)
-        if isinstance(choices, dict):
-            self._seen.add(self._task.plan(choices).identity())
-        return choices
-
-    def _withdraw(self, trial_id: str) -> None:
-        """Ends a suggestion that is not used; otherwise the base class would give it again for the same trial."""
-        super().on_trial_complete(trial_id, None, error=True)
-        del self._ot_trials[trial_id]
-        self._completed_trials.discard(trial_id)
-
-    def _is_new(self, choices: Mapping[str, JsonValue]) -> bool:
-        plan = self._task.plan(choices)
-        return plan.identity() not in self._seen and self._request.spec.wants(plan)
-
-    def _points(self) -> Iterator[dict[str, JsonValue]]:
-        """The whole space."""
-        names = list(self._request.space)
-        return (dict(zip(names, values, strict=True)) for values in itertools.product(*self._request.space.values()))
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells Optuna how a trial ended; nothing more is proposed to benches of which one may be lost."""
-        self._is_over = self._is_over or error or bool(result and result.get(LOST))
-        if not error and (result is None or any(not math.isfinite(result.get(name, math.nan)) for name in (SPEED, QUALITY))):
-            super().on_trial_complete(trial_id, None, error=True)
-            return
-        if not error and result is not None:
-            self._ot_trials[trial_id].set_constraint("quality", self._request.spec.quality - result[QUALITY])
-            self._expected_s = max(self._expected_s, float(result["seconds"]))
-        super().on_trial_complete(trial_id, result, error=error)
 
 
 class _TimeIsUpError(Exception):
@@ -140,7 +42,8 @@ class _Forward(tune.Callback):
         self, finished: Callable[[Evaluation], None], started: Callable[[Plan], None], tick: Callable[[], None], request: SearchRequest
     ) -> None:
         self._finished, self._started, self._tick = finished, started, tick
-        self._task: Task = catalog.load("tasks", request.task)
+        task: Task = catalog.load("tasks", request.task)
+        self._space = task.space()
         self._deadline = request.deadline.here()
         self._ticked = 0.0
         self.running: dict[str, Plan] = {}
@@ -158,7 +61,7 @@ class _Forward(tune.Callback):
             self._tick()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.running[trial.trial_id] = plan = self._task.plan(trial.config)
+        self.running[trial.trial_id] = plan = self._space.plan(trial.config)
         self._started(plan)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -181,6 +84,7 @@ class _Forward(tune.Callback):
 
 def search(
     request: SearchRequest,
+    candidates: Pool,
     facts: BuildFacts,
     benches: Sequence[tuple[ActorHandle[Any], Node]],
     finished: Callable[[Evaluation], None],
@@ -191,6 +95,7 @@ def search(
 
     Args:
         request: What to search.
+        candidates: The points of the task's space.
         facts: What builds need.
         benches: Where candidates can be evaluated.
         finished: Called in this thread with every result.
@@ -209,7 +114,7 @@ def search(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=QualityOptunaSearch(request), num_samples=-1 if request.trials is None else request.trials,
+                search_alg=QualityOptunaSearch(request, candidates), num_samples=-1 if request.trials is None else request.trials,
                 max_concurrent_trials=len(benches), reuse_actors=True,  # no time_budget_s, which goes by the time of day
             ),
             run_config=tune.RunConfig(
@@ -229,9 +134,9 @@ def search(
     return forward.lost
 
 
-def _trial(config: Mapping[str, JsonValue], request: SearchRequest, facts: BuildFacts, benches: list[tuple[ActorHandle[Any], Node]]) -> None:
-    """Evaluates one point and reports its speed and quality once."""
-    plan: Plan = catalog.load("tasks", request.task).plan(config)
+def _trial(config: Mapping[str, Choice], request: SearchRequest, facts: BuildFacts, benches: list[tuple[ActorHandle[Any], Node]]) -> None:
+    """Evaluates one point and reports what it came to once."""
+    plan: Plan = catalog.load("tasks", request.task).space().plan(config)
     bench, node = benches[int(plan.identity(), 16) % len(benches)]
     deadline = request.deadline.here()
     window = Window.until(deadline + GRACE_S, min(request.expected_s, request.guard_s))
@@ -246,7 +151,6 @@ def _trial(config: Mapping[str, JsonValue], request: SearchRequest, facts: Build
     except RayError as error:
         reason = f"Its node or worker was lost ({type(error).__name__}); run `genopt resume` to try it again."
         found = Evaluation(candidate=failed(plan, "failed", reason), again="now")
-    candidate = found.candidate
-    speed = candidate.speedup["vs_baseline"].value if candidate.speedup else math.nan
-    quality = candidate.quality.ratio if candidate.quality is not None else math.nan
-    tune.report({SPEED: speed, QUALITY: quality, LOST: found.again == "now", "seconds": found.seconds, "evaluation": found.model_dump_json()})
+    values = values_of(found.candidate) or (math.nan,) * len(VALUES)
+    rest = {LOST: found.again == "now", "seconds": found.seconds, "evaluation": found.model_dump_json()}
+    tune.report({**dict(zip(VALUES, values, strict=True)), **rest})

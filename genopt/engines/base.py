@@ -14,8 +14,11 @@ from pydantic import Field
 
 from genopt.engines.distribution import Distributions, Wanted
 from genopt.plan import JsonValue, Record
+from genopt.search.space import Tunable
 
 MAX_TOP_LOGPROBS = 20
+SPARE_THREADS = Tunable(name="spare_threads", choices=(0, 1), words=("", "spare-1-thread"))
+"""Processors left to others; whoever opens a session turns it into a number of threads, so engines need not know it."""
 
 
 class GenerationRequest(Record):
@@ -138,6 +141,8 @@ class Engine(Protocol):
     name: str
     accepts: frozenset[str]
     """Artifact traits of which at least one must be present, for example {"hf"} or {"onnx_genai"}."""
+    tunables: tuple[Tunable, ...]
+    """Options that a search may change, and to what; `SPARE_THREADS` may be one of them."""
     layer_overhead_s: float
     """Seconds per layer and unit of work beside reading and computing, from experience; predictions begin with it and correct it."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.base import SPARE_THREADS, Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.engines.distribution import Distributions, Wanted, distributions, require_rows
 from genopt.engines.ort_model import DecodeBatch, OrtModel
 from genopt.engines.process_memory import process_memory
@@ -145,6 +145,7 @@ class OrtGenaiEngine:
 
     name = "ort_genai"
     accepts = frozenset({"onnx_genai"})
+    tunables = (SPARE_THREADS,)
     layer_overhead_s = 4e-5
 
     @staticmethod

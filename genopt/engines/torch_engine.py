@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from genopt.engines.base import SPARE_THREADS
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.space import Tunable
 
 if TYPE_CHECKING:
     from genopt.engines.torch_session import TorchSession
@@ -41,6 +43,7 @@ class TorchEngine:
 
     name = "torch"
     accepts = frozenset({"hf"})
+    tunables = (Tunable(name="compile", choices=(True, False), words=("", "eager")), SPARE_THREADS)
     layer_overhead_s = 2e-4
 
     @staticmethod

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from pydantic import JsonValue as Json
 
 from genopt.plan import Artifact, Candidate, JsonValue, Plan, Record, Status
+from genopt.search.space import Point, Space
 
 Progress = Callable[[str], None]
 
@@ -166,16 +167,12 @@ class Task(Protocol):
         """Which families of remedies a plan belongs to, in the words of the profile's `family_order`."""
 
     @staticmethod
-    def space() -> Mapping[str, Sequence[JsonValue]]:
-        """Choices by flat name for the search over further candidates."""
+    def space() -> Space:
+        """What is searched for further candidates."""
 
     @staticmethod
-    def seeds() -> list[dict[str, JsonValue]]:
-        """Points of the space to try first."""
-
-    @staticmethod
-    def plan(choices: Mapping[str, JsonValue]) -> Plan:
-        """The plan of one point of the space."""
+    def seeds() -> list[Point]:
+        """Points of the space to try first; at least one."""
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

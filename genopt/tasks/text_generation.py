@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 
-from genopt.plan import JsonValue, Plan, Step
+from genopt.plan import Plan, Step
+from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.tasks.base import Bench, BenchConfig
 from genopt.tasks.text_bench import TextBench
 
-ORIGINAL = Plan(name="original", engine="torch", options={"compile": False})
-BASELINE = Plan(name="baseline", engine="torch", options={"compile": True})
+ORIGINAL = Plan(name="original", engine="torch", options={"compile": False, "spare_threads": 0})
+BASELINE = Plan(name="baseline", engine="torch", options={"compile": True, "spare_threads": 0})
 
-KEEP: Mapping[str, tuple[str, ...]] = {
-    "nothing": (),
-    "head": ("head",),
-    "down_proj": ("down_proj",),
-    "edge-layers": ("edge_layers",),
-}
-"""Which module families a quantized export leaves in full precision, by the name shown in reports."""
+ENGINES: Mapping[str, str] = {"ort_genai": "ort", "torch": "torch"}
+"""Engines of the space, with the words that begin the names of their candidates."""
+TECHNIQUES: Mapping[str, str] = {
+    "drop_layers": "drop", "torchao_int8_weight_only": "int8-weight-only", "torchao_int8_dynamic": "int8-dynamic", "onnx_genai": "onnx",
+    "onnx_weight_only": "mixed",
+}  # fmt: skip
+"""Its techniques; magnitude pruning makes nothing faster here, and distillation has its own place in the first candidates."""
 
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
@@ -25,17 +27,26 @@ _FAMILIES: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def _onnx(name: str, *before: Step, **quantization: JsonValue) -> Plan:
-    quantize = (Step(technique="onnx_weight_only", params=quantization),) if quantization else ()
-    return Plan(name=name, steps=(*before, Step(technique="onnx_genai"), *quantize), engine="ort_genai")
+@cache
+def _space() -> Space:
+    return compose(ENGINES, TECHNIQUES)
 
 
-def _int8(block_size: int, symmetric: bool, keep: Sequence[str] = ()) -> dict[str, JsonValue]:
-    return {"bits": 8, "block_size": block_size, "symmetric": symmetric, "keep": list(keep)}
+def _quantized(**choices: Choice) -> Point:
+    """A point on ONNX Runtime with rounded weights."""
+    return _space().complete({ENGINE: "ort_genai", "onnx_weight_only": True} | {f"onnx_weight_only.{name}": value for name, value in choices.items()})
 
 
-def _torch(name: str, *steps: Step) -> Plan:
-    return Plan(name=name, steps=steps, engine="torch", options={"compile": True})
+def _int4(block_size: int) -> Point:
+    return _quantized(head=4, qkv_proj=4, o_proj=4, gate_up_proj=4, down_proj=4, block_size=block_size, symmetric=True)
+
+
+def _named(name: str, point: Point) -> Plan:
+    return _space().plan(point).model_copy(update={"name": name})
+
+
+def _torch(**choices: Choice) -> Point:
+    return _space().complete({ENGINE: "torch", **choices})
 
 
 class TextGeneration:
@@ -56,18 +67,17 @@ class TextGeneration:
     @staticmethod
     def catalogue() -> list[Plan]:
         """One candidate per technique and engine, cheap and promising ones first."""
-        int4: dict[str, JsonValue] = {"bits": 4, "symmetric": True, "keep": []}
         drop, distill = Step(technique="drop_layers", params={"count": 2}), Step(technique="distill", params={"time_s": 30.0})
         return [
-            _onnx("ort-int8-g32-sym", **_int8(32, symmetric=True)),
-            _onnx("ort-fp32"),
-            _onnx("ort-int4-g32", **int4, block_size=32),
-            _onnx("ort-int4-g128", **int4, block_size=128),
-            _torch("torchao-int8-weight-only", Step(technique="torchao_int8_weight_only")),
-            _torch("torchao-int8-dynamic", Step(technique="torchao_int8_dynamic")),
+            _named("ort-int8-g32-sym", _quantized(symmetric=True)),
+            _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
+            _named("ort-int4-g32", _int4(32)),
+            _named("ort-int4-g128", _int4(128)),
+            _named("torchao-int8-weight-only", _torch(torchao_int8_weight_only=True)),
+            _named("torchao-int8-dynamic", _torch(torchao_int8_dynamic=True)),
             # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.
             ORIGINAL.model_copy(update={"name": "prune-magnitude-50", "steps": (Step(technique="magnitude_prune", params={"sparsity": 0.5}),)}),
-            _torch("drop-2-layers-distilled", drop, distill),
+            Plan(name="drop-2-layers-distilled", steps=(drop, distill), engine="torch", options={"compile": True}),
         ]
 
     @staticmethod
@@ -77,30 +87,14 @@ class TextGeneration:
         return frozenset(engine | {_FAMILIES[step.technique] for step in plan.steps if step.technique in _FAMILIES})
 
     @staticmethod
-    def space() -> Mapping[str, Sequence[JsonValue]]:
-        """8-bit exports that differ in their grid, in what stays at full precision, in layers dropped and in threads."""
-        return {
-            "block_size": [16, 32, 64, 128], "symmetric": [False, True], "keep": list(KEEP), "layers_dropped": [0, 1], "spare_threads": [0, 1]
-        }  # fmt: skip
+    def space() -> Space:
+        """Both engines, with all that can be done to the model for them."""
+        return _space()
 
     @staticmethod
-    def seeds() -> list[dict[str, JsonValue]]:
+    def seeds() -> list[Point]:
         """The least invasive changes of plain int8 first: a zero point per block, then other block sizes."""
-        base: dict[str, JsonValue] = {"symmetric": False, "keep": "nothing", "layers_dropped": 0, "spare_threads": 0}
-        return [{**base, "block_size": size} for size in (32, 64, 128, 16)]
-
-    @staticmethod
-    def plan(choices: Mapping[str, JsonValue]) -> Plan:
-        """The plan of one point of the space; its name spells the choices."""
-        keep, dropped, block = str(choices["keep"]), int(str(choices["layers_dropped"])), int(str(choices["block_size"]))
-        symmetric, spare = bool(choices["symmetric"]), int(str(choices["spare_threads"]))
-        name = "-".join(
-            [f"ort-int8-g{block}-{'sym' if symmetric else 'asym'}", *([f"keep-{keep}"] if KEEP[keep] else []),
-             *([f"drop-{dropped}"] if dropped else []), *([f"spare-{spare}-threads"] if spare else [])]
-        )  # fmt: skip
-        before = [Step(technique="drop_layers", params={"count": dropped})] if dropped else []
-        plan = _onnx(name, *before, **_int8(block, symmetric, KEEP[keep]))
-        return plan.model_copy(update={"options": {"spare_threads": spare}}) if spare else plan
+        return [_quantized(block_size=size) for size in (32, 64, 128, 16)]
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from genopt.plan import JsonValue, Record
 from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
 
 
 class TransformContext(Record):
@@ -50,6 +51,8 @@ class Transform(Protocol):
     needs_calibration: bool
     accelerated: bool
     """Whether a GPU makes its work faster; without one it runs all the same."""
+    tunables: tuple[Tunable, ...]
+    """Parameters that a search may change, and to what."""
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

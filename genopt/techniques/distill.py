@@ -17,6 +17,7 @@ from pydantic import Field
 from genopt.errors import DataError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
@@ -58,6 +59,7 @@ class Distill:
     removes: frozenset[str] = frozenset()
     needs_calibration = True
     accelerated = True
+    tunables: tuple[Tunable, ...] = ()
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from genopt.errors import DataError, InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
@@ -44,6 +45,7 @@ class DropLayers:
     removes: frozenset[str] = frozenset()
     needs_calibration = True
     accelerated = True
+    tunables = (Tunable(name="count", choices=(1, 2), words=("1-layer", "2-layers")),)
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 
 
@@ -38,6 +39,7 @@ class MagnitudePrune:
     removes: frozenset[str] = frozenset()
     needs_calibration = False
     accelerated = False
+    tunables: tuple[Tunable, ...] = ()
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

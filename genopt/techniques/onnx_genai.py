@@ -14,6 +14,7 @@ from typing import Literal
 from genopt.errors import InfeasibleError, StageError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 
 BUILDER = "onnxruntime_genai.models.builder"
@@ -45,6 +46,7 @@ class OnnxGenai:
     removes = frozenset({"hf"})
     needs_calibration = False
     accelerated = False
+    tunables: tuple[Tunable, ...] = ()
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

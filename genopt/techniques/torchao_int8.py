@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
+from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class _Int8:
     removes: frozenset[str] = frozenset()
     needs_calibration = False
     accelerated = False
+    tunables: tuple[Tunable, ...] = ()
     chance = 0.8
 
     @classmethod

@@ -5,6 +5,7 @@ Distributions that add entries can run the same functions on theirs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +18,19 @@ from tokenizers import Tokenizer
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
 from genopt.errors import SpecError, StageError
-from genopt.plan import JsonValue
+from genopt.plan import JsonValue, Plan
 from genopt.quality.audit import audit
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
+from genopt.search.rules import objection, rule_of
+from genopt.search.space import Space
 from genopt.store.artifacts import folder_digest
+from genopt.tasks.base import session_options
 from genopt.techniques.base import TransformContext
 
 UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy")
 """Endings of files whose loading may run code."""
+POINTS = 3_000
+"""Points of a space that are checked; the last choices change first."""
 
 
 def check_technique(name: str, source: Path, params: dict[str, JsonValue], context: TransformContext, scratch: Path) -> Path:
@@ -44,6 +50,9 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     with pytest.raises(SpecError, match=name):
         technique.check(source, {**params, "no_such_parameter": 1})
     _check_footprint(technique, params)
+    for tunable in technique.tunables:
+        for choice in tunable.choices:
+            technique.check(source, {**params, tunable.name: choice})
     before, _ = folder_digest(source)
     digests = []
     for attempt in ("first", "second"):
@@ -90,6 +99,9 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
     engine.check(options)
     with pytest.raises(SpecError, match=name):
         engine.check({**options, "no_such_option": 1})
+    for tunable in engine.tunables:
+        for choice in tunable.choices:
+            engine.check(session_options(Plan(name="any", engine=name, options={**options, tunable.name: choice}), threads=2))
     session: TextSession = engine.open(artifact, options)
     try:
         _check_generation(session, vocabulary)
@@ -100,6 +112,36 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
         assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
     finally:
         session.close()
+
+
+def check_space(task: Any) -> None:
+    """Checks what a task searches: all of its points can be put together, told apart and found again.
+
+    Args:
+        task: An entry of the catalogue's tasks.
+    """
+    space: Space = task.space()
+    engines = {name: catalog.load("engines", name) for name in catalog.names("engines")}
+    rules = {name: rule_of(catalog.load("techniques", name)) for name in catalog.names("techniques")}
+
+    def unfit(plan: Plan) -> str:
+        return objection(plan, [rules[step.technique] for step in plan.steps], engines[plan.engine].accepts)
+
+    names: set[str] = set()
+    identities: set[str] = set()
+    for number, point in enumerate(itertools.islice(space.points(), POINTS), start=1):
+        plan = space.plan(point)
+        names.add(plan.name)
+        identities.add(plan.identity())
+        assert len(names) == len(identities) == number, f"{plan.name} is not the only one of its name or kind"
+        assert space.point_of(plan) == space.complete(point) == point
+        assert not unfit(plan), f"{plan.name}: {unfit(plan)}"
+        engines[plan.engine].check(session_options(plan, threads=2))
+    assert task.seeds(), "a search begins somewhere"
+    assert all(space.complete(seed) == seed for seed in task.seeds())
+    for plan in (*task.references(), *task.catalogue()):
+        assert not unfit(plan), f"{plan.name}: {unfit(plan)}"
+    assert len({plan.name for plan in task.catalogue()}) == len(task.catalogue())
 
 
 def _prompt(vocabulary: int, length: int, start: int = 7) -> tuple[int, ...]:

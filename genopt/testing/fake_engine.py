@@ -15,6 +15,7 @@ from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, 
 from genopt.engines.distribution import Distributions, Wanted
 from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record
+from genopt.search.space import Tunable
 
 VOCABULARY = 258
 """Bytes and two special tokens, as in `genopt.testing.tiny_tokenizer`."""
@@ -122,6 +123,10 @@ class FakeEngine:
 
     name = "fake"
     accepts = frozenset({"hf"})
+    tunables = (
+        Tunable(name="delay_ms", choices=(1, 3), words=("delay-1", "delay-3")),
+        Tunable(name="loss", choices=(0.0, 0.05), words=("loss-0.0", "loss-0.05")),
+    )
     layer_overhead_s = 1e-3
 
     @staticmethod

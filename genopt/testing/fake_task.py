@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genopt.plan import JsonValue, Plan
+from genopt.search.space import Point, Space, compose
 from genopt.tasks.base import Bench, BenchConfig
 from genopt.tasks.text_bench import TextBench
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
@@ -50,19 +50,14 @@ class FakeTask:
         return frozenset()
 
     @staticmethod
-    def space() -> Mapping[str, Sequence[JsonValue]]:
+    def space() -> Space:
         """Faster ones, of which some are wrong."""
-        return {"delay_ms": [1, 3], "loss": [0.0, 0.05]}
+        return compose({"fake": ""}, {})
 
     @staticmethod
-    def seeds() -> list[dict[str, JsonValue]]:
+    def seeds() -> list[Point]:
         """The best one first."""
-        return [{"delay_ms": 1, "loss": 0.0}]
-
-    @staticmethod
-    def plan(choices: Mapping[str, JsonValue]) -> Plan:
-        """The plan of one point."""
-        return fake_plan(f"delay-{choices['delay_ms']}-loss-{choices['loss']}", **dict(choices))
+        return [FakeTask.space().complete({})]
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

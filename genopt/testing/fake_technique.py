@@ -17,6 +17,7 @@ from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 
 LOG = "GENOPT_FAKE_LOG"
@@ -51,6 +52,7 @@ class FakeTransform:
     removes: frozenset[str] = frozenset()
     needs_calibration = False
     accelerated = False
+    tunables = (Tunable(name="label", choices=("a", "b"), words=("a", "b")),)
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
 
 from genopt import clock
 from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Record, Step, Verdict
+from genopt.search.space import Owner, Point, Space, Tunable
 from genopt.tasks.base import Bench, BenchConfig, Evaluation, Progress, References
 
 CATALOGUE = "GENOPT_FAKE_CATALOGUE"
@@ -122,19 +123,19 @@ class SleepTask:
         return frozenset()
 
     @staticmethod
-    def space() -> Mapping[str, Sequence[JsonValue]]:
-        """Four points."""
-        return {"speed": [1.5, 2.5], "quality": [0.9, 1.0]}
+    def space() -> Space:
+        """Ways to be fast and ways to be good, which have nothing to do with each other."""
+        tunables = (
+            Tunable(name="speed", choices=(2.5, 1.5), words=("speed-2.5", "speed-1.5")),
+            Tunable(name="quality", choices=(1.0, 0.9), words=("quality-1.0", "quality-0.9")),
+            Tunable(name="sleep_s", choices=(0.1,), words=("",)),
+        )
+        return Space(engines=(Owner(name="fake", word="", tunables=tunables, accepts=frozenset({"hf"})),), techniques=())
 
     @staticmethod
-    def seeds() -> list[dict[str, JsonValue]]:
+    def seeds() -> list[Point]:
         """The best point first."""
-        return [{"speed": 2.5, "quality": 1.0}]
-
-    @staticmethod
-    def plan(choices: Mapping[str, JsonValue]) -> Plan:
-        """The plan of one point."""
-        return sleep_plan(f"speed-{choices['speed']}-quality-{choices['quality']}", sleep_s=0.1, **dict(choices))
+        return [SleepTask.space().complete({})]
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

@@ -21,7 +21,7 @@ from genopt.process import SessionProcess
 from genopt.techniques.base import TransformContext
 from genopt.techniques.onnx_embedding import TABLE
 from genopt.techniques.onnx_genai import OnnxGenai
-from genopt.techniques.onnx_weight_only import OnnxWeightOnly, kept_nodes
+from genopt.techniques.onnx_weight_only import OnnxWeightOnly, WeightOnlyParams, node_bits, uniform
 from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
 
 Quantize = Callable[..., Path]
@@ -126,7 +126,7 @@ def test_export_names_an_architecture_that_it_does_not_know(llama: Path, tmp_pat
         OnnxGenai.apply(source, destination, {}, context(), lambda _: None)
 
 
-@pytest.mark.parametrize(("params", "tolerance"), [({"bits": 8}, 0.1), ({"bits": 8, "symmetric": True}, 0.1), ({"bits": 4, "block_size": 16}, 1.0)])
+@pytest.mark.parametrize(("params", "tolerance"), [({}, 0.1), ({"symmetric": True}, 0.1), ({**uniform(4), "block_size": 16}, 1.0)])
 def test_quantized_is_smaller_and_close(exported: Path, quantize: Quantize, reference: Any, params: dict[str, JsonValue], tolerance: float) -> None:
     folder = quantize(**params)
     sequences, values, _ = reference
@@ -137,32 +137,42 @@ def test_quantized_is_smaller_and_close(exported: Path, quantize: Quantize, refe
 
 
 def test_fewer_bits_and_larger_blocks_are_smaller(quantize: Quantize) -> None:
-    assert size(quantize(bits=4)) < size(quantize(bits=8))
-    assert size(quantize(bits=8, block_size=64)) < size(quantize(bits=8, block_size=16))
+    assert size(quantize(**uniform(4))) < size(quantize(head=4)) < size(quantize())
+    assert size(quantize(block_size=64)) < size(quantize(block_size=16))
 
 
 @pytest.mark.parametrize(
-    ("keep", "kept"),
+    ("params", "kept"),
     [
-        (["head"], {"/lm_head/MatMul"}),
-        (["down_proj", "o_proj"], {f"/model/layers.{layer}/{part}/MatMul" for layer in range(3) for part in ("mlp/down_proj", "attn/o_proj")}),
-        (["edge_layers"], {f"/model/layers.{layer}/{part}/MatMul" for layer in (0, 2)
+        ({"head": 32}, {"/lm_head/MatMul"}),
+        (
+            {"down_proj": 32, "o_proj": 32},
+            {f"/model/layers.{layer}/{part}/MatMul" for layer in range(3) for part in ("mlp/down_proj", "attn/o_proj")},
+        ),
+        ({"edge_layers": 32}, {f"/model/layers.{layer}/{part}/MatMul" for layer in (0, 2)
                            for part in ("mlp/down_proj", "mlp/up_proj", "mlp/gate_proj", "attn/qkv_proj", "attn/o_proj")}),
     ],
 )  # fmt: skip
-def test_kept_families_stay_at_full_precision(quantize: Quantize, keep: list[str], kept: set[str]) -> None:
-    assert {name for name, kind in nodes(quantize(bits=8, keep=keep)).items() if kind == "MatMul"} == kept
+def test_kept_families_stay_at_full_precision(quantize: Quantize, params: dict[str, JsonValue], kept: set[str]) -> None:
+    assert {name for name, kind in nodes(quantize(**params)).items() if kind == "MatMul"} == kept
 
 
 def test_separate_attention_projections_belong_to_one_family() -> None:
     names = [f"/model/layers.0/attn/{part}_proj/MatMul" for part in "qkvo"]
-    assert kept_nodes(names, ["qkv_proj"]) == names[:3]
+    assert list(node_bits(names, WeightOnlyParams(qkv_proj=4)).values()) == [4, 4, 4, 8]
+
+
+def test_each_family_has_its_own_bits(quantize: Quantize) -> None:
+    folder = quantize(head=4, gate_up_proj=4, edge_layers=8)
+    low = {f"/model/layers.1/mlp/{part}_proj/MatMul" for part in ("gate", "up")} | {"/lm_head/MatMul"}
+    assert {name.removesuffix("_Q4") for name, kind in nodes(folder).items() if kind == "MatMulNBits" and name.endswith("_Q4")} == low
+    assert set(nodes(folder).values()) >= {"MatMulNBits"}
+    assert "MatMul" not in nodes(folder).values()
 
 
 def test_keeping_everything_is_refused(exported: Path, tmp_path: Path) -> None:
-    keep = ["head", "down_proj", "up_proj", "gate_proj", "qkv_proj", "o_proj"]
     with pytest.raises(StageError, match="Nothing is left"):
-        OnnxWeightOnly.apply(exported, tmp_path, {"keep": keep}, context(), lambda _: None)
+        OnnxWeightOnly.apply(exported, tmp_path, uniform(32), context(), lambda _: None)
 
 
 def test_embedding_is_stored_in_16_bits_without_loss(exported: Path, quantize: Quantize) -> None:
@@ -173,10 +183,10 @@ def test_embedding_is_stored_in_16_bits_without_loss(exported: Path, quantize: Q
         return {tensor.name: tensor for tensor in onnx.load_model(str(folder / "model.onnx")).graph.initializer}
 
     before = numpy_helper.to_array(tensors(exported)["lm_head.MatMul.weight"])
-    table = tensors(quantize(bits=8))[TABLE]
+    table = tensors(quantize())[TABLE]
     assert table.data_type == onnx.TensorProto.BFLOAT16
     np.testing.assert_array_equal(numpy_helper.to_array(table).astype(np.float32), before.T)
-    assert TABLE not in tensors(quantize(bits=8, keep=["head"]))  # the head reads the same tensor
+    assert TABLE not in tensors(quantize(head=32))  # the head reads the same tensor
 
 
 @pytest.mark.parametrize(
@@ -184,10 +194,10 @@ def test_embedding_is_stored_in_16_bits_without_loss(exported: Path, quantize: Q
     [
         (OnnxGenai, {"precision": "fp8"}, "precision"),
         (OnnxGenai, {"speed": 1}, "speed"),
-        (OnnxWeightOnly, {"bits": 3}, "bits"),
+        (OnnxWeightOnly, {"head": 3}, "head"),
         (OnnxWeightOnly, {"block_size": 48}, "block_size"),
-        (OnnxWeightOnly, {"keep": ["tail"]}, "'head', 'down_proj'"),
-        (OnnxWeightOnly, {"block": 32}, "known settings: bits, block_size"),
+        (OnnxWeightOnly, {"edge_layers": 4}, "8 or 32"),
+        (OnnxWeightOnly, {"block": 32}, "known settings: head, qkv_proj"),
     ],
 )
 def test_unknown_parameters_are_refused(exported: Path, technique: Any, params: dict[str, JsonValue], said: str) -> None:

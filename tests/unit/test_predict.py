@@ -14,6 +14,7 @@ from genopt.profiling.gains import gains, sentence
 from genopt.profiling.roofline import Ceilings
 from genopt.search.footprint import HEAD, MATRICES, MLP, NORMALISATION, PROJECTIONS, Footprint, Part
 from genopt.search.predict import Pace, Predictor, interval, mean_error, promise, runtime_of
+from genopt.techniques.onnx_weight_only import uniform
 
 READ_GB_S, GFLOP_S = 40.0, 200.0
 SMALL = Footprint(
@@ -49,11 +50,11 @@ def test_techniques_say_what_they_change() -> None:
     exported = after("onnx_genai", {})
     assert exported.parts[MLP].bytes == pytest.approx(320e6)
     assert exported.state_bytes == pytest.approx(4e6)
-    blocks = after("onnx_weight_only", {"bits": 8, "block_size": 32, "symmetric": True}, exported)
+    blocks = after("onnx_weight_only", {"block_size": 32, "symmetric": True}, exported)
     assert blocks.parts[HEAD].bits == pytest.approx(9.0)
-    uneven = after("onnx_weight_only", {"bits": 8, "block_size": 32, "symmetric": False}, exported)
+    uneven = after("onnx_weight_only", {"block_size": 32, "symmetric": False}, exported)
     assert uneven.parts[HEAD].bits == pytest.approx(9.25)
-    head = after("onnx_weight_only", {"bits": 4, "block_size": 32, "symmetric": True, "keep": ["head", "down_proj"]}, exported)
+    head = after("onnx_weight_only", {**uniform(4), "symmetric": True, "head": 32, "down_proj": 32}, exported)
     assert head.parts[HEAD].bits == 32
     assert head.parts[MLP].bits == pytest.approx(32 / 3 + 5 * 2 / 3)
     assert after("magnitude_prune", {"sparsity": 0.5}).parts == SMALL.parts, "zeros are read like other numbers"
@@ -66,7 +67,7 @@ def test_techniques_say_what_they_change() -> None:
 
 @pytest.mark.parametrize("name", catalog.BUILT_IN["techniques"])
 def test_no_technique_makes_a_footprint_that_cannot_be(name: str) -> None:
-    found = after(name, {"keep": ["edge_layers", "down_proj", "up_proj", "gate_proj"]} if name == "onnx_weight_only" else {})
+    found = after(name, {"edge_layers": 32, "down_proj": 32, "gate_up_proj": 32} if name == "onnx_weight_only" else {})
     assert limit(found) > 0
     assert 0 < found.chance <= 1
 
@@ -101,7 +102,7 @@ def test_what_was_measured_of_an_engine_predicts_its_other_formats() -> None:
     predictor = Predictor(READ_GB_S, GFLOP_S, 30)
     plan = Plan(name="any", engine="ort_genai")
     exported = after("onnx_genai", {})
-    formats = [after("onnx_weight_only", {"bits": bits, "block_size": block}, exported) for bits in (8, 4) for block in (32, 128)]
+    formats = [after("onnx_weight_only", {**uniform(bits), "block_size": block}, exported) for bits in (8, 4) for block in (32, 128)]
     errors = []
     for footprint in (exported, *formats):
         true = limit(footprint) + 1.1e-3

@@ -1,0 +1,200 @@
+"""Proposes the candidate that is worth trying next, given all that was tried.
+
+Two goals take turns. One is the front: the candidate whose outcome is expected to enlarge the volume that the front
+dominates most, with the volume taken as a mean over random scalarizations (Golovin and Zhang, "Random Hypervolume
+Scalarizations for Provable Multi-Objective Black Box Optimization", 2020). The other is the winner: the candidate expected to improve
+most on the fastest one that holds the quality bar (constrained expected improvement: Gardner et al., "Bayesian
+Optimization with Inequality Constraints", 2014).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genopt.plan import Candidate, Record
+from genopt.search.space import Choice, Point, Space
+from genopt.search.surrogate import Array, Belief, Codes, Surrogate
+
+SPEED, QUALITY, SLIMNESS = "speed", "quality", "slimness"
+VALUES = (SPEED, QUALITY, SLIMNESS)
+"""What is maximized: speed against the baseline, quality ratio, reciprocal of the artifact's bytes."""
+WHOLE = 20_000
+"""Largest space that is looked at whole; of a larger one this many random points are."""
+DIRECTIONS = 128
+"""Scalarizations of the volume."""
+SAMPLES = 16
+"""Outcomes that are imagined for each candidate."""
+WINNER_TURN = 3
+"""Every so many proposals one goes for the winner, the others for the front."""
+FEW = 3
+"""Outcomes below which nothing can be learned."""
+
+
+class Outcome(Record):
+    """How a tried point ended.
+
+    Attributes:
+        point: The point.
+        values: In the order of `VALUES`, all of them positive; None where it failed or still runs.
+        runs: It is under way.
+    """
+
+    point: dict[str, Choice]
+    values: tuple[float, ...] | None = None
+    runs: bool = False
+
+
+def values_of(candidate: Candidate) -> tuple[float, ...] | None:
+    """What a search maximizes, in the order of `VALUES`; None of a candidate that was not measured and judged."""
+    if candidate.quality is None or candidate.artifact is None or "vs_baseline" not in candidate.speedup:
+        return None
+    found = (candidate.speedup["vs_baseline"].value, candidate.quality.ratio, 1 / max(1, candidate.artifact.bytes))
+    return found if all(0 < value < math.inf for value in found) else None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The points that may be proposed.
+
+    Attributes:
+        points: In a random order, so that equals are no accident of the space.
+        codes: A row per point: the place of each choice, 0 where the point has no such choice.
+        predicted: What was predicted of each beforehand, standardized, a column per prediction.
+    """
+
+    points: tuple[Point, ...]
+    codes: Codes
+    predicted: Array
+
+
+def pool(space: Space, seed: int, predict: Callable[[Point], Sequence[float]] = lambda _: ()) -> Pool:
+    """The points of a space.
+
+    Args:
+        space: The space.
+        seed: Of the order, and of the choice from a large space.
+        predict: What can be said of a point beforehand; equally many numbers for each.
+    """
+    random = np.random.default_rng(seed)
+    points = list(itertools.islice(space.points(), WHOLE + 1))
+    if len(points) > WHOLE:
+        walks = (space.walk(lambda dimension: dimension.choices[int(random.integers(len(dimension.choices)))]) for _ in range(WHOLE))
+        points = list({tuple(point.items()): point for point in walks}.values())
+    shuffled = tuple(points[place] for place in random.permutation(len(points)))
+    predicted = np.array([tuple(predict(point)) for point in shuffled], np.float64).reshape(len(shuffled), -1)
+    spread = predicted.std(axis=0)
+    return Pool(shuffled, encoded(space, shuffled), (predicted - predicted.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
+
+
+def encoded(space: Space, points: Iterable[Point]) -> Codes:
+    """Points as rows of numbers."""
+    dimensions = space.dimensions()
+    places = {dimension.name: {value: place for place, value in enumerate(dimension.choices, start=1)} for dimension in dimensions}
+    rows = [[places[one.name][point[one.name]] if one.name in point else 0 for one in dimensions] for point in points]
+    return np.array(rows, np.int16).reshape(len(rows), len(dimensions))
+
+
+class Proposer:
+    """Proposes points of a pool.
+
+    Args:
+        space: Where the points come from.
+        candidates: The pool.
+        bar: Least quality of a winner.
+        seed: Of imagined outcomes.
+    """
+
+    def __init__(self, space: Space, candidates: Pool, bar: float, seed: int) -> None:
+        self._space, self._pool, self._bar, self._seed = space, candidates, bar, seed
+        self._places = {_key(point): place for place, point in enumerate(candidates.points)}
+
+    def ranked(self, outcomes: Sequence[Outcome]) -> list[Point]:
+        """Points that were not tried, best first.
+
+        Args:
+            outcomes: All that was tried, in the order in which it began.
+        """
+        tried = {_key(outcome.point) for outcome in outcomes}
+        left = np.array([place for key, place in self._places.items() if key not in tried], np.int64)
+        known = [(self._places[_key(one.point)], one) for one in outcomes if _key(one.point) in self._places]
+        ended = [one.values for _, one in known if one.values is not None]
+        if len(ended) < FEW or len(left) == 0:
+            return [self._pool.points[place] for place in left]
+        worth = self._worth(known, ended, left, len(outcomes))
+        return [self._pool.points[left[place]] for place in np.argsort(-worth, kind="stable")]
+
+    def _worth(self, known: list[tuple[int, Outcome]], ended: list[tuple[float, ...]], left: NDArray[np.int64], turn: int) -> Array:
+        """What trying each of the points that are left is worth."""
+        worst = np.log(np.array(ended)).min(axis=0)
+        done = [(place, worst if one.values is None else np.log(one.values)) for place, one in known if not one.runs]
+        running = [place for place, one in known if one.runs]
+        tried = np.array([place for place, _ in done])
+        values = np.array([value for _, value in done])
+        if running:  # as if they had ended as expected, so that the next proposal is another one
+            expected = [self._model(tried, values[:, column]).expect(*self._rows(np.array(running))).mean for column in range(values.shape[1])]
+            tried, values = np.concatenate([tried, running]), np.concatenate([values, np.stack(expected, axis=1)])
+        beliefs = [self._model(tried, values[:, column]).expect(*self._rows(left)) for column in range(values.shape[1])]
+        if turn % WINNER_TURN == 0:
+            return _improvement(beliefs, values, math.log(self._bar))
+        return self._growth(beliefs, values, turn)
+
+    def _model(self, tried: NDArray[np.int64], values: Array) -> Surrogate:
+        return Surrogate(*self._rows(tried), values)
+
+    def _rows(self, places: NDArray[np.int64]) -> tuple[Codes, Array]:
+        return self._pool.codes[places], self._pool.predicted[places]
+
+    def _growth(self, beliefs: Sequence[Belief], values: Array, turn: int) -> Array:
+        """Expected growth of the dominated volume."""
+        random = np.random.default_rng((self._seed, turn))
+        count = len(beliefs)
+        directions = np.abs(random.standard_normal((DIRECTIONS, count))) + 1e-3
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        plain = np.exp(values)
+        floor, ceiling = plain.min(axis=0), plain.max(axis=0)
+        width = np.where(ceiling > floor, ceiling - floor, 1.0)
+
+        def scalars(outcomes: Array) -> Array:
+            scaled = np.maximum((outcomes - floor) / width, 0.0)
+            found = scaled[:, None, 0] / directions[:, 0]
+            for column in range(1, count):
+                np.minimum(found, scaled[:, None, column] / directions[:, column], out=found)
+            powers: Array = found**count
+            return powers
+
+        best = scalars(plain).max(axis=0)
+        total = np.zeros(len(beliefs[0].mean))
+        for _ in range(SAMPLES):
+            imagined = np.stack([np.exp(belief.mean + belief.spread * random.standard_normal()) for belief in beliefs], axis=1)
+            total += np.maximum(scalars(imagined) - best, 0.0).mean(axis=1)
+        return total
+
+
+def _improvement(beliefs: Sequence[Belief], values: Array, bar: float) -> Array:
+    """Expected improvement of the first value on the best one whose second value holds the bar, times the chance that it holds."""
+    speed, quality = beliefs[0], beliefs[1]
+    holding = values[values[:, 1] >= bar, 0]
+    best = float(holding.max()) if len(holding) else float(values[:, 0].min())
+    z = (speed.mean - best) / speed.spread
+    improvement = speed.spread * (z * _cumulative(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
+    found: Array = improvement * _cumulative((quality.mean - bar) / quality.spread)
+    return found
+
+
+def _cumulative(z: Array) -> Array:
+    """Of the normal distribution, by the approximation of its error function in Abramowitz and Stegun, 7.1.26."""
+    x = np.abs(z) / math.sqrt(2)
+    t = 1 / (1 + 0.3275911 * x)
+    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))) * np.exp(-(x**2))
+    found: Array = np.where(z > 0, 1 - tail / 2, tail / 2)
+    return found
+
+
+def _key(point: Point | dict[str, Choice]) -> tuple[tuple[str, Choice], ...]:
+    return tuple(sorted(point.items()))

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from genopt.plan import Artifact, Candidate, Quality, Ratio
+from genopt.search.propose import Outcome, Pool, Proposer, pool, values_of
+from genopt.search.space import Owner, Point, Space, Tunable
+from genopt.search.surrogate import Surrogate
+
+BAR = 0.99
+FAMILIES = tuple("abcdef")
+SPACE = Space(
+    engines=(
+        Owner(
+            name="engine", word="", accepts=frozenset({"hf"}),
+            tunables=(*(Tunable(name=one, choices=(8, 4), words=("", f"{one}4")) for one in FAMILIES),
+                      Tunable(name="spare", choices=(0, 1), words=("", "spare"))),
+        ),
+    ),
+    techniques=(),
+)  # fmt: skip
+COST = dict(zip(FAMILIES, (0.001, 0.002, 0.003, 0.02, 0.05, 0.1), strict=True))
+
+
+def truth(point: Point) -> tuple[float, float, float]:
+    """Each family at 4 bits saves a tenth of the time and costs likelihood; sparing a thread only costs time."""
+    low = [one for one in FAMILIES if point[f"engine.{one}"] == 4]
+    speed = 1 / ((1 - 0.1 * len(low)) * (1.5 if point["engine.spare"] else 1.0))
+    return speed, float(np.exp(-sum(COST[one] for one in low))), 1 / (100 - 8 * len(low))
+
+
+def outcomes(candidates: Pool, count: int, seed: int = 0) -> list[Outcome]:
+    places = np.random.default_rng(seed).permutation(len(candidates.points))[:count]
+    return [Outcome(point=candidates.points[place], values=truth(candidates.points[place])) for place in places]
+
+
+def searched(steps: int, seed: int = 0) -> list[Outcome]:
+    candidates = pool(SPACE, seed)
+    proposer, found = Proposer(SPACE, candidates, BAR, seed), outcomes(candidates, 4, seed)
+    for _ in range(steps):
+        point = proposer.ranked(found)[0]
+        found.append(Outcome(point=point, values=truth(point)))
+    return found
+
+
+def best(found: list[Outcome]) -> float:
+    return max((one.values[0] for one in found if one.values and one.values[1] >= BAR), default=0.0)
+
+
+def test_the_best_candidate_that_holds_the_bar_is_found_in_a_tenth_of_the_space() -> None:
+    every = [Outcome(point=point, values=truth(point)) for point in SPACE.points()]
+    assert best(searched(9)) == best(every)
+
+
+def test_the_same_seed_proposes_the_same() -> None:
+    assert searched(6, seed=3) == searched(6, seed=3)
+
+
+def test_nothing_is_proposed_twice_and_everything_in_the_end() -> None:
+    candidates = pool(SPACE, 0)
+    proposer = Proposer(SPACE, candidates, BAR, 0)
+    found = outcomes(candidates, len(candidates.points) - 2)
+    left = proposer.ranked(found)
+    assert len(left) == 2
+    assert all(point not in [one.point for one in found] for point in left)
+    assert proposer.ranked([*found, *(Outcome(point=point, runs=True) for point in left)]) == []
+
+
+def test_what_runs_is_not_proposed_beside_itself_and_changes_what_is() -> None:
+    candidates = pool(SPACE, 0)
+    proposer, found = Proposer(SPACE, candidates, BAR, 0), outcomes(candidates, 6)
+    first = proposer.ranked(found)[0]
+    second = proposer.ranked([*found, Outcome(point=first, runs=True)])[0]
+    assert first != second
+
+
+def test_choices_that_fail_are_left_alone() -> None:
+    candidates = pool(SPACE, 0)
+    proposer, found = Proposer(SPACE, candidates, BAR, 0), [
+        one if one.point["engine.spare"] == 0 else one.model_copy(update={"values": None}) for one in outcomes(candidates, 20)
+    ]  # fmt: skip
+    assert all(point["engine.spare"] == 0 for point in proposer.ranked(found)[:5])
+
+
+def test_points_outside_of_the_space_teach_nothing_and_break_nothing() -> None:
+    candidates = pool(SPACE, 0)
+    stranger = Outcome(point={"engine": "other"}, values=(1.0, 1.0, 1.0))
+    assert Proposer(SPACE, candidates, BAR, 0).ranked([stranger] * 5) == list(candidates.points)
+
+
+def test_sums_of_choices_are_learned_from_few_examples() -> None:
+    candidates = pool(SPACE, 0)
+    values = np.log([truth(point)[1] for point in candidates.points])
+    few = np.arange(16)
+    belief = Surrogate(candidates.codes[few], candidates.predicted[few], values[few]).expect(candidates.codes, candidates.predicted)
+    assert np.abs(belief.mean - values).max() < 0.02
+    assert belief.spread[16:].mean() > belief.spread[few].mean()
+
+
+def test_predictions_made_beforehand_are_believed_as_far_as_they_hold() -> None:
+    """Five outcomes are enough where a prediction is right but for a factor, and not where there is none."""
+
+    def error(candidates: Pool) -> float:
+        values = np.array([np.log(truth(point)[0]) for point in candidates.points])
+        belief = Surrogate(candidates.codes[:5], candidates.predicted[:5], values[:5]).expect(candidates.codes, candidates.predicted)
+        return float(np.abs(belief.mean - values).mean())
+
+    assert error(pool(SPACE, 0, lambda point: (3 * np.log(truth(point)[0]) - 1,))) < 0.5 * error(pool(SPACE, 0))
+
+
+def test_equal_outcomes_are_no_trouble() -> None:
+    candidates = pool(SPACE, 0)
+    same = [Outcome(point=point, values=(1.0, 1.0, 1.0)) for point in candidates.points[:6]]
+    assert len(Proposer(SPACE, candidates, BAR, 0).ranked(same)) == len(candidates.points) - 6
+
+
+@pytest.mark.parametrize("lacking", ["quality", "artifact", "speedup", None])
+def test_only_what_was_measured_and_judged_has_values(lacking: str | None) -> None:
+    ratio = Ratio(value=2.0, ci_low=1.9, ci_high=2.1)
+    facts = {
+        "quality": Quality(metric="likelihood", ratio=0.995, ci_low=0.99, ci_high=1.0, n=8000, verdict="accept"),
+        "artifact": Artifact(digest="d", path="p", bytes=1000), "speedup": {"vs_baseline": ratio},
+    }  # fmt: skip
+    candidate = Candidate(name="a", status="accepted", reason="", engine="e", **{key: value for key, value in facts.items() if key != lacking})
+    assert values_of(candidate) == (None if lacking else (2.0, 0.995, 0.001))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genopt.plan import Plan, Step
+from genopt.search.propose import encoded, pool
+from genopt.search.rules import ORIGINAL, Rule, objection, reaches
+from genopt.search.space import Dimension, Owner, Space, Tunable
+from genopt.tasks.text_generation import TextGeneration
+from genopt.testing.contracts import check_space
+from genopt.testing.fake_task import FakeTask
+from genopt.testing.plugin import write_plugin
+
+HF, ONNX = frozenset({"hf"}), frozenset({"onnx"})
+QUANTIZED = frozenset({"quantized"})
+
+
+def owner(name: str, *tunables: Tunable, phase: int = 0, accepts: frozenset[str] = frozenset(), **rule: frozenset[str]) -> Owner:
+    return Owner(name=name, word=name, tunables=tunables, accepts=accepts, rule=Rule(name=name, phase=phase, **rule) if phase else None)
+
+
+BITS = Tunable(name="bits", choices=(8, 4), words=("", "4-bit"))
+EDGES = Tunable(name="edges", choices=(None, 8), words=("", "edges8"), when=(("bits", 4),))
+SPACE = Space(
+    engines=(owner("plain", accepts=HF), owner("exported", accepts=ONNX)),
+    techniques=(
+        owner("cut", Tunable(name="count", choices=(1, 2), words=("1", "2")), phase=10, requires=HF),
+        owner("round", phase=40, requires=HF, excludes=QUANTIZED, adds=QUANTIZED),
+        owner("export", phase=50, requires=HF, excludes=QUANTIZED, adds=ONNX, removes=HF),
+        owner("mix", BITS, EDGES, phase=60, requires=ONNX, excludes=QUANTIZED, adds=QUANTIZED),
+    ),
+)
+
+
+@pytest.mark.parametrize("task", [FakeTask, TextGeneration])
+def test_every_space_holds_together(task: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_plugin(tmp_path / "plugin")
+    monkeypatch.syspath_prepend(tmp_path / "plugin")
+    check_space(task)
+
+
+def test_only_what_can_be_put_together_is_asked_for() -> None:
+    points = list(SPACE.points())
+    plain = [point for point in points if point["engine"] == "plain"]
+    assert {tuple(point) for point in plain} == {("engine", "cut", "round"), ("engine", "cut", "cut.count", "round")}
+    exported = [point for point in points if point["engine"] == "exported"]
+    assert all("round" not in point and "export" not in point for point in exported), "rounding bars the export, and the export is not a choice"
+    assert all(("mix.edges" in point) == (point.get("mix.bits") == 4) for point in exported)
+    assert len(plain) == 3 * 2
+    assert len(exported) == 3 * (1 + 1 + 2)
+
+
+def test_a_step_that_is_needed_is_taken_unasked() -> None:
+    plan = SPACE.plan(SPACE.complete({"engine": "exported", "mix": True, "mix.bits": 4}))
+    assert plan.steps == (Step(technique="export"), Step(technique="mix", params={"bits": 4, "edges": None}))
+    assert plan.name == "exported-mix-4-bit"
+
+
+def test_points_are_found_again_and_strangers_are_not() -> None:
+    for point in SPACE.points():
+        assert SPACE.point_of(SPACE.plan(point).model_copy(update={"name": "any"})) == point
+    stranger = SPACE.plan(SPACE.complete({"engine": "exported", "mix": True}))
+    assert SPACE.point_of(stranger.model_copy(update={"options": {"more": 1}})) is None
+    assert SPACE.point_of(Plan(name="any", engine="unheard of")) is None
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_walk_gives_a_point_that_completes_to_itself(random: object) -> None:
+    point = SPACE.walk(lambda dimension: random.choice(dimension.choices))  # type: ignore[attr-defined]
+    assert SPACE.complete(point) == point
+    assert point in list(SPACE.points())
+
+
+def test_unusable_tunables_are_refused() -> None:
+    for choices, words in (((), ()), ((1, 2), ("a",)), ((1, 2), ("a", "a"))):
+        with pytest.raises(ValueError, match="a word of its own"):
+            Tunable(name="bits", choices=choices, words=words)
+
+
+def test_what_does_not_fit_together_says_why() -> None:
+    rules = {owner.name: owner.rule for owner in SPACE.techniques if owner.rule is not None}
+
+    def said(*names: str, accepts: frozenset[str] = ONNX) -> str:
+        return objection(Plan(name="any", engine="exported"), [rules[name] for name in names], accepts)
+
+    assert said("export", "mix") == ""
+    assert said("round", "export") == "export takes nothing that is quantized"
+    assert said("mix") == "mix takes only what is onnx"
+    assert said("export", "cut") == "cut must come before what precedes it"
+    assert said("cut") == "exported opens only what is onnx"
+    assert reaches(list(rules.values()), ORIGINAL, 0, ONNX)
+    assert not reaches([rules["mix"]], ORIGINAL, 0, ONNX)
+
+
+def test_a_pool_holds_each_point_once_in_a_seeded_order() -> None:
+    one, other = pool(SPACE, 0), pool(SPACE, 0)
+    assert one.points == other.points != pool(SPACE, 1).points
+    assert sorted(map(str, one.points)) == sorted(map(str, SPACE.points()))
+    assert len({tuple(row) for row in one.codes.tolist()}) == len(one.points)
+    assert (encoded(SPACE, one.points) == one.codes).all()
+
+
+def test_a_large_space_is_sampled() -> None:
+    tunables = tuple(Tunable(name=f"t{place}", choices=(0, 1, 2, 3), words=("a", "b", "c", "d")) for place in range(9))
+    large = Space(engines=(owner("plain", *tunables, accepts=HF),), techniques=())
+    assert 10_000 < len(pool(large, 0).points) <= 20_000
+
+
+def test_dimensions_are_all_that_points_have() -> None:
+    known = {dimension.name: dimension for dimension in SPACE.dimensions()}
+    asked: list[Dimension] = []
+    for point in SPACE.points():
+        assert point.keys() <= known.keys()
+    SPACE.walk(lambda dimension: asked.append(dimension) or dimension.choices[-1])  # type: ignore[func-returns-value]
+    assert all(known[dimension.name] == dimension for dimension in asked)
