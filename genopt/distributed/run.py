@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 
 from genopt import catalog, clock
 from genopt.clock import Moment
-from genopt.distributed import cluster, rollout, stages
+from genopt.distributed import cluster, rollout, sensitivity, stages
 from genopt.distributed.benches import Benches, Slot, budget_error
 from genopt.distributed.fanout import TICK_S, FanOut
 from genopt.distributed.finalists import confirm, items_of
@@ -32,10 +32,12 @@ from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCr
 from genopt.plan import Artifact, Candidate, Plan, plan_of
 from genopt.progress import Broadcast, Listener
 from genopt.report.write import write_reports
+from genopt.search import precision
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
 from genopt.search.predict import runtime_of
 from genopt.search.propose import pool
+from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, session_options
@@ -146,8 +148,9 @@ class _Run:
         with self._phase("candidates", "one per technique and engine"):
             until = clock.now() + self._budget.until_share("profile", "compress", "measure", "report")  # all but the search's
             late = fan_out.run(self._catalogue(order), until, self._deadline())
+        found = self._sensitivity(prepared)
         with self._phase("search", "Ray Tune proposes further candidates"):
-            self._search(facts)
+            self._search(facts, found)
         if late:
             with self._phase("candidates", "those that were put off"):
                 for plan in fan_out.run(late, self._deadline(), self._deadline()):
@@ -285,13 +288,40 @@ class _Run:
         ranks = {family: rank for rank, family in enumerate(order)}
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
 
-    def _search(self, facts: stages.BuildFacts) -> None:
+    def _sensitivity(self, prepared: Prepared) -> precision.Sensitivity | None:
+        """Which parts of the model bear fewer bits; None where that is of no use, or the budget is too short for it."""
+        if not self._task.sensitivity_stage or not precision.tells_families(self._task.space()) or self._trials_left() == 0:
+            return None
+        earlier = next((event["sensitivity"] for event in self._folder.events() if event["event"] == "sensitivity"), None)
+        if earlier is not None:
+            return precision.Sensitivity.model_validate(earlier)
+        limit_s = sensitivity.allowed_s(self._budget.total_s, self._budget.left_s)
+        if not limit_s:
+            reason = f"the budget is too short to try the model's parts one by one, which takes {sensitivity.LEAST_S:.0f} s of it or more"
+            self._folder.append("sensitivity_skipped", reason=reason)
+            return None
+        with self._phase("sensitivity", "which parts of the model bear fewer bits"):
+            payload = {"model": self._model.path, "calibration": prepared.calibration}
+            found = sensitivity.measure(
+                self._task.sensitivity_stage, payload, self._nodes, lambda number: str(self._folder.logs / f"sensitivity-{number}.log"), limit_s,
+                self._tick,
+            )  # fmt: skip
+        if found is None or not found.parts:
+            self._folder.append("sensitivity_skipped", reason="no part could be tried in its time; see logs/sensitivity-0.log")
+            return None
+        self._folder.append("sensitivity", sensitivity=found.model_dump(mode="json"))
+        return found
+
+    def _search(self, facts: stages.BuildFacts, found: precision.Sensitivity | None) -> None:
         space = self._task.space()
-        candidates = pool(space, self._spec.seed, lambda point: self._foreseen(space.plan(point)))
+        candidates = pool(space, self._spec.seed, lambda point: self._foreseen(space, point, found))
+        seeds = self._task.seeds()
+        if found is not None:
+            seeds[1:1] = precision.proposals(space, precision.solve(found), self._spec.quality)
         references = {plan.identity() for plan in self._task.references()}
         while self._trials_left() != 0 and self._budget.left_s > self._typical_s() + SEARCH_END_S:
             request = SearchRequest(
-                spec=self._spec, task=self._task.name, seeds=tuple(self._task.seeds()), outcomes=tuple(self._outcome.of_points(space)),
+                spec=self._spec, task=self._task.name, seeds=tuple(seeds), outcomes=tuple(self._outcome.of_points(space)),
                 known=tuple(sorted(self._outcome.identities() | references)), deadline=Moment.of(self._deadline() - SEARCH_END_S),
                 expected_s=self._typical_s(), guard_s=self._budget.guard_s, trials=self._trials_left(),
             )  # fmt: skip
@@ -304,10 +334,11 @@ class _Run:
             for slot in tuple(self._benches.slots):
                 self._benches.recover(slot)
 
-    def _foreseen(self, plan: Plan) -> tuple[float, ...]:
-        """What can be said of a candidate before it is tried: the logarithm of its expected pace."""
-        found = self._predictions.predict(plan)
-        return (math.log(found.value),) if found is not None else ()
+    def _foreseen(self, space: Space, point: Point, found: precision.Sensitivity | None) -> tuple[float, ...]:
+        """What can be said of a point before it is tried: the logarithm of its expected pace, and what its bits are expected to cost."""
+        expected = self._predictions.predict(space.plan(point))
+        pace = (math.log(expected.value),) if expected is not None else ()
+        return pace if found is None else (*pace, precision.predicted_kl(space, point, found))
 
     def _trials_left(self) -> int | None:
         """How many candidates the search may still add, those of earlier sessions counted; None for any number."""

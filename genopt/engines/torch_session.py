@@ -12,7 +12,7 @@ import torch
 import torch._inductor.config
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.engines.distribution import BLOCKS, Distributions, Wanted, require_rows
@@ -57,6 +57,11 @@ class TorchSession:
             self._cache = StaticCache(config=self._model.config, max_cache_len=self._cache_tokens)
             mode = "reduce-overhead" if self._device.type == "cuda" else None
             self._step = torch.compile(self._decode, fullgraph=True, dynamic=False, mode=mode)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The opened model; what is done to its weights shows in all that the session says next, unless it was compiled."""
+        return self._model
 
     @property
     def _device(self) -> torch.device:

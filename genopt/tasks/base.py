@@ -151,6 +151,8 @@ class Task(Protocol):
     profile_stage: str
     tasks_stage: str
     """Scores a model on tasks (`genopt.tasks.text_finalists.TaskRequest`); empty where the modality has none."""
+    sensitivity_stage: str
+    """Tells which parts of a model bear fewer bits (`genopt.quality.sensitivity`); empty where the modality has none."""
     pace_metric: str
     """Milliseconds per unit of work, which the search minimizes and predicts."""
 

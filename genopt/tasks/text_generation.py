@@ -57,6 +57,7 @@ class TextGeneration:
     prepare_stage = "prepare_text"
     profile_stage = "profile_text"
     tasks_stage = "score_text_tasks"
+    sensitivity_stage = "text_sensitivity"
     pace_metric = "tpot_ms"
 
     @staticmethod

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from genopt.errors import InfeasibleError, StageError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import HEAD, MLP, PROJECTIONS, Footprint
+from genopt.search.precision import FAMILIES
 from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.onnx_embedding import shrink_embedding
@@ -20,8 +21,6 @@ from genopt.techniques.onnx_embedding import shrink_embedding
 Bits = Literal[4, 8, 32]
 """Of a weight; 32 leaves it as it was exported."""
 FULL = 32
-FAMILIES = ("head", "qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-"""Families of matrices that share their bits: what engines fuse into one product belongs together."""
 NODES: Mapping[str, str] = {
     "head": r"^/lm_head/",
     "qkv_proj": r"/attn/(qkv|q|k|v)_proj/",

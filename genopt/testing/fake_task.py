@@ -25,6 +25,7 @@ class FakeTask:
     modality = "text"
     prepare_stage = "prepare_text"
     tasks_stage = "score_text_tasks"
+    sensitivity_stage = ""
     profile_stage = "no such stage"
     """A profile that fails, as one may; a run goes on without it."""
     pace_metric = "tpot_ms"

@@ -104,6 +104,7 @@ class SleepTask:
     profile_stage = "no such stage"
     """A profile that fails, as one may."""
     tasks_stage = ""
+    sensitivity_stage = ""
     pace_metric = "tpot_ms"
 
     @staticmethod
