@@ -213,7 +213,7 @@ class TorchSession:
 
     def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
         ids = torch.tensor([sequence], device=self._device)
-        places = wanted if isinstance(wanted, int) else torch.from_numpy(np.ascontiguousarray(wanted)).to(self._device, torch.long)
+        places = wanted if isinstance(wanted, int) else torch.from_numpy(np.array(wanted, np.int64)).to(self._device)
         found: list[Distributions] = []
         done = 0
         for logits in self._logits(ids[:, :-1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_shares_are_disjoint_and_complete(session: TorchSession, tmp_path: Path)
 
 
 def test_it_ends_when_its_time_does(session: TorchSession, tmp_path: Path) -> None:
-    seconds = iter(range(100, 0, -10))
+    seconds = itertools.count(100, -10)
     found = sensitivity(session, SEQUENCES, tmp_path, (0, 1), lambda: float(next(seconds)))
     assert 0 < len(found.parts) < len(FAMILIES)
 
