@@ -49,7 +49,8 @@ def assemble(folder: RunFolder) -> Report:
         hardware=facts.get("hardware", {}), environment=facts.get("environment", {}), budget=_budget(spec, events),
         bottlenecks=bottlenecks, profile=_profile(profile), aa=aa, evaluation=references["evaluation"] if references else {},
         candidates=candidates, pareto=pareto, winner=winner, decision=decision, next_steps=(), deployment=_deployment(events),
-        human=human_results(folder.path, candidates),
+        human=human_results(folder.path, candidates), sensitivity=(_last(events, "sensitivity") or {}).get("sensitivity"),
+        sensitivity_note=str((_last(events, "sensitivity_skipped") or {}).get("reason", "")),
     )  # fmt: skip
     return report.model_copy(update={"next_steps": next_steps(report)})
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from genopt.plan import Candidate
-from genopt.report import evidence, method, predicted, profiled, wording
+from genopt.report import evidence, method, predicted, profiled, sensitivity, wording
 from genopt.report.by_load import by_load
 from genopt.report.model import Profile, Report
 
@@ -23,7 +23,7 @@ def render(report: Report, spec: str) -> str:
     if report.interrupted:
         parts.append(f"> **This run was interrupted**: {escape(report.ended)}. What follows is valid, and not all there is to find.")
     parts += [*_next_steps(report), *_deployment(report), *_candidates(report), *_by_load(report), *_human(report), *_bottlenecks(report)]
-    parts += [*_predicted(report), *_method(report), *_reproduce(report, spec)]
+    parts += [*_sensitivity(report), *_predicted(report), *_method(report), *_reproduce(report, spec)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,6 +155,16 @@ def _profile(profile: Profile) -> list[str]:
     limits = "; ".join(f"{what} {value}" for what, value in profiled.ceilings(profile.ceilings))
     origin = f" ({profile.ceilings_origin})" if profile.ceilings_origin else ""
     return [*found, escape(f"Limits of this hardware{origin}: {limits}.")] if limits else found
+
+
+def _sensitivity(report: Report) -> list[str]:
+    said, tables = sensitivity.sentence(report), sensitivity.tables(report)
+    if not said:
+        return []
+    found = ["## Which parts bear fewer bits", escape(said)]
+    for table in tables:
+        found += [f"### {escape(table.title)}", _table(table.headings, [[escape(cell) for cell in row] for row in table.rows], table.numbers)]
+    return found
 
 
 def _predicted(report: Report) -> list[str]:

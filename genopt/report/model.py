@@ -9,6 +9,7 @@ from pydantic import Field
 from genopt.plan import Candidate, Ratio, Record
 from genopt.profiling.records import Bottleneck, GraphBreaks, Phase
 from genopt.quality.preference import HumanResult
+from genopt.search.precision import Sensitivity
 from genopt.spec import Objective
 
 SCHEMA_VERSION = 1
@@ -114,6 +115,8 @@ class Report(Record):
         decision: Why that one.
         deployment: Set while a variant is served.
         human: What people preferred, one entry per comparison with votes.
+        sensitivity: What rounding one part of the model at a time costs, or None.
+        sensitivity_note: Why that was not tried, where it would have been of use.
     """
 
     schema_version: Literal[1] = 1
@@ -139,6 +142,8 @@ class Report(Record):
     next_steps: tuple[str, ...]
     deployment: Deployment | None
     human: tuple[HumanResult, ...] = ()
+    sensitivity: Sensitivity | None = None
+    sensitivity_note: str = ""
 
     @property
     def winning(self) -> Candidate | None:
