@@ -17,7 +17,7 @@ ENGINES: Mapping[str, str] = {"ort_genai": "ort", "torch": "torch"}
 """Engines of the space, with the words that begin the names of their candidates."""
 TECHNIQUES: Mapping[str, str] = {
     "drop_layers": "drop", "torchao_int8_weight_only": "int8-weight-only", "torchao_int8_dynamic": "int8-dynamic", "onnx_genai": "onnx",
-    "onnx_weight_only": "mixed",
+    "onnx_weight_only": "int8",
 }  # fmt: skip
 """Its techniques; magnitude pruning makes nothing faster here, and distillation has its own place in the first candidates."""
 

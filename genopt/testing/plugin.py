@@ -24,5 +24,6 @@ fake_transform = genopt.testing.fake_technique:FakeTransform
 [genopt.tasks]
 fake-text = genopt.testing.fake_task:FakeTask
 sleep = genopt.testing.sleep_task:SleepTask
+wide = genopt.testing.wide_task:WideTask
 """
     (info / "entry_points.txt").write_text(entries, encoding="utf-8")
