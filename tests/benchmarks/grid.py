@@ -16,7 +16,7 @@ from genopt.search.space import Point
 from genopt.tasks.text_generation import TextGeneration
 
 DATA = Path(__file__).parent / "data"
-RECORDS = DATA / "smollm2_grid.jsonl"
+RECORDS, PROFILE, SENSITIVITY = DATA / "smollm2_grid.jsonl", DATA / "smollm2_profile.json", DATA / "smollm2_sensitivity.json"
 AXES: Mapping[str, tuple[Any, ...]] = {
     "engine": ("ort_genai",), "drop_layers": (False, True), "drop_layers.count": (1,), "onnx_weight_only": (True,),
     "onnx_weight_only.block_size": (32, 128), "onnx_weight_only.symmetric": (False, True), "onnx_weight_only.head": (8, 4),

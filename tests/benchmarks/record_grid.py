@@ -1,6 +1,7 @@
 """Records the grid of `grid.py`: quality, bytes and speed of each point; goes on where it stopped.
 
     python tests/benchmarks/record_grid.py FOLDER quality [--minutes 4]   # not sensitive to what else the machine does
+    python tests/benchmarks/record_grid.py FOLDER sensitivity             # what the parts of the model bear
     python tests/benchmarks/record_grid.py FOLDER speed [--minutes 4]     # best on a quiet machine; interleaved with a reference all the same
 
 Exit code 0 when all is recorded, 3 when the minutes ended before. FOLDER keeps the model, the texts and the quantized matrices.
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grid import RECORDS, grid, name, recorded, weights_of
+from grid import RECORDS, SENSITIVITY, grid, name, recorded, weights_of
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest
@@ -34,6 +35,7 @@ from genopt.measure import machine
 from genopt.models.resolve import resolve
 from genopt.plan import Plan
 from genopt.quality import reference
+from genopt.quality.sensitivity import SensitivityRequest, measure
 from genopt.search.space import Point
 from genopt.tasks.text_data import TextSet, prepare
 from genopt.tasks.text_generation import TextGeneration
@@ -42,8 +44,8 @@ from genopt.techniques.onnx_embedding import shrink_embedding
 from genopt.techniques.onnx_weight_only import SMALL, WeightOnlyParams, node_bits, quantize
 
 TOKENS = 2_048
-ROUNDS = 5
-NEW_TOKENS = 16
+ROUNDS = 3
+NEW_TOKENS = 12
 PROMPT = 16
 THREADS = 2
 REFERENCE: dict[str, Any] = {"engine": "ort_genai", "onnx_weight_only": True}
@@ -276,14 +278,23 @@ def check(texts: Texts, variants: Variants, folder: Path) -> bool:
     return difference < 1e-4
 
 
+def sensitivity(texts: Texts, limit_s: float) -> dict[str, Any]:
+    """What rounding one part of the model costs, as the stage of a run tells it."""
+    request = SensitivityRequest(model=str(texts.model), calibration=texts.set.calibration, tokens=512, threads=THREADS)
+    return measure(request.model_dump(mode="json"), limit_s)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=("quality", "speed", "check"))
+    parser.add_argument("what", choices=("quality", "speed", "check", "sensitivity"))
     parser.add_argument("--minutes", type=float, default=4.0)
     asked = parser.parse_args()
     until = time.monotonic() + 60 * asked.minutes
     texts = Texts(asked.folder)
+    if asked.what == "sensitivity":
+        SENSITIVITY.write_text(json.dumps(sensitivity(texts, 60 * asked.minutes), indent=1) + "\n", encoding="utf-8")
+        return 0
     variants = Variants(asked.folder / "variants", texts)
     if asked.what == "check":
         return 0 if check(texts, variants, asked.folder / "variants") else 1

@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import optuna
-from grid import DATA, grid, name, recorded, weights_of
+from grid import DATA, PROFILE, SENSITIVITY, grid, name, recorded, weights_of
 
+from genopt.distributed.predictions import Predictions
 from genopt.distributed.searcher import ModelSampler, distributions
 from genopt.search.pareto import hypervolume
 from genopt.search.precision import Sensitivity, predicted_kl, proposals, solve
@@ -31,7 +32,6 @@ from genopt.tasks.text_generation import TextGeneration
 
 BAR = 0.99
 SHARES = (0.10, 0.15)
-SENSITIVITY = DATA / "smollm2_sensitivity.json"
 
 Values = tuple[float, float, float]
 Key = tuple[tuple[str, object], ...]
@@ -55,16 +55,25 @@ class Grid:
                 self.values[key(point)] = (timed["ratio"], judged["quality"], 1e6 / judged["bytes"])
         self.space: Space = TextGeneration.space()
         self.sensitivity = Sensitivity.model_validate_json(SENSITIVITY.read_text(encoding="utf-8")) if foresight and SENSITIVITY.exists() else None
+        self._predictions = Predictions(TextGeneration, lambda _: 0.0)
+        if foresight:
+            self._predictions.learn_profile(json.loads(PROFILE.read_text(encoding="utf-8")))
         self._worst = np.array(list(self.values.values())).min(axis=0)
         self._whole = {axes: self._volume(self.values.values(), axes) for axes in (2, 3)}
 
     def pool(self, seed: int) -> Pool:
         order = np.random.default_rng(seed).permutation(len(self.points))
         points = tuple(self.points[place] for place in order)
-        rows = [(predicted_kl(self.space, point, self.sensitivity),) if self.sensitivity else () for point in points]
+        rows = [self._foreseen(point) for point in points]
         predicted = np.array(rows, np.float64).reshape(len(points), -1)
         spread = predicted.std(axis=0)
         return Pool(points, encoded(self.space, points), (predicted - predicted.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
+
+    def _foreseen(self, point: Point) -> tuple[float, ...]:
+        """As in a run: the logarithm of the expected pace, and what a point's bits are expected to cost."""
+        expected = self._predictions.predict(self.space.plan(point))
+        pace = (math.log(expected.value),) if expected is not None else ()
+        return pace if self.sensitivity is None else (*pace, predicted_kl(self.space, point, self.sensitivity))
 
     def seeds(self) -> list[Point]:
         """Those of a run that the grid holds, and the catalogue's candidates, which every run has measured before it searches."""
@@ -137,6 +146,9 @@ def nsga2(known: Grid, seed: int, count: int) -> list[Point]:
             lambda dimension, trial=trial: allowed[dimension.name][0]
             if len(allowed[dimension.name]) == 1 else trial.suggest_categorical(dimension.name, allowed[dimension.name])
         )  # fmt: skip
+        if key(point) not in known.values:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
         found.setdefault(key(point), point)
         study.tell(trial, known.values[key(point)])
     return list(found.values())
