@@ -313,6 +313,8 @@ class _Run:
         return found
 
     def _search(self, facts: stages.BuildFacts, found: precision.Sensitivity | None) -> None:
+        if self._trials_left() == 0 or self._budget.left_s <= self._typical_s() + SEARCH_END_S:
+            return
         space = self._task.space()
         candidates = pool(space, self._spec.seed, lambda point: self._foreseen(space, point, found))
         seeds = self._task.seeds()

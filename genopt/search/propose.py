@@ -32,6 +32,8 @@ SAMPLES = 16
 """Outcomes that are imagined for each candidate."""
 WINNER_TURN = 3
 """Every so many proposals one goes for the winner, the others for the front."""
+LEARNED = 200
+"""Outcomes, the last ones, that the model learns from: its time grows with their square and more."""
 FEW = 3
 """Outcomes below which nothing can be learned."""
 
@@ -134,15 +136,17 @@ class Proposer:
         worst = np.log(np.array(ended)).min(axis=0)
         done = [(place, worst if one.values is None else np.log(one.values)) for place, one in known if not one.runs]
         running = [place for place, one in known if one.runs]
-        tried = np.array([place for place, _ in done])
-        values = np.array([value for _, value in done])
+        tried = np.array([place for place, _ in done[-LEARNED:]])
+        values = np.array([value for _, value in done[-LEARNED:]])
+        reached = np.array([value for _, value in done])
         if running:  # as if they had ended as expected, so that the next proposal is another one
             expected = [self._model(tried, values[:, column]).expect(*self._rows(np.array(running))).mean for column in range(values.shape[1])]
-            tried, values = np.concatenate([tried, running]), np.concatenate([values, np.stack(expected, axis=1)])
+            as_if = np.stack(expected, axis=1)
+            tried, values, reached = np.concatenate([tried, running]), np.concatenate([values, as_if]), np.concatenate([reached, as_if])
         beliefs = [self._model(tried, values[:, column]).expect(*self._rows(left)) for column in range(values.shape[1])]
         if turn % WINNER_TURN == 0:
-            return _improvement(beliefs, values, math.log(self._bar))
-        return self._growth(beliefs, values, turn)
+            return _improvement(beliefs, reached, math.log(self._bar))
+        return self._growth(beliefs, reached, turn)
 
     def _model(self, tried: NDArray[np.int64], values: Array) -> Surrogate:
         return Surrogate(*self._rows(tried), values)
