@@ -316,16 +316,21 @@ class _Run:
         if self._trials_left() == 0 or self._budget.left_s <= self._typical_s() + SEARCH_END_S:
             return
         space = self._task.space()
-        candidates = pool(space, self._spec.seed, lambda point: self._foreseen(space, point, found))
+        candidates = pool(
+            space, self._spec.seed, predict=lambda point: self._foreseen(space, point, found),
+            wanted=lambda point: self._spec.wants(space.plan(point)),
+        )  # fmt: skip
         seeds = self._task.seeds()
         if found is not None:
             seeds[1:1] = precision.proposals(space, precision.solve(found), self._spec.quality)
         references = {plan.identity() for plan in self._task.references()}
+        runtimes = {runtime_of(plan): plan for plan in map(space.plan, (*candidates.points, *seeds))}
         while self._trials_left() != 0 and self._budget.left_s > self._typical_s() + SEARCH_END_S:
             request = SearchRequest(
                 spec=self._spec, task=self._task.name, seeds=tuple(seeds), outcomes=tuple(self._outcome.of_points(space)),
                 known=tuple(sorted(self._outcome.identities() | references)), deadline=Moment.of(self._deadline() - SEARCH_END_S),
-                expected_s=self._typical_s(), guard_s=self._budget.guard_s, trials=self._trials_left(),
+                expected_s={runtime: self._expected_s(plan) for runtime, plan in runtimes.items()}, guard_s=self._budget.guard_s,
+                trials=self._trials_left(),
             )  # fmt: skip
             lost = search(
                 request, candidates, facts, self._benches.slots, finished=self._ended,
@@ -339,8 +344,8 @@ class _Run:
     def _foreseen(self, space: Space, point: Point, found: precision.Sensitivity | None) -> tuple[float, ...]:
         """What can be said of a point before it is tried: the logarithm of its expected pace, and what its bits are expected to cost."""
         expected = self._predictions.predict(space.plan(point))
-        pace = (math.log(expected.value),) if expected is not None else ()
-        return pace if found is None else (*pace, precision.predicted_kl(space, point, found))
+        pace = math.log(expected.value) if expected is not None else math.nan
+        return (pace,) if found is None else (pace, precision.predicted_kl(space, point, found))
 
     def _trials_left(self) -> int | None:
         """How many candidates the search may still add, those of earlier sessions counted; None for any number."""

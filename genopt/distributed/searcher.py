@@ -15,7 +15,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from genopt import catalog, clock
 from genopt.clock import Moment
-from genopt.plan import Record
+from genopt.plan import Plan, Record
+from genopt.search.predict import runtime_of
 from genopt.search.propose import QUALITY, VALUES, Outcome, Pool, Proposer
 from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
@@ -34,7 +35,7 @@ class SearchRequest(Record):
         outcomes: What earlier candidates came to, as far as they are points of the space.
         known: Identities of plans that were tried already.
         deadline: When no trial may run any more.
-        expected_s: How long one trial takes.
+        expected_s: How long a trial takes, by what runs it (`genopt.search.predict.runtime_of`): compiling takes longer than all else.
         guard_s: Seconds before the deadline in which nothing starts that cannot finish.
         trials: Most candidates to add; None searches until the deadline.
     """
@@ -45,9 +46,13 @@ class SearchRequest(Record):
     outcomes: tuple[Outcome, ...] = ()
     known: tuple[str, ...]
     deadline: Moment
-    expected_s: float
+    expected_s: dict[str, float]
     guard_s: float
     trials: int | None
+
+    def seconds_of(self, plan: Plan) -> float:
+        """How long a trial of a plan takes."""
+        return self.expected_s[runtime_of(plan)]
 
 
 class ModelSampler(BaseSampler):
@@ -94,7 +99,8 @@ class QualityOptunaSearch(OptunaSearch):
     def __init__(self, request: SearchRequest, candidates: Pool) -> None:
         task: Task = catalog.load("tasks", request.task)
         self._request, self._candidates, self._space_of_points = request, candidates, task.space()
-        self._expected_s = request.expected_s
+        self._seconds = dict(request.expected_s)
+        self._runtimes: dict[str, str] = {}
         self._seen = set(request.known)
         self._is_over = False
         space, seed = self._space_of_points, request.spec.seed
@@ -115,18 +121,20 @@ class QualityOptunaSearch(OptunaSearch):
         return list(found.values())
 
     def _allows(self, point: Point) -> bool:
+        """Whether a point is wanted, new, and done in time."""
         plan = self._space_of_points.plan(point)
-        return plan.identity() not in self._seen and self._request.spec.wants(plan)
+        in_time = clock.now() + self._seconds[runtime_of(plan)] <= self._request.deadline.here()
+        return in_time and plan.identity() not in self._seen and self._request.spec.wants(plan)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next point; finished when the time is up or the space is exhausted."""
-        if self._is_over or clock.now() + self._expected_s > self._request.deadline.here():
-            return self.FINISHED
-        if not any(map(self._allows, self._candidates.points)):
+        """The next point; finished when none is left that is done in time."""
+        if self._is_over or not any(map(self._allows, self._candidates.points)):
             return self.FINISHED
         point = super().suggest(trial_id)
         if isinstance(point, dict):
-            self._seen.add(self._space_of_points.plan(point).identity())
+            plan = self._space_of_points.plan(point)
+            self._seen.add(plan.identity())
+            self._runtimes[trial_id] = runtime_of(plan)
         return point
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -137,7 +145,8 @@ class QualityOptunaSearch(OptunaSearch):
             return
         if not error and result is not None:
             self._ot_trials[trial_id].set_constraint("quality", self._request.spec.quality - result[QUALITY])
-            self._expected_s = max(self._expected_s, float(result["seconds"]))
+            runtime = self._runtimes[trial_id]
+            self._seconds[runtime] = max(self._seconds[runtime], float(result["seconds"]))
         super().on_trial_complete(trial_id, result, error=error)
 
 

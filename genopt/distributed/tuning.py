@@ -139,7 +139,7 @@ def _trial(config: Mapping[str, Choice], request: SearchRequest, facts: BuildFac
     plan: Plan = catalog.load("tasks", request.task).space().plan(config)
     bench, node = benches[int(plan.identity(), 16) % len(benches)]
     deadline = request.deadline.here()
-    window = Window.until(deadline + GRACE_S, min(request.expected_s, request.guard_s))
+    window = Window.until(deadline + GRACE_S, min(request.seconds_of(plan), request.guard_s))
     built = submit_build(plan, facts, window)
     measured = evaluate_on(bench, node, plan, built, window)
     try:

@@ -75,23 +75,34 @@ class Pool:
     predicted: Array
 
 
-def pool(space: Space, seed: int, predict: Callable[[Point], Sequence[float]] = lambda _: ()) -> Pool:
+def pool(
+    space: Space, seed: int, predict: Callable[[Point], Sequence[float]] = lambda _: (), wanted: Callable[[Point], bool] = lambda _: True
+) -> Pool:  # fmt: skip
     """The points of a space.
 
     Args:
         space: The space.
         seed: Of the order, and of the choice from a large space.
-        predict: What can be said of a point beforehand; equally many numbers for each.
+        predict: What can be said of a point beforehand; equally many numbers for each, NaN where nothing can be said.
+        wanted: Whether a point may be proposed at all.
     """
     random = np.random.default_rng(seed)
     points = list(itertools.islice(space.points(), WHOLE + 1))
     if len(points) > WHOLE:
         walks = (space.walk(lambda dimension: dimension.choices[int(random.integers(len(dimension.choices)))]) for _ in range(WHOLE))
         points = list({tuple(point.items()): point for point in walks}.values())
-    shuffled = tuple(points[place] for place in random.permutation(len(points)))
-    predicted = np.array([tuple(predict(point)) for point in shuffled], np.float64).reshape(len(shuffled), -1)
-    spread = predicted.std(axis=0)
-    return Pool(shuffled, encoded(space, shuffled), (predicted - predicted.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
+    shuffled = tuple(point for point in (points[place] for place in random.permutation(len(points))) if wanted(point))
+    columns = zip(*(predict(point) for point in shuffled), strict=True)
+    predicted = [_standardized(np.array(column, np.float64)) for column in columns]
+    return Pool(shuffled, encoded(space, shuffled), np.stack(predicted, axis=1) if predicted else np.zeros((len(shuffled), 0)))
+
+
+def _standardized(values: Array) -> Array:
+    """Values with mean 0 and standard deviation 1; those that are not known are at the mean."""
+    known = values[np.isfinite(values)]
+    if len(known) == 0 or known.std() == 0:
+        return np.zeros(len(values))
+    return np.where(np.isfinite(values), (values - known.mean()) / known.std(), 0.0)
 
 
 def encoded(space: Space, points: Iterable[Point]) -> Codes:

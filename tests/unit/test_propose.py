@@ -124,3 +124,18 @@ def test_only_what_was_measured_and_judged_has_values(lacking: str | None) -> No
     }  # fmt: skip
     candidate = Candidate(name="a", status="accepted", reason="", engine="e", **{key: value for key, value in facts.items() if key != lacking})
     assert values_of(candidate) == (None if lacking else (2.0, 0.995, 0.001))
+
+
+def test_only_what_is_wanted_is_in_the_pool() -> None:
+    assert all(point["engine.spare"] == 0 for point in pool(SPACE, 0, wanted=lambda point: point["engine.spare"] == 0).points)
+    nothing = pool(SPACE, 0, wanted=lambda _: False)
+    assert nothing.points == ()
+    assert Proposer(SPACE, nothing, BAR, 0).ranked(outcomes(pool(SPACE, 0), 4)) == []
+
+
+def test_a_prediction_that_is_lacking_counts_as_the_mean() -> None:
+    candidates = pool(SPACE, 0, lambda point: (float("nan") if point["engine.a"] == 4 else float(str(point["engine.b"])),))
+    lacking = np.array([point["engine.a"] == 4 for point in candidates.points])
+    assert (candidates.predicted[lacking] == 0).all()
+    assert set(np.round(candidates.predicted[~lacking, 0], 6)) == {-1.0, 1.0}
+    assert (pool(SPACE, 0, lambda _: (float("nan"),)).predicted == 0).all()

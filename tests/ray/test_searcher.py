@@ -1,0 +1,59 @@
+"""What the search asks Tune to try next, in the time that is left; needs no cluster."""
+
+from __future__ import annotations
+
+from genopt import clock
+from genopt.clock import Moment
+from genopt.distributed.searcher import LOST, QualityOptunaSearch, SearchRequest
+from genopt.search.predict import runtime_of
+from genopt.search.propose import VALUES, pool
+from genopt.search.space import ENGINE
+from genopt.spec import build
+from genopt.tasks.text_generation import TextGeneration
+
+SPACE = TextGeneration.space()
+EXPORTED, EAGER, COMPILED = (
+    SPACE.complete(choices) for choices in ({ENGINE: "ort_genai"}, {ENGINE: "torch", "torch.compile": False}, {ENGINE: "torch"})
+)
+POOL = pool(SPACE, 0, wanted=lambda point: "drop_layers" not in point or not point["drop_layers"])
+
+
+def searcher(left_s: float, seconds: dict[str, float], known: tuple[str, ...] = ()) -> QualityOptunaSearch:
+    request = SearchRequest(
+        spec=build({"model": "any"}), task="text-generation", seeds=(EXPORTED,), known=known, deadline=Moment.of(clock.now() + left_s),
+        expected_s=seconds, guard_s=5.0, trials=None,
+    )  # fmt: skip
+    return QualityOptunaSearch(request, POOL)
+
+
+def seconds(exported: float, eager: float, compiled: float) -> dict[str, float]:
+    return {runtime_of(SPACE.plan(point)): value for point, value in ((EXPORTED, exported), (EAGER, eager), (COMPILED, compiled))}
+
+
+def test_what_takes_longer_than_is_left_is_not_proposed() -> None:
+    found = searcher(60.0, seconds(exported=5, eager=500, compiled=900))
+    points = [found.suggest(f"trial-{number}") for number in range(8)]
+    assert [point[ENGINE] for point in points] == ["ort_genai"] * 8
+    assert len({str(point) for point in points}) == 8
+
+
+def test_an_engine_that_proves_slow_ends_its_own_trials_and_not_those_of_others() -> None:
+    """Both PyTorch runtimes take longer than is left, as their first trials show; the other engine's trials go on."""
+    found = searcher(100.0, seconds(exported=5, eager=5, compiled=5))
+    slow: list[str] = []
+    for number in range(80):
+        point = found.suggest(f"trial-{number}")
+        runtime = runtime_of(SPACE.plan(point))
+        assert runtime not in slow
+        slow += [runtime] if point[ENGINE] == "torch" else []
+        took = 1_000.0 if point[ENGINE] == "torch" else 5.0
+        found.on_trial_complete(f"trial-{number}", {**dict.fromkeys(VALUES, 1.0), LOST: False, "seconds": took})
+        if len(slow) == 2:
+            break
+    assert len(slow) == 2
+    assert found.suggest("late")[ENGINE] == "ort_genai"
+
+
+def test_it_ends_where_nothing_is_done_in_time() -> None:
+    found = searcher(4.0, seconds(exported=5, eager=5, compiled=5))
+    assert found.suggest("trial") == QualityOptunaSearch.FINISHED
