@@ -1,10 +1,10 @@
 """Proposes the candidate that is worth trying next, given all that was tried.
 
-Two goals take turns. One is the front: the candidate whose outcome is expected to enlarge the volume that the front
-dominates most, with the volume taken as a mean over random scalarizations (Golovin and Zhang, "Random Hypervolume
-Scalarizations for Provable Multi-Objective Black Box Optimization", 2020). The other is the winner: the candidate expected to improve
-most on the fastest one that holds the quality bar (constrained expected improvement: Gardner et al., "Bayesian
-Optimization with Inequality Constraints", 2014).
+Two goals take turns. One is the winner: the candidate expected to improve most on the fastest one that holds the quality bar
+(constrained expected improvement: Gardner et al., "Bayesian Optimization with Inequality Constraints", 2014). The other is
+the front: the candidate whose outcome is expected to enlarge most the volume that the front dominates above the worst that is
+believed possible, with the volume taken as a mean over random scalarizations (Golovin and Zhang, "Random Hypervolume
+Scalarizations for Provable Multi-Objective Black Box Optimization", 2020). When no better winner is expected, all goes to the front.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ DIRECTIONS = 128
 """Scalarizations of the volume."""
 SAMPLES = 16
 """Outcomes that are imagined for each candidate."""
-WINNER_TURN = 3
-"""Every so many proposals one goes for the winner, the others for the front."""
+FRONT_TURN = 3
+"""Every so many proposals one goes for the front although the winner may be improved on."""
+LEAST_GAIN = 0.003
+"""Expected improvement of the winner's speed, as a share, below which all proposals go for the front."""
 LEARNED = 200
 """Outcomes, the last ones, that the model learns from: its time grows with their square and more."""
 FEW = 3
@@ -155,9 +157,8 @@ class Proposer:
             as_if = np.stack(expected, axis=1)
             tried, values, reached = np.concatenate([tried, running]), np.concatenate([values, as_if]), np.concatenate([reached, as_if])
         beliefs = [self._model(tried, values[:, column]).expect(*self._rows(left)) for column in range(values.shape[1])]
-        if turn % WINNER_TURN == 0:
-            return _improvement(beliefs, reached, math.log(self._bar))
-        return self._growth(beliefs, reached, turn)
+        gain = _improvement(beliefs, reached, math.log(self._bar))
+        return gain if turn % FRONT_TURN and gain.max() >= LEAST_GAIN else self._growth(beliefs, reached, turn)
 
     def _model(self, tried: NDArray[np.int64], values: Array) -> Surrogate:
         return Surrogate(*self._rows(tried), values)
@@ -172,7 +173,8 @@ class Proposer:
         directions = np.abs(random.standard_normal((DIRECTIONS, count))) + 1e-3
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         plain = np.exp(values)
-        floor, ceiling = plain.min(axis=0), plain.max(axis=0)
+        believed = np.exp(np.stack([belief.mean for belief in beliefs], axis=1))
+        floor, ceiling = np.minimum(plain.min(axis=0), believed.min(axis=0)), np.maximum(plain.max(axis=0), believed.max(axis=0))
         width = np.where(ceiling > floor, ceiling - floor, 1.0)
 
         def scalars(outcomes: Array) -> Array:
