@@ -34,6 +34,8 @@ FRONT_TURN = 3
 """Every so many proposals one goes for the front although the winner may be improved on."""
 LEAST_GAIN = 0.003
 """Expected improvement of the winner's speed, as a share, below which all proposals go for the front."""
+SAME = 1e-9
+"""Values that differ by less than this share are the same."""
 LEARNED = 200
 """Outcomes, the last ones, that the model learns from: its time grows with their square and more."""
 FEW = 3
@@ -169,13 +171,17 @@ class Proposer:
     def _growth(self, beliefs: Sequence[Belief], values: Array, turn: int) -> Array:
         """Expected growth of the dominated volume."""
         random = np.random.default_rng((self._seed, turn))
+        believed = np.exp(np.stack([belief.mean for belief in beliefs], axis=1))
+        plain = np.exp(values)
+        floor, ceiling = np.minimum(plain.min(axis=0), believed.min(axis=0)), np.maximum(plain.max(axis=0), believed.max(axis=0))
+        told = ceiling > (1 + SAME) * floor  # what is the same for all candidates encloses no volume
+        beliefs = [belief for belief, differs in zip(beliefs, told, strict=True) if differs]
+        plain, floor, width = plain[:, told], floor[told], (ceiling - floor)[told]
         count = len(beliefs)
+        if count == 0:
+            return np.zeros(len(believed))
         directions = np.abs(random.standard_normal((DIRECTIONS, count))) + 1e-3
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        plain = np.exp(values)
-        believed = np.exp(np.stack([belief.mean for belief in beliefs], axis=1))
-        floor, ceiling = np.minimum(plain.min(axis=0), believed.min(axis=0)), np.maximum(plain.max(axis=0), believed.max(axis=0))
-        width = np.where(ceiling > floor, ceiling - floor, 1.0)
 
         def scalars(outcomes: Array) -> Array:
             scaled = np.maximum((outcomes - floor) / width, 0.0)

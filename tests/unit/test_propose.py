@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from genopt.plan import Artifact, Candidate, Quality, Ratio
+from genopt.search.pareto import front
 from genopt.search.propose import Outcome, Pool, Proposer, pool, values_of
 from genopt.search.space import Owner, Point, Space, Tunable
 from genopt.search.surrogate import Surrogate
@@ -139,3 +140,16 @@ def test_a_prediction_that_is_lacking_counts_as_the_mean() -> None:
     assert (candidates.predicted[lacking] == 0).all()
     assert set(np.round(candidates.predicted[~lacking, 0], 6)) == {-1.0, 1.0}
     assert (pool(SPACE, 0, lambda _: (float("nan"),)).predicted == 0).all()
+
+
+def test_what_is_the_same_for_all_does_not_hide_the_front() -> None:
+    """Candidates of equal size: the front is one of speed and quality alone."""
+    candidates = pool(SPACE, 0)
+    whole = front({SPACE.name(point): truth(point)[:2] for point in candidates.points})
+    proposer, found = Proposer(SPACE, candidates, BAR, 0), [
+        one.model_copy(update={"values": (*truth(one.point)[:2], 1e-6)}) for one in outcomes(candidates, 4)
+    ]  # fmt: skip
+    for _ in range(16):
+        point = proposer.ranked(found)[0]
+        found.append(Outcome(point=point, values=(*truth(point)[:2], 1e-6)))
+    assert len({SPACE.name(one.point) for one in found} & set(whole)) >= 0.8 * len(whole)
