@@ -65,7 +65,7 @@ def quantize(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Quanti
 
 @pytest.fixture(scope="session", params=["fp32", "int8"])
 def session(request: pytest.FixtureRequest, exported: Path, quantize: Quantize) -> Iterator[OrtGenaiSession]:
-    session = OrtGenaiEngine.open(exported if request.param == "fp32" else quantize(bits=8), {"threads": 2})
+    session = OrtGenaiEngine.open(exported if request.param == "fp32" else quantize(), {"threads": 2})
     yield session
     session.close()
 
