@@ -1,8 +1,8 @@
-"""The one place where tasks, techniques and engines are registered.
+"""The one place where tasks, techniques, engines and their environments are registered.
 
 A name maps to "module:Class", so that looking a name up imports only what it names. Other
-distributions add entries through the entry-point groups `genopt.tasks`, `genopt.techniques` and
-`genopt.engines`.
+distributions add entries through the entry-point groups `genopt.tasks`, `genopt.techniques`,
+`genopt.engines` and `genopt.environments`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from genopt.errors import SpecError
 
-Kind = Literal["tasks", "techniques", "engines"]
+Kind = Literal["tasks", "techniques", "engines", "environments"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "tasks": {"text-generation": "genopt.tasks.text_generation:TextGeneration"},
@@ -31,6 +31,10 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "torch": "genopt.engines.torch_engine:TorchEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
     },
+    "environments": {
+        "llamacpp": "genopt.environments.built_in:LLAMACPP",
+        "openvino": "genopt.environments.built_in:OPENVINO",
+    },
 }
 
 
@@ -45,7 +49,7 @@ def names(kind: Kind) -> dict[str, str]:
 
 
 def load(kind: Kind, name: str) -> Any:
-    """Imports and returns the class behind a name.
+    """Imports and returns the class behind a name; of environments the value itself.
 
     Raises:
         SpecError: The name is not registered.

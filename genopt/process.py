@@ -1,4 +1,4 @@
-"""Runs stages and engine sessions in processes of their own.
+"""Runs stages and engine sessions in processes of their own, with the interpreter of the environment that they need.
 
 Each child gets its own session and a deadline; whatever happens, all that it started is killed when the work ends,
 so that memory is truly released and a crash or hang is a typed error. It also ends when the parent disappears
@@ -22,8 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from genopt import catalog
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.engines.distribution import Distributions, Wanted
+from genopt.environments import place
 from genopt.errors import OutOfMemoryError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.guardian import PARENT, SWEEP_S
 from genopt.measure import gpu
@@ -40,6 +42,22 @@ def child_environment(threads: int | None, extra: Mapping[str, str] | None = Non
         environment["OMP_NUM_THREADS"] = str(threads)
     environment.update(extra or {})
     return environment
+
+
+def worker_command(environment: str | None) -> list[str]:
+    """Starts `genopt.worker` with the interpreter of an environment, None being ours; its arguments follow.
+
+    Raises:
+        InfeasibleError: The environment is not built here.
+    """
+    return [sys.executable, "-m", "genopt.worker"] if environment is None else place.worker_command(environment)
+
+
+def environment_of(engine: str) -> str | None:
+    """The environment of an engine; ours for one that only children know, who then say what is wrong with it."""
+    known = engine in catalog.names("engines")
+    found: str | None = catalog.load("engines", engine).environment if known else None
+    return found
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:
@@ -72,6 +90,7 @@ def run_stage(
     timeout_s: float,
     threads: int | None = None,
     environment: Mapping[str, str] | None = None,
+    where: str | None = None,
 ) -> dict[str, Any]:
     """Runs one stage to its end and returns its result.
 
@@ -82,20 +101,22 @@ def run_stage(
         timeout_s: Seconds after which the stage and all that it started is killed.
         threads: CPU threads, or None to leave the libraries' defaults.
         environment: Variables for the child.
+        where: Catalogue name of the environment whose interpreter runs it; None is ours.
 
     Raises:
+        InfeasibleError: That environment is not built here.
         StageTimeoutError: The deadline passed.
         StageCrashedError, OutOfMemoryError: The process died.
         GenoptError: Whatever the stage itself raised.
     """
+    command, variables = worker_command(where), child_environment(threads, environment)
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="genopt-stage-") as folder, log.open("ab") as output:
         request, result = Path(folder, "request.json"), Path(folder, "result.json")
         request.write_text(json.dumps({"kind": kind, "payload": dict(payload), "time_limit_s": timeout_s}), encoding="utf-8")
         process = subprocess.Popen(
-            [sys.executable, "-m", "genopt.worker", "stage", str(request), str(result)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-            env=child_environment(threads, environment),
+            [*command, "stage", str(request), str(result)], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            env=variables if where is None else place.without_our_paths(variables),
         )  # fmt: skip
         try:
             code = process.wait(timeout=max(timeout_s, 0.1))
@@ -157,13 +178,15 @@ class SessionProcess:
         Raises:
             GenoptError: The engine refused, failed, died or took too long.
         """
+        where = environment_of(self._engine)
+        command = worker_command(where)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "genopt.worker", "session", *([",".join(map(str, self.cpus))] if self.cpus else [])],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, start_new_session=True,
-                env=self._environment, text=True,
+                [*command, "session", *([",".join(map(str, self.cpus))] if self.cpus else [])],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, start_new_session=True, text=True,
+                env=self._environment if where is None else place.without_our_paths(self._environment),
             )  # fmt: skip
         threading.Thread(target=self._pump, args=(self._process.stdout, self._lines), daemon=True).start()
         self._tree = TreeMemory(self._process.pid)

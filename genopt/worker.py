@@ -2,8 +2,8 @@
 
 `stage REQUEST RESULT` runs one stage of `STAGES` and writes its result or error as JSON.
 `session [CPUS]` opens an engine and answers calls as JSON lines on standard input and output, on these processors; everything
-that libraries print goes to standard error instead. Needs pydantic and the standard library, plus
-whatever the stage or engine imports.
+that libraries print goes to standard error instead. Needs pydantic and the standard library, plus whatever the stage or engine
+imports (a session numpy, and pyarrow where it is compared): an engine's environment may hold nothing else.
 """
 
 from __future__ import annotations
@@ -11,19 +11,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import queue
 import sys
-import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-
-from genopt import catalog
-from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
-from genopt.errors import StageError, to_wire
+from genopt.errors import to_wire
 from genopt.guardian import guard
 
 STAGES: Mapping[str, str] = {
@@ -50,84 +44,6 @@ def run_stage_file(request: Path, result: Path) -> None:
     partial.rename(result)
 
 
-class SessionServer:
-    """Answers the calls of one `genopt.process.SessionProcess`.
-
-    Args:
-        incoming: Stream of JSON lines.
-        outgoing: Stream for the answers.
-    """
-
-    def __init__(self, incoming: IO[str], outgoing: IO[str]) -> None:
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._calls: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._cancelled: set[int] = set()
-        self._session: TextSession | None = None
-
-    def serve(self) -> None:
-        """Answers until the other side closes its end."""
-        threading.Thread(target=self._read, daemon=True).start()
-        while (message := self._calls.get()) is not None:
-            try:
-                answer: dict[str, Any] = {"result": self._answer(message)}
-            except Exception as error:  # noqa: BLE001 - every failure of a call crosses the boundary as data
-                traceback.print_exc()
-                answer = {"error": to_wire(error)}
-            self._write(answer)
-        if self._session is not None:
-            self._session.close()
-
-    def _read(self) -> None:
-        for line in self._incoming:
-            message = json.loads(line)
-            if "cancel" in message:
-                self._cancelled.add(message["cancel"])
-            else:
-                self._calls.put(message)
-        self._calls.put(None)
-
-    def _write(self, message: Mapping[str, Any]) -> None:
-        self._outgoing.write(json.dumps(message) + "\n")
-        self._outgoing.flush()
-
-    def _answer(self, message: Mapping[str, Any]) -> Any:
-        method, arguments = message["method"], message["arguments"]
-        if method == "open":
-            engine = catalog.load("engines", arguments["engine"])
-            engine.check(arguments["options"])
-            self._session = engine.open(Path(arguments["artifact"]), arguments["options"])
-            return None
-        if self._session is None:
-            raise StageError("The session is not open; call open first.")
-        if method == "generate":
-            self._cancelled.clear()
-            requests = [GenerationRequest.model_validate(item) for item in arguments["requests"]]
-            on_token = self._emit if message["stream"] else None
-            return [generation.model_dump(mode="json") for generation in self._session.generate(requests, on_token)]
-        if method == "score":
-            return self._session.score(arguments["sequences"]).model_dump(mode="json")
-        if method == "distributions":
-            wanted = arguments["wanted"]
-            asked = wanted if isinstance(wanted, int) else np.array(wanted, np.int32)
-            return self._session.distributions(arguments["sequence"], asked).to_lists()
-        if method == "record":
-            from genopt.quality.reference import record
-
-            return record(self._session, arguments["sequences"], Path(arguments["path"]), arguments["facts"])
-        if method == "compare":
-            from genopt.quality.reference import compare
-
-            return compare(self._session, arguments["sequences"], Path(arguments["path"])).model_dump(mode="json")
-        if method == "memory":
-            return self._session.memory().model_dump(mode="json")
-        raise StageError(f"A session has no method {method!r}.")
-
-    def _emit(self, index: int, token: int, log_probs: TokenLogProbs | None) -> bool:
-        self._write({"token": [index, token]} if log_probs is None else {"token": [index, token], "log_probs": log_probs.model_dump(mode="json")})
-        return index not in self._cancelled
-
-
 def main(arguments: list[str]) -> int:
     """Entry point of the process."""
     guard()
@@ -136,6 +52,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if len(arguments) > 1:  # before any library starts threads, which inherit it
         os.sched_setaffinity(0, map(int, arguments[1].split(",")))
+    from genopt.session_server import SessionServer
+
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not land in the protocol
     SessionServer(sys.stdin, protocol).serve()

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from genopt.cli import clusters, deployments, load, people, runs
+from genopt.cli.environments import environments
 from genopt.cli.keys import keys
 from genopt.cli.output import print_json, say, write_event
 from genopt.errors import GenoptError
@@ -31,6 +32,7 @@ for _verb in (
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.submit)
 app.command()(clusters.doctor)
 app.add_typer(keys)
+app.add_typer(environments)
 
 
 @app.callback()

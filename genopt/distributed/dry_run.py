@@ -9,6 +9,7 @@ from typing import Any
 
 from genopt import catalog
 from genopt.distributed.preparation import require_task, resolve_model
+from genopt.environments.place import require_all
 from genopt.errors import GenoptError
 from genopt.measure import machine
 from genopt.plan import Plan
@@ -17,7 +18,7 @@ from genopt.progress import Silent
 from genopt.search.estimate import Forecast, expected_s
 from genopt.spec import RunSpec
 from genopt.store.artifacts import open_root
-from genopt.tasks.base import Prepared, Task
+from genopt.tasks.base import Prepared, Task, environments_of
 
 PROFILE_LIMIT_S = 600.0
 
@@ -49,6 +50,7 @@ def _forecast(plan: Plan, folder: Path, parameters: int) -> Forecast:
     techniques = tuple(step.technique for step in plan.steps)
     reason = ""
     try:
+        require_all(environments_of(plan))
         catalog.load("engines", plan.engine).check({name: value for name, value in plan.options.items() if name != "spare_threads"})
         for step in plan.steps[:1]:  # later steps see a model that does not exist yet
             catalog.load("techniques", step.technique).check(folder, step.params)

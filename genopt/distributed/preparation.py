@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Preparation(Record):
         store: The artifact store.
         nodes: Nodes that measure.
         libraries: Versions that decide the bytes of artifacts.
+        environments: Engine environments that every one of them has.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -64,6 +65,7 @@ class Preparation(Record):
     store: Path
     nodes: tuple[cluster.Node, ...]
     libraries: dict[str, str]
+    environments: frozenset[str]
 
 
 def default_folder(model: str, prefix: str | None = None) -> Path:
@@ -101,7 +103,10 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
                 folder.append("model_resolved", model=model.model_dump(mode="json"))
                 for name, seconds in phases.items():
                     folder.append("phase", name=name, seconds=seconds)
-                yield Preparation(spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=facts["libraries"])
+                yield Preparation(
+                    spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=facts["libraries"],
+                    environments=_built(facts),
+                )  # fmt: skip
             except KeyboardInterrupt:  # between the folder's creation and the run that takes care of its own interruption
                 raise interrupted(folder, budget, "there is no baseline yet") from None
     finally:
@@ -140,7 +145,12 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
             _begin(folder, budget, how, nodes, terms)
             folder.append("model_resolved", model=model.model_dump(mode="json"))
             task, libraries = require_task(spec, model), facts["libraries"]
-            yield Preparation(spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=libraries), budget
+            yield (
+                Preparation(
+                    spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=libraries, environments=_built(facts)
+                ),
+                budget,
+            )
         finally:
             cluster.disconnect()
 
@@ -162,7 +172,18 @@ def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict
             listener.activity(f"going on without {node.hostname}, which runs no task: {cause}")
     if not found:
         raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
-    return tuple(found), next(iter(found.values()))
+    facts = next(iter(found.values()))
+    shared = _on_every_node([answer["environment"]["engine_environments"] for answer in found.values()])
+    return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}}
+
+
+def _on_every_node(states: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What can be said of each engine environment for all nodes: built where each has it, else how the first that has not puts it."""
+    return {name: next((here.get(name, "absent") for here in states if here.get(name) != "built"), "built") for name in states[0]}
+
+
+def _built(facts: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(name for name, state in facts["environment"]["engine_environments"].items() if state == "built")
 
 
 def interrupted(folder: RunFolder, budget: Budget, found: str) -> InterruptedRunError:

@@ -40,7 +40,7 @@ from genopt.search.propose import pool
 from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
-from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, session_options
+from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, environments_of, failed, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
 SEARCH_END_S = 3.0
@@ -103,7 +103,7 @@ class _Run:
         self._spec, self._model, self._folder = prepared.spec, prepared.model, prepared.folder
         self._nodes, self._store = prepared.nodes, prepared.store
         self._task: Task = catalog.load("tasks", prepared.task)
-        self._libraries = prepared.libraries
+        self._libraries, self._environments = prepared.libraries, prepared.environments
         self._metrics = RayMetrics(prepared.folder.path.name)
         self._budget, self._listener = budget, Broadcast(listener, JournalListener(prepared.folder), self._metrics)
         self._outcome = Outcome(prepared.folder)
@@ -284,7 +284,8 @@ class _Run:
     def _catalogue(self, order: list[str]) -> list[Plan]:
         """First candidates that are wanted and did not end before, in the order that the profile suggests."""
         done = self._outcome.identities()
-        plans = [plan for plan in self._task.catalogue() if self._spec.wants(plan) and plan.identity() not in done]
+        wanted = [plan for plan in self._task.catalogue() if self._spec.wants(plan) and plan.identity() not in done]
+        plans = [plan for plan in wanted if environments_of(plan) <= self._environments]  # the report says how to add the others
         ranks = {family: rank for rank, family in enumerate(order)}
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
 

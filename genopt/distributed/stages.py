@@ -22,6 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from genopt import catalog, clock
 from genopt.clock import Moment, Window
 from genopt.distributed.cluster import Node
+from genopt.environments import place
+from genopt.environments.declaration import find
 from genopt.errors import BudgetError, GenoptError, StageCrashedError, to_wire
 from genopt.measure import machine
 from genopt.plan import Artifact, Plan, Record, Status
@@ -64,7 +66,8 @@ def on_node(node: Node) -> NodeAffinitySchedulingStrategy:
 @ray.remote(num_cpus=0.1)
 def machine_task() -> dict[str, Any]:
     """What the node is: `hardware`, `environment` and the `libraries` that decide the bytes of artifacts."""
-    return {"hardware": machine.hardware(), "environment": machine.environment(), "libraries": machine.libraries()}
+    environment = {**machine.environment(), "engine_environments": place.states()}
+    return {"hardware": machine.hardware(), "environment": environment, "libraries": machine.libraries()}
 
 
 def _gpu_environment() -> dict[str, str]:
@@ -135,6 +138,8 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
             "seed": facts.seed, "calibration": facts.calibration_digest if technique.needs_calibration else None, "libraries": facts.libraries,
             "device": "cuda" if technique.accelerated and facts.gpus else "cpu",  # they round differently
         }  # fmt: skip
+        if technique.environment is not None:  # its libraries are those of the lock, not ours
+            context["environment"] = find(technique.environment).digest()
         key = step_key(current.digest, step.technique, technique.version, step.params, context)
         source = current
 
@@ -145,8 +150,10 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
                 "context": {"original": facts.original.path, "calibration": facts.calibration, "seed": facts.seed, "threads": facts.threads},
             }  # fmt: skip
             timeout = max(1.0, deadline - clock.now())
-            run_stage("transform", payload, log=log, timeout_s=timeout, threads=facts.threads, environment=_gpu_environment())
             loaded = catalog.load("techniques", name)
+            run_stage(
+                "transform", payload, log=log, timeout_s=timeout, threads=facts.threads, environment=_gpu_environment(), where=loaded.environment
+            )
             return tuple(sorted((set(source.traits) - loaded.removes) | loaded.adds))
 
         current = store.build(key, make, wait_s=max(1.0, deadline - clock.now()))

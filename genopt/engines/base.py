@@ -143,6 +143,8 @@ class Engine(Protocol):
     """Artifact traits of which at least one must be present, for example {"hf"} or {"onnx_genai"}."""
     tunables: tuple[Tunable, ...]
     """Options that a search may change, and to what; `SPARE_THREADS` may be one of them."""
+    environment: str | None
+    """Catalogue name of the environment that it runs in; None is ours. `check` looks at the options and the machine, in ours too."""
     layer_overhead_s: float
     """Seconds per layer and unit of work beside reading and computing, from experience; predictions begin with it and correct it."""
 

@@ -146,6 +146,7 @@ class OrtGenaiEngine:
     name = "ort_genai"
     accepts = frozenset({"onnx_genai"})
     tunables = (SPARE_THREADS,)
+    environment: str | None = None
     layer_overhead_s = 4e-5
 
     @staticmethod

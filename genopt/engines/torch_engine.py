@@ -44,6 +44,7 @@ class TorchEngine:
     name = "torch"
     accepts = frozenset({"hf"})
     tunables = (Tunable(name="compile", choices=(True, False), words=("", "eager")), SPARE_THREADS)
+    environment: str | None = None
     layer_overhead_s = 2e-4
 
     @staticmethod

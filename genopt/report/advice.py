@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 
+from genopt.environments.declaration import declared
+from genopt.environments.place import build_command
 from genopt.plan import Candidate
 from genopt.report.model import Report
 from genopt.report.wording import quality_percent
@@ -18,7 +20,7 @@ def next_steps(report: Report) -> tuple[str, ...]:
     """Sentences in order of urgency; each names a command, a flag or a change of conditions."""
     found = [
         _unfinished(report), _people(report), _winner(report), _inconclusive(report), _skipped(report), _near(report), _failed(report),
-        _noise(report),
+        _noise(report), *_environments(report),
     ]  # fmt: skip
     weights = f"Mind the weights: {report.model.note}" if report.model.note else None
     return tuple(sentence for sentence in (*found, weights) if sentence)
@@ -79,6 +81,13 @@ def _near(report: Report) -> str | None:
 def _failed(report: Report) -> str | None:
     failed = _with(report, "failed")
     return f"Look into {_names(failed)}: the reasons stand in the table, the full output in the run folder's logs." if failed else None
+
+
+def _environments(report: Report) -> list[str]:
+    """Engine environments that the nodes lacked."""
+    lacking = [name for name, state in report.environment.get("engine_environments", {}).items() if state != "built"]
+    known = [environment for environment in declared() if environment.name in lacking]
+    return [f"Add {one.name} with `{build_command(one.name)}` and optimize again: {one.about}." for one in known]
 
 
 def _people(report: Report) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import JsonValue as Json
 
+from genopt import catalog
 from genopt.plan import Artifact, Candidate, JsonValue, Plan, Record, Status
 from genopt.search.space import Point, Space
 
@@ -98,6 +99,12 @@ def session_options(plan: Plan, threads: int) -> dict[str, JsonValue]:
     spare = plan.options.get("spare_threads", 0)
     options.setdefault("threads", max(1, threads - (spare if isinstance(spare, int) else 0)))
     return options
+
+
+def environments_of(plan: Plan) -> frozenset[str]:
+    """The engine environments that a plan's steps and engine run in, besides ours."""
+    parts = [catalog.load("engines", plan.engine), *(catalog.load("techniques", step.technique) for step in plan.steps)]
+    return frozenset(part.environment for part in parts if part.environment is not None)
 
 
 class Prepared(Record):

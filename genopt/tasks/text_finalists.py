@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genopt import catalog
+from genopt import catalog, clock
 from genopt.engines.base import TextSession
 from genopt.plan import Artifact, JsonValue, Record
+from genopt.process import SessionProcess
 from genopt.quality.task_items import TaskItems, read_items
 from genopt.quality.task_scoring import mark
 from genopt.store.artifacts import ArtifactStore, step_key
@@ -75,17 +76,18 @@ class TaskRequest(Record):
     libraries: dict[str, str]
 
 
-def score_tasks(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
+def score_tasks(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     """Scores a model on all tasks: `{"tasks": [...]}`, the user's own first.
 
     Args:
         payload: A `TaskRequest`.
+        time_limit_s: Time after which the stage is killed.
 
     Raises:
         GenoptError: The questions, a task or its data cannot be used, or the engine refuses.
     """
     request = TaskRequest.model_validate(payload)
-    scorer = _Scorer(request)
+    scorer = _Scorer(request, time_limit_s)
     try:
         found = [scorer.own(read_items(Path(request.items)))] if request.items is not None else []
         found += [scorer.harness(name) for name in request.tasks]
@@ -99,10 +101,12 @@ class _Scorer:
 
     Args:
         request: What is asked.
+        time_limit_s: Time after which the stage is killed.
     """
 
-    def __init__(self, request: TaskRequest) -> None:
+    def __init__(self, request: TaskRequest, time_limit_s: float) -> None:
         self._request = request
+        self._ends = clock.now() + time_limit_s
         self._store = ArtifactStore(Path(request.store))
         self._stop_ids = TextSet.model_validate_json(Path(request.data).read_text(encoding="utf-8")).stop_ids
         self._session: TextSession | None = None
@@ -116,8 +120,18 @@ class _Scorer:
             engine = catalog.load("engines", self._request.engine)
             engine.check(self._request.options)
             _say("opening the model")
-            self._session = engine.open(Path(self._request.artifact.path), self._request.options)
+            artifact, options = Path(self._request.artifact.path), self._request.options
+            self._session = engine.open(artifact, options) if engine.environment is None else self._elsewhere(artifact, options)
         return self._session
+
+    def _elsewhere(self, artifact: Path, options: dict[str, JsonValue]) -> TextSession:
+        """The engine in the interpreter of its environment; the texts are made in ours."""
+        left = self._ends - clock.now()
+        threads = options.get("threads")
+        return SessionProcess(
+            self._request.engine, artifact, options, log=Path(self._request.data).parent / f"{self._request.engine}.tasks.log", timeout_s=left,
+            lifetime_s=left, threads=threads if isinstance(threads, int) else None,
+        ).open()  # fmt: skip
 
     def own(self, items: TaskItems) -> TaskScores:
         """Scores on the user's questions."""

@@ -53,6 +53,8 @@ class Transform(Protocol):
     """Whether a GPU makes its work faster; without one it runs all the same."""
     tunables: tuple[Tunable, ...]
     """Parameters that a search may change, and to what."""
+    environment: str | None
+    """Catalogue name of the environment that it runs in; None is ours. `check` runs in ours all the same."""
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

@@ -60,6 +60,7 @@ class Distill:
     needs_calibration = True
     accelerated = True
     tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -46,6 +46,7 @@ class DropLayers:
     needs_calibration = True
     accelerated = True
     tunables = (Tunable(name="count", choices=(1, 2), words=("1-layer", "2-layers")),)
+    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -40,6 +40,7 @@ class MagnitudePrune:
     needs_calibration = False
     accelerated = False
     tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -47,6 +47,7 @@ class OnnxGenai:
     needs_calibration = False
     accelerated = False
     tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

@@ -102,6 +102,7 @@ class OnnxWeightOnly:
             when=(("qkv_proj", 4), ("o_proj", 4), ("gate_up_proj", 4), ("down_proj", 4)),
         ),
     )  # fmt: skip
+    environment: str | None = None
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

@@ -33,6 +33,7 @@ class _Int8:
     needs_calibration = False
     accelerated = False
     tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
     chance = 0.8
 
     @classmethod

@@ -46,6 +46,7 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     technique = catalog.load("techniques", name)
     assert technique.name == name
     assert technique.version >= 1
+    assert technique.environment is None or technique.environment in catalog.names("environments")
     assert not technique.requires & technique.excludes
     with pytest.raises(SpecError, match=name):
         technique.check(source, {**params, "no_such_parameter": 1})
@@ -95,6 +96,7 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
     engine = catalog.load("engines", name)
     assert engine.name == name
     assert engine.accepts
+    assert engine.environment is None or engine.environment in catalog.names("environments")
     assert engine.layer_overhead_s >= 0
     engine.check(options)
     with pytest.raises(SpecError, match=name):

@@ -127,6 +127,7 @@ class FakeEngine:
         Tunable(name="delay_ms", choices=(1, 3), words=("delay-1", "delay-3")),
         Tunable(name="loss", choices=(0.0, 0.05), words=("loss-0.0", "loss-0.05")),
     )
+    environment: str | None = None
     layer_overhead_s = 1e-3
 
     @staticmethod

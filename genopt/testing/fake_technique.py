@@ -53,6 +53,7 @@ class FakeTransform:
     needs_calibration = False
     accelerated = False
     tunables = (Tunable(name="label", choices=("a", "b"), words=("a", "b")),)
+    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

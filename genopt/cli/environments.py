@@ -1,0 +1,72 @@
+"""The verb `env`: engine environments; each thing to do with them is a verb of its own below it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genopt.cli import options
+from genopt.cli.output import print_json, say
+
+Name = Annotated[str, typer.Argument(help="Name in `genopt env list`.", show_default=False)]
+environments = typer.Typer(
+    name="env", no_args_is_help=True, help="Lists, builds, checks and removes engine environments (below GENOPT_ENVS or in the user's cache)."
+)
+
+
+@environments.command("list")
+def list_environments(as_json: options.Json = False) -> None:
+    """Shows every engine environment, and whether it is built on this machine."""
+    from genopt.environments import place
+    from genopt.environments.declaration import declared
+
+    rows = []
+    for environment in declared():
+        folder = place.folder_of(environment)
+        note, state = place.note_of(folder), place.state_of(environment)
+        built = {"python": note.python, "bytes": note.bytes, "seconds": note.seconds} if note is not None else {}
+        rows.append({"name": environment.name, "state": state, "about": environment.about, "folder": str(folder), **built})
+        more = f", {note.bytes / 1e9:.1f} GB in {folder}" if note is not None else f"; build it with: {place.build_command(environment.name)}"
+        say(f"{environment.name:12} {state}{more}")
+    if as_json:
+        print_json(rows)
+
+
+@environments.command("build")
+def build_environment(
+    name: Name,
+    wheels: Annotated[Path | None, typer.Option(help="Folder with a wheel of everything it needs, used instead of a package index.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Builds an engine environment; minutes, the first time. A half-built one is built again."""
+    from genopt.environments.build import build
+    from genopt.environments.declaration import find
+
+    note = build(find(name), wheels=wheels, progress=lambda text: say(f"  {text}"))
+    say(f"✓ {name} is built: {note.bytes / 1e9:.1f} GB with Python {note.python}, in {note.seconds:.0f} s; try it: genopt env check {name}")
+    if as_json:
+        print_json(note.model_dump(mode="json"))
+
+
+@environments.command("check")
+def check_environment(name: Name, as_json: options.Json = False) -> None:
+    """Makes a tiny model in an environment's format, opens it with its engine there and generates a token."""
+    from genopt.environment_check import check
+
+    found = check(name, progress=lambda text: say(f"  {text}"))
+    for engine in found:
+        say(f"✓ {engine.engine} opened a tiny model in {engine.load_s:.1f} s and generated token {engine.token}")
+    if as_json:
+        print_json([engine.model_dump(mode="json") for engine in found])
+
+
+@environments.command("remove")
+def remove_environment(name: Name) -> None:
+    """Deletes an engine environment, with what is left of earlier builds; what runs in it does not start again."""
+    from genopt.environments.build import remove
+    from genopt.environments.declaration import find
+
+    for folder in remove(find(name)):
+        say(f"✓ removed {folder}")

@@ -1,0 +1,107 @@
+"""Builds and removes engine environments; a build leaves a whole one or nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from genopt.environments import place
+from genopt.environments.declaration import Environment
+from genopt.environments.installer import Progress, install
+from genopt.errors import GenoptError, SpecError, StorageError
+from genopt.store.files import exclusive, write_atomically
+
+
+def build(environment: Environment, *, wheels: Path | None, progress: Progress) -> place.BuildNote:
+    """Builds an environment unless it is there; concurrent callers build once.
+
+    Args:
+        environment: What to build.
+        wheels: Folder with a wheel of everything in the lock, which replaces the index; None uses the index.
+        progress: Told what happens.
+
+    Raises:
+        SpecError: The folder of wheels does not exist.
+        StorageError: The disk is full or cannot be written.
+        InfeasibleError: A tool is missing here.
+        StageError: The installation failed; nothing is left of it.
+    """
+    if wheels is not None and not wheels.is_dir():
+        raise SpecError(f"There is no folder {wheels}; give one that holds the wheels with --wheels.")
+    folder = place.folder_of(environment)
+    with _place_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder.with_suffix(".lock")):
+            note = place.note_of(folder)
+            if note is not None:
+                progress("it is built already")
+                return note
+            _require_room(environment, folder)
+            return _build(environment, folder, wheels, progress)
+
+
+def _build(environment: Environment, folder: Path, wheels: Path | None, progress: Progress) -> place.BuildNote:
+    started = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
+    lock = folder.with_suffix(".requirements.txt")
+    try:
+        lock.write_text(environment.requirements(), encoding="utf-8")
+        installer = install(environment.name, folder, lock, environment.variables, wheels, progress)
+        note = place.BuildNote(
+            name=environment.name, digest=environment.digest(), python=platform.python_version(), seconds=round(time.monotonic() - started, 1),
+            bytes=_size(folder), installer=installer,
+        )  # fmt: skip
+        os.sync()
+        write_atomically(folder / place.NOTE, note.model_dump_json(indent=2))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        lock.unlink(missing_ok=True)
+    return note
+
+
+def remove(environment: Environment) -> list[Path]:
+    """Deletes every build of an environment, outdated and half-built ones too; returns the folders that were there.
+
+    Raises:
+        SpecError: There is none.
+        StorageError: One cannot be deleted.
+    """
+    found = place.folders_of(environment)
+    if not found:
+        raise SpecError(f"The environment {environment.name!r} is not built; see: genopt env list.")
+    for folder in found:
+        with _place_errors(folder), exclusive(folder.with_suffix(".lock")):
+            (folder / place.NOTE).unlink(missing_ok=True)  # first, so that what is left of a deletion is not used
+            shutil.rmtree(folder)
+        folder.with_suffix(".lock").unlink(missing_ok=True)
+    return found
+
+
+def _require_room(environment: Environment, folder: Path) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if free < environment.disk_bytes:
+        raise StorageError(
+            f"Building the environment {environment.name!r} takes about {environment.disk_bytes / 1e9:.1f} GB and {folder.parent} has "
+            f"{free / 1e9:.1f} GB free; free some or point {place.VARIABLE} to a larger disk."
+        )
+
+
+@contextmanager
+def _place_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except GenoptError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be used ({error.strerror}); point {place.VARIABLE} to a folder with room that you may write.") from None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

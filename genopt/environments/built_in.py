@@ -1,0 +1,18 @@
+"""The environments of the engines that genopt carries."""
+
+from __future__ import annotations
+
+from genopt.environments.declaration import Environment
+
+LOCKS = "genopt.environments.locks"
+
+LLAMACPP = Environment(
+    name="llamacpp", about="on CPUs llama.cpp is often the fastest for single streams, at 8 bits and without any loss", package=LOCKS,
+    lock="llamacpp.txt", disk_bytes=1_500_000_000,
+    # Kernels for this very processor, and nothing for images; the library is otherwise built for any machine of its kind.
+    variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
+)  # fmt: skip
+OPENVINO = Environment(
+    name="openvino", about="on CPUs OpenVINO reads prompts fastest, and decodes 8-bit weights about as fast as ONNX Runtime", package=LOCKS,
+    lock="openvino.txt", disk_bytes=5_000_000_000,
+)  # fmt: skip

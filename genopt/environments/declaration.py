@@ -1,0 +1,63 @@
+"""What an engine environment is: a name, a lock file, and what building it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import resources
+
+from genopt import catalog
+from genopt.plan import Record
+
+
+class Environment(Record):
+    """An entry of the catalogue's environments.
+
+    Attributes:
+        name: Name in the catalogue, on the command line and of its folder.
+        about: What it would likely bring, as the end of a sentence.
+        package: Package that carries the lock file.
+        lock: The file: every distribution with its version, dependencies too, as pip reads it.
+        disk_bytes: Room that a build takes at its peak.
+        variables: Environment variables of the build, such as options of a compilation.
+    """
+
+    name: str
+    about: str
+    package: str
+    lock: str
+    disk_bytes: int
+    variables: dict[str, str] = {}
+
+    def requirements(self) -> str:
+        """Content of the lock file."""
+        return resources.files(self.package).joinpath(self.lock).read_text(encoding="utf-8")
+
+    def digest(self) -> str:
+        """Names what a build results in: another lock, another option or another Python is another environment."""
+        python = [platform.python_implementation(), *sys.version_info[:2], platform.machine()]
+        content = [_meaningful(self.requirements()), self.variables, python]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _meaningful(lock: str) -> list[str]:
+    """Lines without comments, so that a reworded one changes nothing."""
+    return [text for line in lock.splitlines() if (text := line.partition("#")[0].strip())]
+
+
+def find(name: str) -> Environment:
+    """The environment of this name.
+
+    Raises:
+        SpecError: None is registered.
+    """
+    found: Environment = catalog.load("environments", name)
+    return found
+
+
+def declared() -> Iterator[Environment]:
+    """All registered environments."""
+    return (find(name) for name in catalog.names("environments"))

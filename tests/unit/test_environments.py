@@ -1,0 +1,256 @@
+"""Engine environments: built whole or not at all, offline, found by their digest, and lent nothing but this package."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from genopt import catalog, process
+from genopt.cli import main
+from genopt.environments import build as building
+from genopt.environments import place
+from genopt.environments.built_in import LLAMACPP, OPENVINO
+from genopt.environments.declaration import Environment, declared, find
+from genopt.environments.installer import failure
+from genopt.errors import GenoptError, InfeasibleError, SpecError, StageError, StorageError
+from genopt.process import run_stage
+
+TECHNIQUE = """
+import json, sys
+from pathlib import Path
+
+class Technique:
+    @staticmethod
+    def check(source, params): pass
+
+    @staticmethod
+    def apply(source, destination, params, context, progress):
+        import tiny_engine
+        loaded = sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names))
+        found = {"prefix": sys.prefix, "loaded": loaded, "value": tiny_engine.VALUE}
+        Path(destination, "found.json").write_text(json.dumps(found))
+"""
+ENTRIES = "[genopt.techniques]\nfrom_afar = tiny_engine.technique:Technique\n"
+WORKER_NEEDS = ("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection")
+
+
+def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> None:
+    """A wheel of pure files (https://packaging.python.org/specifications/binary-distribution-format)."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        **files, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }  # fmt: skip
+    record = [
+        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}" for path, data in files.items()
+    ]
+    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
+
+
+def repack(folder: Path, name: str) -> str:
+    """The wheel of a distribution that is installed here; returns its line of a lock."""
+    found = metadata.distribution(name)
+    kept = [path for path in found.files or () if ".." not in path.parts and ".dist-info" not in str(path) and path.suffix != ".pyc"]
+    write_wheel(folder, name.replace("-", "_"), found.version, {str(path): Path(str(path.locate())).read_bytes() for path in kept})
+    return f"{name}=={found.version}"
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds all that a tiny environment needs."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for name in WORKER_NEEDS:
+        repack(folder, name)
+    files = {"tiny_engine/__init__.py": b"VALUE = 41\n", "tiny_engine/technique.py": TECHNIQUE.encode()}
+    write_wheel(folder, "tiny_engine", "1.0", {**files, "tiny_engine-1.0.dist-info/entry_points.txt": ENTRIES.encode()})
+    return folder
+
+
+Declare = Callable[..., Environment]
+
+
+@pytest.fixture
+def declare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Declare:
+    """Registers the environment `tiny` with a lock."""
+    package = tmp_path / "declares_tiny"
+    package.mkdir()
+    monkeypatch.setenv(place.VARIABLE, str(tmp_path / "envs"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(lock: str, disk_bytes: int = 1) -> Environment:
+        (package / "__init__.py").write_text(
+            "from genopt.environments.declaration import Environment\n"
+            f"TINY = Environment(name='tiny', about='it is small', package='declares_tiny', lock='lock.txt', disk_bytes={disk_bytes})\n"
+        )
+        (package / "lock.txt").write_text(lock)
+        monkeypatch.delitem(sys.modules, "declares_tiny", raising=False)
+        names = {**catalog.BUILT_IN, "environments": {**catalog.BUILT_IN["environments"], "tiny": "declares_tiny:TINY"}}
+        monkeypatch.setattr(catalog, "BUILT_IN", MappingProxyType(names))
+        return find("tiny")
+
+    return write
+
+
+def lock() -> str:
+    return "".join(f"{name}=={metadata.version(name)}\n" for name in WORKER_NEEDS) + "tiny_engine==1.0\n"
+
+
+def quiet(_: str) -> None:
+    """Nobody listens."""
+
+
+def test_a_stage_runs_in_an_environment_that_was_built_offline(declare: Declare, wheels: Path, tmp_path: Path) -> None:
+    import json
+
+    environment, said = declare(lock()), list[str]()
+    note = building.build(environment, wheels=wheels, progress=said.append)
+    assert place.state_of(environment) == "built"
+    assert note.bytes > 0
+    assert any("tiny" in line for line in said), "the progress names what is installed"
+    payload = {
+        "technique": "from_afar", "source": str(tmp_path), "destination": str(tmp_path), "params": {},
+        "context": {"original": "", "calibration": None, "seed": 0, "threads": 1},
+    }  # fmt: skip
+    run_stage("transform", payload, log=tmp_path / "log.txt", timeout_s=60, where="tiny")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["value"] == 41
+    assert Path(found["prefix"]) == place.folder_of(environment)
+    foreign = {"__main__", "annotated_types", "genopt", "pydantic", "pydantic_core", "tiny_engine", "typing_extensions", "typing_inspection"}
+    assert {name for name in found["loaded"] if not name.startswith("_sysconfig")} <= foreign, "the worker itself needs nothing else"
+    assert building.build(environment, wheels=wheels, progress=said.append) == note, "what is built is not built again"
+    removed = building.remove(environment)
+    assert removed == [place.folder_of(environment)]
+    with pytest.raises(InfeasibleError, match=r"'tiny' is not built .* genopt env build tiny"):
+        run_stage("transform", payload, log=tmp_path / "log.txt", timeout_s=60, where="tiny")
+    with pytest.raises(SpecError, match="not built"):
+        building.remove(environment)
+
+
+def test_a_changed_lock_makes_another_environment_and_leaves_the_old_one(declare: Declare, wheels: Path) -> None:
+    old = declare("tiny_engine==1.0\n")
+    building.build(old, wheels=wheels, progress=quiet)
+    folder = place.folder_of(old)
+    same = declare("# a comment\n\ntiny_engine==1.0  # and another\n")
+    assert place.folder_of(same) == folder
+    new = declare("tiny_engine==1.0\ntyping-extensions==0.0\n")
+    assert place.state_of(new) == "outdated"
+    assert place.interpreter(folder).exists(), "what runs in it goes on"
+    with pytest.raises(InfeasibleError, match=r"other versions .* genopt env build tiny"):
+        place.require_built("tiny")
+    assert building.remove(new) == [folder]
+
+
+def test_a_half_built_environment_is_built_again(declare: Declare, wheels: Path) -> None:
+    environment = declare("tiny_engine==1.0\n")
+    folder = place.folder_of(environment)
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").write_text("cut off")
+    assert place.state_of(environment) == "absent"
+    building.build(environment, wheels=wheels, progress=quiet)
+    assert place.state_of(environment) == "built"
+    place.interpreter(folder).unlink()
+    assert place.state_of(environment) == "absent", "without its interpreter it is none"
+
+
+def test_a_failed_build_leaves_nothing(declare: Declare, wheels: Path) -> None:
+    environment = declare("tiny_engine==1.0\nno-such-thing==9\n")
+    with pytest.raises(StageError, match=r"'tiny' cannot be built.*--wheels"):
+        building.build(environment, wheels=wheels, progress=quiet)
+    assert not place.folders_of(environment)
+    assert [path.suffix for path in place.root().iterdir()] == [".lock"]
+
+
+def test_an_index_that_does_not_answer_is_named(declare: Declare, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for prefix in ("PIP", "UV"):
+        monkeypatch.setenv(f"{prefix}_INDEX_URL", "http://127.0.0.1:9/simple")
+        monkeypatch.setenv(f"{prefix}_RETRIES", "1")
+    environment = declare("tiny_engine==1.0\n")
+    with pytest.raises(StageError, match=r"index does not answer.*--wheels"):
+        building.build(environment, wheels=None, progress=quiet)
+    assert not place.folders_of(environment)
+
+
+def test_a_disk_without_room_and_a_folder_that_cannot_be_used_are_refused(declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = declare("tiny_engine==1.0\n", disk_bytes=10**18)
+    with pytest.raises(StorageError, match="GENOPT_ENVS"):
+        building.build(environment, wheels=tmp_path, progress=quiet)
+    with pytest.raises(SpecError, match="--wheels"):
+        building.build(environment, wheels=tmp_path / "nowhere", progress=quiet)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(place.VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="GENOPT_ENVS"):
+        building.build(environment, wheels=tmp_path, progress=quiet)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "remedy"),
+    [
+        ("OSError: [Errno 28] No space left on device", StorageError, "GENOPT_ENVS"),
+        ("CMake Error: CMAKE_C_COMPILER not set, after EnableLanguage", InfeasibleError, r"apt install g\+\+"),
+        ("error: command 'gcc' failed: No such file or directory", InfeasibleError, r"apt install g\+\+"),
+        ("  × No solution found\n  ╰─▶ Because tiny was not found in the package registry", StageError, "--wheels"),
+        ("error: Failed to fetch: dns error: failed to lookup address", StageError, "--wheels"),
+        ("something else\nERROR: it broke.", StageError, r"it broke\); run with --debug"),
+        ("", StageError, "no output"),
+    ],
+)
+def test_the_output_of_an_installer_is_said_in_one_sentence(said: str, kind: type[GenoptError], remedy: str) -> None:
+    found = failure("tiny", said.splitlines())
+    assert type(found) is kind
+    assert "'tiny'" in found.message
+    with pytest.raises(kind, match=remedy):
+        raise found
+
+
+def test_every_lock_pins_everything_once() -> None:
+    for environment in (LLAMACPP, OPENVINO):
+        lines = [line for line in environment.requirements().splitlines() if line and not line.startswith("#")]
+        names = [line.partition("==")[0] for line in lines]
+        assert all(version for _, _, version in (line.partition("==") for line in lines))
+        assert len(set(names)) == len(names)
+        assert {"pydantic", "pydantic-core", "numpy", "pyarrow"} <= set(names)
+    assert {environment.name for environment in declared()} >= {"llamacpp", "openvino"}
+
+
+def test_the_command_line_lists_builds_and_removes(declare: Declare, wheels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    declare("tiny_engine==1.0\n")
+
+    def listed() -> dict[str, Any]:
+        assert main(["env", "list", "--json"]) == 0
+        return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+
+    assert listed()["tiny"]["state"] == "absent"
+    assert main(["env", "build", "tiny", "--wheels", str(wheels)]) == 0
+    assert "genopt env check tiny" in capsys.readouterr().err
+    assert listed()["tiny"]["state"] == "built"
+    assert main(["env", "check", "tiny"]) == 1
+    assert "No engine runs in the environment 'tiny'" in capsys.readouterr().err
+    assert main(["env", "remove", "tiny"]) == 0
+    assert main(["env", "remove", "tiny"]) == 2
+    assert main(["env", "build", "nothing"]) == 2
+    assert "There is no environment 'nothing'" in capsys.readouterr().err
+
+
+def test_an_engine_of_an_environment_that_is_gone_does_not_open(declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare("tiny_engine==1.0\n")
+    monkeypatch.setattr(process, "environment_of", lambda _: "tiny")
+    with pytest.raises(InfeasibleError, match="genopt env build tiny"):
+        process.SessionProcess("torch", tmp_path, {}, log=tmp_path / "log.txt", timeout_s=10).open()
