@@ -23,12 +23,14 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "torchao_int8_dynamic": "genopt.techniques.torchao_int8:Int8Dynamic",
         "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
         "onnx_weight_only": "genopt.techniques.onnx_weight_only:OnnxWeightOnly",
+        "gguf": "genopt.techniques.gguf:Gguf",
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",
         "distill": "genopt.techniques.distill:Distill",
     },
     "engines": {
         "torch": "genopt.engines.torch_engine:TorchEngine",
+        "llamacpp": "genopt.engines.llamacpp:LlamaCppEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
     },
     "environments": {

@@ -23,7 +23,7 @@ TECHNIQUES: Mapping[str, str] = {
 
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
-    "magnitude_prune": "pruning", "drop_layers": "pruning", "distill": "pruning",
+    "gguf": "quantization", "magnitude_prune": "pruning", "drop_layers": "pruning", "distill": "pruning",
 }  # fmt: skip
 
 
@@ -49,6 +49,10 @@ def _torch(**choices: Choice) -> Point:
     return _space().complete({ENGINE: "torch", **choices})
 
 
+def _gguf(name: str, number_format: str) -> Plan:
+    return Plan(name=name, steps=(Step(technique="gguf", params={"format": number_format}),), engine="llamacpp")
+
+
 class TextGeneration:
     """See `genopt.tasks.base.Task`."""
 
@@ -71,9 +75,13 @@ class TextGeneration:
         drop, distill = Step(technique="drop_layers", params={"count": 2}), Step(technique="distill", params={"time_s": 30.0})
         return [
             _named("ort-int8-g32-sym", _quantized(symmetric=True)),
+            _gguf("llamacpp-q8_0", "Q8_0"),
+            _gguf("llamacpp-native", "native"),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
             _named("ort-int4-g32", _int4(32)),
             _named("ort-int4-g128", _int4(128)),
+            _gguf("llamacpp-q6_k", "Q6_K"),
+            _gguf("llamacpp-q4_k_m", "Q4_K_M"),
             _named("torchao-int8-weight-only", _torch(torchao_int8_weight_only=True)),
             _named("torchao-int8-dynamic", _torch(torchao_int8_dynamic=True)),
             # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from tokenizers import Tokenizer
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
+from genopt.environments.declaration import find
+from genopt.environments.place import state_of
 from genopt.errors import SpecError, StageError
 from genopt.plan import JsonValue, Plan
+from genopt.process import SessionProcess, run_stage
 from genopt.quality.audit import audit
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
 from genopt.search.rules import objection, rule_of
@@ -61,7 +65,10 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
         folder = scratch / attempt
         folder.mkdir()
         technique.check(source, params)
-        technique.apply(source, folder, params, context, said.append)
+        if technique.environment is None:
+            technique.apply(source, folder, params, context, said.append)
+        else:
+            said = _apply_elsewhere(technique, source, folder, params, context, scratch / f"{attempt}.log")
         assert said, "a technique says what it does"
         digests.append(folder_digest(folder)[0])
     assert folder_digest(source)[0] == before, "the source is never changed"
@@ -72,6 +79,16 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     written, original = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (result, source))
     assert written.get_vocab() == original.get_vocab(), "the tokenizer comes along"
     return result
+
+
+def _apply_elsewhere(technique: Any, source: Path, folder: Path, params: dict[str, JsonValue], context: TransformContext, log: Path) -> list[str]:
+    """Applies a technique in the interpreter of its environment; returns the lines of its log."""
+    payload = {
+        "technique": technique.name, "source": str(source), "destination": str(folder), "params": params,
+        "context": context.model_dump(mode="json", exclude={"time_limit_s"}),
+    }  # fmt: skip
+    run_stage("transform", payload, log=log, timeout_s=context.time_limit_s, threads=context.threads, where=technique.environment)
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _check_footprint(technique: Any, params: dict[str, JsonValue]) -> None:
@@ -104,16 +121,24 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
     for tunable in engine.tunables:
         for choice in tunable.choices:
             engine.check(session_options(Plan(name="any", engine=name, options={**options, tunable.name: choice}), threads=2))
-    session: TextSession = engine.open(artifact, options)
-    try:
-        _check_generation(session, vocabulary)
-        _check_scores(session, vocabulary)
-        _check_distributions(session, vocabulary)
-        _check_refusals(session, vocabulary, context)
-        memory = session.memory()
-        assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
-    finally:
-        session.close()
+    with tempfile.TemporaryDirectory(prefix="genopt-contract-") as scratch:
+        elsewhere = SessionProcess(name, artifact, options, log=Path(scratch, "log.txt"), timeout_s=300)
+        session: TextSession = engine.open(artifact, options) if engine.environment is None else elsewhere.open()
+        try:
+            _check_generation(session, vocabulary, late=0 if engine.environment is None else context - 40)
+            _check_scores(session, vocabulary)
+            _check_distributions(session, vocabulary)
+            _check_refusals(session, vocabulary, context)
+            memory = session.memory()
+            assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
+        finally:
+            session.close()
+
+
+def runs_here(kind: catalog.Kind, name: str) -> bool:
+    """Whether the environment of a technique or engine is built on this machine; always where it needs none."""
+    environment = catalog.load(kind, name).environment
+    return environment is None or state_of(find(environment)) == "built"
 
 
 def check_space(task: Any) -> None:
@@ -150,7 +175,8 @@ def _prompt(vocabulary: int, length: int, start: int = 7) -> tuple[int, ...]:
     return tuple((start + 31 * place) % min(vocabulary, 256) for place in range(length))
 
 
-def _check_generation(session: TextSession, vocabulary: int) -> None:
+def _check_generation(session: TextSession, vocabulary: int, *, late: int) -> None:
+    """`late` is how many tokens may still be generated while a cancellation travels to another process."""
     asked = GenerationRequest(prompt_ids=_prompt(vocabulary, 20), max_new_tokens=12)
     (found,) = session.generate([asked])
     assert len(found.token_ids) == len(found.timestamps_ns) == 12
@@ -172,9 +198,10 @@ def _check_generation(session: TextSession, vocabulary: int) -> None:
             scored.append(log_probs)
         return index == 1 or len([one for one, _ in seen if one == 0]) < 3
 
-    first, second = session.generate([asked, other.model_copy(update={"top_logprobs": 2})], on_token)
+    long = asked.model_copy(update={"max_new_tokens": 12 + late})
+    first, second = session.generate([long, other.model_copy(update={"top_logprobs": 2})], on_token)
     assert first.finish_reason == "cancelled"
-    assert len(first.token_ids) == 3
+    assert 3 <= len(first.token_ids) <= 3 + late
     assert len(second.token_ids) == 6, "one row's end leaves the other alone"
     assert [token for index, token in seen if index == 1] == list(second.token_ids)
     assert len(scored) == 6, "log-probabilities come for the request that asked"

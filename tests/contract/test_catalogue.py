@@ -10,14 +10,16 @@ import pytest
 
 from genopt import catalog
 from genopt.plan import JsonValue
+from genopt.process import run_stage
 from genopt.spec import build
 from genopt.techniques.base import TransformContext
-from genopt.testing.contracts import check_engine, check_space, check_technique
+from genopt.testing.contracts import check_engine, check_space, check_technique, runs_here
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
 
 TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
     "torchao_int8_dynamic": ("hf", {}),
+    "gguf": ("hf", {"format": "Q8_0"}),
     "onnx_genai": ("hf", {}),
     "onnx_weight_only": ("onnx_genai", {"head": 32, "down_proj": 4, "edge_layers": 8}),
     "magnitude_prune": ("hf", {"sparsity": 0.5}),
@@ -27,6 +29,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
 """By name: a trait of the source, and parameters."""
 ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torch": ("hf", {"threads": 2, "compile": True, "cache_tokens": 128}),
+    "llamacpp": ("gguf", {"threads": 2}),
     "ort_genai": ("onnx_genai", {"threads": 2}),
 }
 
@@ -36,7 +39,22 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One artifact by trait."""
     llama, onnx = write_tiny_llama(tmp_path_factory.mktemp("llama")), tmp_path_factory.mktemp("onnx")
     catalog.load("techniques", "onnx_genai").apply(llama, onnx, {}, context(llama, None), lambda _: None)
-    return {"hf": llama, "onnx_genai": onnx}
+    found = {"hf": llama, "onnx_genai": onnx}
+    for name, traits in (("gguf", "gguf"),):
+        if runs_here("techniques", name):
+            found[traits] = convert(name, llama, tmp_path_factory.mktemp(name))
+    return found
+
+
+def convert(technique: str, source: Path, destination: Path) -> Path:
+    """Applies a technique in the interpreter of its environment."""
+    payload = {
+        "technique": technique, "source": str(source), "destination": str(destination), "params": {},
+        "context": context(source, None).model_dump(mode="json", exclude={"time_limit_s"}),
+    }  # fmt: skip
+    where = catalog.load("techniques", technique).environment
+    run_stage("transform", payload, log=destination.with_suffix(".log"), timeout_s=300, threads=2, where=where)
+    return destination
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +70,13 @@ def context(original: Path, calibration: Path | None) -> TransformContext:
     return TransformContext(original=str(original), calibration=found, seed=0, threads=2, time_limit_s=300)
 
 
-@pytest.mark.parametrize("name", catalog.BUILT_IN["techniques"])
+def test_every_entry_has_a_case_here() -> None:
+    """Those of environments that are not built here are only looked at."""
+    assert TECHNIQUES.keys() == catalog.BUILT_IN["techniques"].keys()
+    assert ENGINES.keys() == catalog.BUILT_IN["engines"].keys()
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["techniques"] if runs_here("techniques", name)])
 def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path], calibration: Path, tmp_path: Path) -> None:
     trait, params = TECHNIQUES[name]
     technique = catalog.load("techniques", name)
@@ -61,7 +85,7 @@ def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path],
     check_technique(name, sources[trait], params, context(sources["hf"], needed), tmp_path)
 
 
-@pytest.mark.parametrize("name", catalog.BUILT_IN["engines"])
+@pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["engines"] if runs_here("engines", name)])
 def test_every_engine_keeps_its_contract(name: str, sources: dict[str, Path]) -> None:
     trait, options = ENGINES[name]
     assert trait in catalog.load("engines", name).accepts

@@ -254,3 +254,15 @@ def test_an_engine_of_an_environment_that_is_gone_does_not_open(declare: Declare
     monkeypatch.setattr(process, "environment_of", lambda _: "tiny")
     with pytest.raises(InfeasibleError, match="genopt env build tiny"):
         process.SessionProcess("torch", tmp_path, {}, log=tmp_path / "log.txt", timeout_s=10).open()
+
+
+def test_a_report_says_how_to_add_the_engines_that_were_not_built(tmp_path: Path) -> None:
+    from genopt.report.assemble import assemble
+    from genopt.spec import RunSpec, dump
+    from genopt.store.run_folder import RunFolder
+
+    states = {"llamacpp": "absent", "openvino": "built", "of another distribution": "absent"}
+    folder = RunFolder.create(tmp_path / "run", dump(RunSpec(model="any")), {"hardware": {}, "environment": {"engine_environments": states}})
+    said = " ".join(assemble(folder).next_steps)
+    assert "`genopt env build llamacpp`" in said
+    assert "openvino" not in said

@@ -1,0 +1,152 @@
+"""GGUF files: written from safetensors with the gguf package, quantized with llama.cpp.
+
+Runs in the environment of llama.cpp, without torch. The file carries no tokenizer: every engine gets token ids that the
+original's tokenizer made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from genopt.errors import InfeasibleError, StageError
+from genopt.techniques.gguf import ARCHITECTURES
+
+TYPES: dict[str, tuple[type[np.generic], gguf.GGMLQuantizationType]] = {
+    "F32": (np.float32, gguf.GGMLQuantizationType.F32), "F16": (np.float16, gguf.GGMLQuantizationType.F16),
+    "BF16": (np.uint16, gguf.GGMLQuantizationType.BF16),
+}  # fmt: skip
+"""Type of the numbers in memory and in the file, by name in a safetensors header; numpy has no bfloat16."""
+FILE_TYPES = {"F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16, "BF16": gguf.LlamaFileType.MOSTLY_BF16}
+QUANTIZED = {
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K, "Q5_K_M": gguf.LlamaFileType.MOSTLY_Q5_K_M,
+    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M, "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+}  # fmt: skip
+
+Values = NDArray[Any]
+
+
+def write_gguf(source: Path, destination: Path) -> None:
+    """Writes a model's weights and shape.
+
+    Args:
+        source: Hugging Face folder.
+        destination: The file.
+
+    Raises:
+        InfeasibleError: A tensor or number type has no place in the format.
+    """
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    architecture, layers = ARCHITECTURES[config["architectures"][0]], int(config["num_hidden_layers"])
+    heads = int(config["num_attention_heads"])
+    groups = int(config.get("num_key_value_heads") or heads)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    writer = gguf.GGUFWriter(destination, architecture)
+    _write_shape(writer, config, heads, groups)
+    kinds: dict[str, int] = {}
+    for name, kind, values in _tensors(source):
+        if config.get("tie_word_embeddings") and name == "lm_head.weight":
+            continue
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise InfeasibleError(f"GGUF has no place for the tensor {name!r}; use another engine for this model.")
+        if ".q_proj." in name or ".k_proj." in name:
+            values = _paired(values, heads if ".q_proj." in name else groups)
+        if values.ndim == 1:
+            writer.add_tensor(target, _float32(values, kind))
+            continue
+        kinds[kind] = kinds.get(kind, 0) + values.size
+        writer.add_tensor(target, np.ascontiguousarray(values).view(np.uint8), raw_dtype=TYPES[kind][1])
+    writer.add_file_type(FILE_TYPES[max(kinds, key=lambda kind: kinds[kind])])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_shape(writer: gguf.GGUFWriter, config: dict[str, Any], heads: int, groups: int) -> None:
+    size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    rope = config.get("rope_parameters") or {}
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(groups)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_tokenizer_model("no_vocab")
+
+
+def _paired(values: Values, heads: int) -> Values:
+    """Rows of a query or key projection in the order that llama.cpp rotates them.
+
+    Transformers rotates the first half of a head against the second, llama.cpp each even row against the odd one after it
+    (convert_hf_to_gguf.py, LlamaModel.permute).
+    """
+    rows = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return rows.swapaxes(1, 2).reshape(values.shape)
+
+
+def _float32(values: Values, kind: str) -> NDArray[np.float32]:
+    """Norms and biases are fp32 in every GGUF file."""
+    if kind == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, str, Values]]:
+    """Name, number type and values of every tensor, mapped rather than read, in the order of their names.
+
+    The layout is that of https://github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the data.
+    """
+    found: dict[str, tuple[str, Values]] = {}  # maps of the file
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        data = np.memmap(path, np.uint8, "r")
+        for name, entry in header.items():
+            if entry["dtype"] not in TYPES:
+                raise InfeasibleError(f"The tensor {name!r} is stored as {entry['dtype']}, which cannot be written as GGUF; use another engine.")
+            begin = 8 + length + int(entry["data_offsets"][0])
+            kind = TYPES[entry["dtype"]][0]
+            count = math.prod(entry["shape"])
+            found[name] = entry["dtype"], np.frombuffer(data, kind, count, begin).reshape(entry["shape"])
+    for name in sorted(found):
+        yield name, *found[name]
+
+
+def quantize(source: Path, destination: Path, name: str, *, threads: int) -> None:
+    """Quantizes a GGUF file.
+
+    Args:
+        source: In full precision.
+        destination: The new file.
+        name: A key of `QUANTIZED`.
+        threads: CPU threads.
+
+    Raises:
+        StageError: llama.cpp refused; nothing is left of the new file.
+    """
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.nthread, params.ftype = threads, int(QUANTIZED[name])
+    code = llama_cpp.llama_model_quantize(str(source).encode(), str(destination).encode(), ctypes.byref(params))
+    if code:
+        destination.unlink(missing_ok=True)
+        raise StageError(f"llama.cpp could not quantize to {name} (code {code}); see the stage's log, or choose another format.")
