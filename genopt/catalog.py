@@ -24,6 +24,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
         "onnx_weight_only": "genopt.techniques.onnx_weight_only:OnnxWeightOnly",
         "gguf": "genopt.techniques.gguf:Gguf",
+        "openvino": "genopt.techniques.openvino:OpenVino",
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",
         "distill": "genopt.techniques.distill:Distill",
@@ -31,6 +32,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "engines": {
         "torch": "genopt.engines.torch_engine:TorchEngine",
         "llamacpp": "genopt.engines.llamacpp:LlamaCppEngine",
+        "openvino": "genopt.engines.openvino:OpenVinoEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
     },
     "environments": {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
-from genopt.search.tunable import Tunable
+from genopt.search.space import Tunable
 
 if TYPE_CHECKING:
     from genopt.engines.llamacpp_session import LlamaCppSession

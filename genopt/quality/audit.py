@@ -8,7 +8,7 @@ from pathlib import Path
 
 from genopt.plan import Record
 
-WEIGHT_ENDINGS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data", ".gguf")
+WEIGHT_ENDINGS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data", ".gguf", ".ovweights")
 HEADER_LIMIT = 100_000_000
 """Largest header that the safetensors library accepts, in bytes."""
 

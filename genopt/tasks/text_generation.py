@@ -23,7 +23,7 @@ TECHNIQUES: Mapping[str, str] = {
 
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
-    "gguf": "quantization", "magnitude_prune": "pruning", "drop_layers": "pruning", "distill": "pruning",
+    "gguf": "quantization", "openvino": "quantization", "magnitude_prune": "pruning", "drop_layers": "pruning", "distill": "pruning",
 }  # fmt: skip
 
 
@@ -77,6 +77,7 @@ class TextGeneration:
             _named("ort-int8-g32-sym", _quantized(symmetric=True)),
             _gguf("llamacpp-q8_0", "Q8_0"),
             _gguf("llamacpp-native", "native"),
+            Plan(name="openvino-int8", steps=(Step(technique="openvino", params={"weights": "int8"}),), engine="openvino"),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
             _named("ort-int4-g32", _int4(32)),
             _named("ort-int4-g128", _int4(128)),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.tunable import Tunable
+from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 
 Format = Literal["native", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]

@@ -20,6 +20,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
     "torchao_int8_dynamic": ("hf", {}),
     "gguf": ("hf", {"format": "Q8_0"}),
+    "openvino": ("hf", {"weights": "int8"}),
     "onnx_genai": ("hf", {}),
     "onnx_weight_only": ("onnx_genai", {"head": 32, "down_proj": 4, "edge_layers": 8}),
     "magnitude_prune": ("hf", {"sparsity": 0.5}),
@@ -30,6 +31,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
 ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torch": ("hf", {"threads": 2, "compile": True, "cache_tokens": 128}),
     "llamacpp": ("gguf", {"threads": 2}),
+    "openvino": ("openvino", {"threads": 2}),
     "ort_genai": ("onnx_genai", {"threads": 2}),
 }
 
@@ -40,9 +42,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     llama, onnx = write_tiny_llama(tmp_path_factory.mktemp("llama")), tmp_path_factory.mktemp("onnx")
     catalog.load("techniques", "onnx_genai").apply(llama, onnx, {}, context(llama, None), lambda _: None)
     found = {"hf": llama, "onnx_genai": onnx}
-    for name, traits in (("gguf", "gguf"),):
+    for name in ("gguf", "openvino"):  # their traits have the same names
         if runs_here("techniques", name):
-            found[traits] = convert(name, llama, tmp_path_factory.mktemp(name))
+            found[name] = convert(name, llama, tmp_path_factory.mktemp(name))
     return found
 
 

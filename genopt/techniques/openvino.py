@@ -1,0 +1,97 @@
+"""Exports a Hugging Face model to OpenVINO's format, with weights rounded to 8 or 4 bits by NNCF where asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from genopt.engines.openvino import GRAPH, WEIGHTS
+from genopt.errors import InfeasibleError
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
+from genopt.techniques.base import Progress, TransformContext
+
+BITS: Mapping[str, float] = {"fp16": 16.0, "int8": 8.1, "int4": 4.5}
+CHANCES: Mapping[str, float] = {"fp16": 1.0, "int8": 0.9, "int4": 0.3}
+"""How often the format kept 99 % of the quality of small models."""
+
+
+class OpenVinoParams(Record):
+    """Parameters of the export.
+
+    Attributes:
+        weights: Number format of the matrices; int8 has a scale per row, int4 one per group.
+        group_size: Consecutive weights that share a scale in int4; must divide the model's widths.
+        symmetric: Without zero points.
+    """
+
+    weights: Literal["fp16", "int8", "int4"] = "int8"
+    group_size: Literal[32, 64, 128] = 32
+    symmetric: bool = False
+
+
+class OpenVino:
+    """See `genopt.techniques.base.Transform`."""
+
+    name = "openvino"
+    version = 1
+    phase = 50
+    requires = frozenset({"hf"})
+    excludes = frozenset({"quantized"})
+    adds = frozenset({"openvino"})
+    removes = frozenset({"hf"})
+    needs_calibration = False
+    accelerated = False
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = "openvino"
+
+    @staticmethod
+    def check(source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        chosen = parse_settings(OpenVinoParams, params, "openvino")
+        path = source / "config.json"
+        if not path.is_file():
+            raise InfeasibleError(f"{source} has no config.json; only Hugging Face folders can be exported to OpenVINO.")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        widths = {name: int(config[name]) for name in ("hidden_size", "intermediate_size") if name in config}
+        odd = [name for name, width in widths.items() if width % chosen.group_size]
+        if chosen.weights == "int4" and odd:
+            raise InfeasibleError(f"A group of {chosen.group_size} weights does not divide {odd[0]} = {widths[odd[0]]}; choose a smaller group_size.")
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`."""
+        chosen = parse_settings(OpenVinoParams, params, "openvino")
+        return before.stored(BITS[chosen.weights]).risked(CHANCES[chosen.weights])
+
+    @staticmethod
+    def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+
+        chosen = parse_settings(OpenVinoParams, params, "openvino")
+        config: Any = None
+        if chosen.weights == "int8":
+            config = OVWeightQuantizationConfig(bits=8, sym=chosen.symmetric)
+        if chosen.weights == "int4":
+            config = OVWeightQuantizationConfig(bits=4, sym=chosen.symmetric, group_size=chosen.group_size, ratio=1.0)
+        progress(f"exporting to OpenVINO ({chosen.weights})")
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=destination) as scratch:
+            try:
+                model = OVModelForCausalLM.from_pretrained(
+                    source, export=True, compile=False, local_files_only=True, load_in_8bit=False, quantization_config=config
+                )  # fmt: skip
+            except (ValueError, KeyError, NotImplementedError) as error:
+                raise InfeasibleError(f"OpenVINO cannot take this model ({str(error)[:200].rstrip('.')}); use another engine for it.") from None
+            model.save_pretrained(scratch)
+            shutil.move(Path(scratch, "openvino_model.bin"), destination / WEIGHTS)
+            shutil.move(Path(scratch, "openvino_model.xml"), destination / GRAPH)
+        for pattern in ("*.json", "*.jinja", "*.txt"):
+            for path in source.glob(pattern):
+                if not path.name.endswith(".index.json"):
+                    shutil.copyfile(path, destination / path.name)
