@@ -57,8 +57,7 @@ class SlowedEngine:
     """See `genopt.engines.base.Engine`; its options `engine` and `delay` (a file) come on top of those of the engine that it slows."""
 
     name = "slowed"
-    accepts = OrtGenaiEngine.accepts
-    environment = OrtGenaiEngine.environment
+    environment: str | None = None
 
     @staticmethod
     def check(options: dict[str, JsonValue]) -> None:
