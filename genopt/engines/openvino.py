@@ -26,12 +26,15 @@ class OpenVinoOptions(Record):
         max_context: Longest prompt with its answer, in tokens; None takes the model's.
         precision: Arithmetic; None lets the library choose, which takes bf16 where the processor has it.
         cache_type: Number format of keys and values; None lets the library choose.
+        activation_group: Activations that share a scale where they are rounded to 8 bits before they meet quantized weights; 0 leaves
+            them as they are, None lets the library choose.
     """
 
     threads: int | None = Field(default=None, gt=0)
     max_context: int | None = Field(default=None, ge=3)
     precision: Literal["f32", "bf16", "f16"] | None = None
     cache_type: Literal["u8", "f16", "bf16", "f32"] | None = None
+    activation_group: int | None = Field(default=None, ge=0)
 
 
 class OpenVinoEngine:

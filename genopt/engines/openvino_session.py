@@ -1,64 +1,19 @@
-"""A session of OpenVINO on plain inference requests, so that what is judged is what serves.
-
-The exported graph keeps keys and values as state of a request. Each stream has a request of its own; they share the
-weights, and take their steps in turn.
-"""
+"""A session of OpenVINO; see `genopt.engines.openvino_model` for why it does not use OpenVINO GenAI."""
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import openvino
-from numpy.typing import NDArray
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
-from genopt.engines.distribution import Distributions, Wanted, distributions, require_rows
-from genopt.engines.openvino import GRAPH, WEIGHTS, OpenVinoOptions
+from genopt.engines.distribution import Distributions, Wanted, require_rows
+from genopt.engines.normalizer import Normalizer
+from genopt.engines.openvino import OpenVinoOptions
+from genopt.engines.openvino_model import OpenVinoModel, Streams
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Row, require_fit
-from genopt.errors import StageError
-
-CHUNK = 128
-"""Prompt tokens per inference: bounds the memory of their logits."""
-
-Logits = NDArray[np.float32]
-
-
-class _Stream:
-    """One sequence: a request whose state holds its keys and values."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-        self._names = {name for port in request.model_inputs for name in port.get_names()}
-        self._length = 0
-
-    def reset(self) -> None:
-        """Forgets the sequence."""
-        self._request.reset_state()
-        self._length = 0
-
-    def read(self, ids: Sequence[int]) -> Logits:
-        """Continues with tokens; returns their logits, in memory of the library that the next call overwrites."""
-        end = self._length + len(ids)
-        inputs = {
-            "input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, end), np.int64),
-            "position_ids": np.arange(self._length, end, dtype=np.int64)[None], "beam_idx": np.zeros(1, np.int32),
-        }  # fmt: skip
-        self._request.infer({name: value for name, value in inputs.items() if name in self._names}, share_inputs=True)
-        self._length = end
-        found: Logits = self._request.get_tensor("logits").data[0]
-        return found
-
-    def chunks(self, ids: Sequence[int]) -> Iterator[Logits]:
-        """Reads a text from its beginning, some tokens at a time."""
-        self.reset()
-        for start in range(0, len(ids), CHUNK):
-            yield self.read(ids[start : start + CHUNK])
 
 
 class OpenVinoSession:
@@ -70,30 +25,14 @@ class OpenVinoSession:
 
     Raises:
         StageError: The folder holds no such model.
+        InfeasibleError: Its graph cannot be used.
     """
 
     def __init__(self, folder: Path, options: OpenVinoOptions) -> None:
-        if not (folder / GRAPH).is_file() or not (folder / WEIGHTS).is_file():
-            raise StageError(f"{folder} has no {GRAPH} with {WEIGHTS}; export the model with the technique openvino first.")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._vocabulary = int(config["vocab_size"])
-        trained = int(config.get("max_position_embeddings") or 2048)
-        self._limit = min(trained, options.max_context or trained)
-        asked: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-        if options.threads is not None:
-            asked["INFERENCE_NUM_THREADS"] = options.threads
-        if options.precision is not None:
-            asked["INFERENCE_PRECISION_HINT"] = options.precision
-        if options.cache_type is not None:
-            asked["KV_CACHE_PRECISION"] = options.cache_type
-        core = openvino.Core()
-        self._compiled = core.compile_model(core.read_model(folder / GRAPH, folder / WEIGHTS), "CPU", asked)
-        self._streams: list[_Stream] = []
-
-    def _stream(self, place: int) -> _Stream:
-        while len(self._streams) <= place:
-            self._streams.append(_Stream(self._compiled.create_infer_request()))
-        return self._streams[place]
+        self._model = OpenVinoModel(folder, options)
+        self._limit = min(self._model.context, options.max_context or self._model.context)
+        self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
+        self._held_tokens = 0
 
     def warm_up(self) -> None:
         """Runs a prompt and a decode step once."""
@@ -109,14 +48,23 @@ class OpenVinoSession:
         for request in requests:
             self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
         rows = [Row(index, request) for index, request in enumerate(requests)]
-        for row in rows:
-            for logits in self._stream(row.index).chunks(row.request.prompt_ids):
-                last = logits[-1]
-            row.take(last, on_token)
-        while active := [row for row in rows if not row.finish_reason]:
-            for row in active:
-                row.take(self._stream(row.index).read([row.tokens[-1]])[-1], on_token)
+        if rows:
+            self._run(rows, on_token)
         return [row.generation(started) for row in rows]
+
+    def _run(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
+        streams = Streams(self._model, [row.request.prompt_ids for row in rows], max(row.request.max_new_tokens for row in rows))
+        self._held_tokens = streams.held_tokens
+        active, logits = list(rows), streams.prefill()
+        while active:
+            for row, values in zip(active, logits, strict=True):
+                row.take(values, on_token)
+            going = [place for place, row in enumerate(active) if not row.finish_reason]
+            if going and len(going) < len(active):
+                streams.keep(going)
+            active = [active[place] for place in going]
+            if active:
+                logits = streams.step([row.tokens[-1] for row in active])
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
         """See `TextSession.score`.
@@ -143,23 +91,17 @@ class OpenVinoSession:
         return self._distributions(sequence, wanted)
 
     def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        targets = np.asarray(sequence[1:], np.int64)
-        found: list[Distributions] = []
-        done = 0
-        for rows in self._stream(0).chunks(sequence[:-1]):
-            part = slice(done, done + len(rows))
-            found.append(distributions(rows, targets[part], wanted if isinstance(wanted, int) else wanted[part]))
-            done += len(rows)
-        return Distributions.joined(found)
+        return self._normalizer.text(self._model.read(sequence[:-1]), sequence[1:], wanted)
 
     def _check(self, ids: Sequence[int], length: int) -> None:
-        require_fit(ids, length, context=self._limit, vocabulary=self._vocabulary)
+        require_fit(ids, length, context=self._limit, vocabulary=self._model.vocabulary)
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
-        return process_memory()
+        each = self._model.kv_bytes_per_token
+        return process_memory().model_copy(update={"kv_cache_bytes": round(self._held_tokens * each), "kv_bytes_per_token": each})
 
     def close(self) -> None:
         """See `TextSession.close`."""
-        self._streams.clear()
-        del self._compiled
+        self._normalizer.close()
+        del self._model

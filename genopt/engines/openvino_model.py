@@ -1,0 +1,197 @@
+"""An exported decoder on OpenVINO's plain runtime: one compiled graph reads prompts, decodes and scores.
+
+OpenVINO GenAI streams one request at a time and tells no log-probabilities but those of the chosen tokens, so the loop around
+the graph is ours. Exported graphs project every position onto the vocabulary; this one is changed to do so only where asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import opset13
+
+from genopt.engines.openvino import GRAPH, WEIGHTS, OpenVinoOptions
+from genopt.errors import InfeasibleError, StageError
+
+CHUNK = 256
+"""Prompt tokens per inference of all streams together."""
+SCORED = 128
+"""Positions that are projected onto the vocabulary at once, which bounds the memory of their logits."""
+PLACES = "projected_places"
+INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "beam_idx", PLACES})
+CACHE_BYTES: Mapping[str, float] = {"u8": 1.0, "u4": 0.5, "f16": 2.0, "bf16": 2.0, "f32": 4.0, "dynamic": 4.0}
+"""Bytes of a number, by what OpenVINO calls its type."""
+
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+
+class OpenVinoModel:
+    """The compiled graph and the one request whose state holds all streams' keys and values.
+
+    Args:
+        folder: Artifact with the trait `openvino`.
+        options: Runtime options.
+
+    Raises:
+        StageError: The folder holds no such model, or one that OpenVINO cannot read.
+        InfeasibleError: The graph takes inputs that this engine does not know.
+    """
+
+    def __init__(self, folder: Path, options: OpenVinoOptions) -> None:
+        if not (folder / GRAPH).is_file() or not (folder / WEIGHTS).is_file():
+            raise StageError(f"{folder} has no {GRAPH} with {WEIGHTS}; export the model with the technique openvino first.")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.vocabulary = int(config["vocab_size"])
+        self.context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+        core = openvino.Core()
+        try:
+            model = core.read_model(folder / GRAPH, folder / WEIGHTS)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1][:160]
+            raise StageError(f"OpenVINO cannot read {folder / GRAPH} ({reason}); export the model again.") from None
+        project_places(model)
+        self._inputs = {name for port in model.inputs for name in port.get_names()} & INPUTS
+        unknown = [port.any_name for port in model.inputs if not port.get_names() & INPUTS]
+        if unknown:
+            raise InfeasibleError(f"The exported graph takes inputs that are not supported ({', '.join(unknown)}); use another engine.")
+        compiled = core.compile_model(model, "CPU", settings(options))
+        self._request: Any = compiled.create_infer_request()
+        number = CACHE_BYTES.get(str(compiled.get_property("KV_CACHE_PRECISION").get_type_name()), 4.0)
+        self.kv_bytes_per_token = number * sum(_width(variable.info.data_shape) for variable in model.get_variables())
+
+    def reset(self) -> None:
+        """Forgets all streams."""
+        self._request.reset_state()
+
+    def infer(self, ids: Ids, mask: Ids, positions: Ids, kept: NDArray[np.int32], places: Sequence[int]) -> Logits:
+        """Continues the streams.
+
+        Args:
+            ids: New tokens, a row per stream.
+            mask: Of the stream's tokens, old and new, 1 for those that may be attended to.
+            positions: Of the new tokens in their sequences.
+            kept: Which of the streams of the last call these are.
+            places: Columns of `ids` that are projected onto the vocabulary.
+
+        Returns:
+            Logits of every row at each place, in memory that the next call overwrites.
+        """
+        given = {
+            "input_ids": ids, "attention_mask": mask, "position_ids": positions, "beam_idx": kept, PLACES: np.asarray(places, np.int64)
+        }  # fmt: skip
+        self._request.infer({name: given[name] for name in self._inputs}, share_inputs=True)
+        found: Logits = self._request.get_tensor("logits").data
+        return found
+
+    def read(self, ids: Sequence[int]) -> Iterator[Logits]:
+        """Reads one text from its beginning; yields the logits of consecutive parts of it, a row per token."""
+        self.reset()
+        everything = np.asarray(ids, np.int64)[None]
+        for start in range(0, len(ids), SCORED):
+            piece = everything[:, start : start + SCORED]
+            end = start + piece.shape[1]
+            positions = np.arange(start, end, dtype=np.int64)[None]
+            yield self.infer(piece, np.ones((1, end), np.int64), positions, np.zeros(1, np.int32), range(piece.shape[1]))[0]
+
+
+class Streams:
+    """Sequences that advance together.
+
+    Prompts are aligned at their ends: the shorter ones begin with padding, which nothing attends to.
+
+    Args:
+        model: The model; it serves one set of streams at a time.
+        prompts: At least one.
+        new_tokens: Most tokens that follow.
+    """
+
+    def __init__(self, model: OpenVinoModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+        self._model, self._prompts = model, prompts
+        self._lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        self._filled = int(self._lengths.max())
+        self._mask = np.ones((len(prompts), self._filled + new_tokens), np.int64)
+        for row, length in zip(self._mask, self._lengths, strict=True):
+            row[: self._filled - length] = 0
+        self._kept = np.arange(len(prompts), dtype=np.int32)
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens that their cache has room for, padding too."""
+        return int(self._mask.size)
+
+    def prefill(self) -> Logits:
+        """Reads the prompts; returns the logits after each."""
+        rows, longest = len(self._prompts), self._filled
+        ids = np.zeros((rows, longest), np.int64)
+        for row, prompt in zip(ids, self._prompts, strict=True):
+            row[longest - len(prompt) :] = prompt
+        positions = np.maximum(np.arange(longest, dtype=np.int64) - (longest - self._lengths)[:, None], 0)
+        self._model.reset()
+        width = max(1, CHUNK // rows)
+        for start in range(0, longest, width):
+            end = min(start + width, longest)
+            part = slice(start, end)
+            logits = self._model.infer(
+                np.ascontiguousarray(ids[:, part]), np.ascontiguousarray(self._mask[:, :end]), np.ascontiguousarray(positions[:, part]), self._kept,
+                [end - start - 1],
+            )  # fmt: skip
+        return logits[:, 0]
+
+    def step(self, tokens: Sequence[int]) -> Logits:
+        """Appends one token to each stream; returns the logits after it."""
+        self._filled += 1
+        mask = np.ascontiguousarray(self._mask[:, : self._filled])
+        logits = self._model.infer(np.asarray(tokens, np.int64)[:, None], mask, self._lengths[:, None], self._kept, [0])
+        self._lengths += 1
+        self._kept = np.arange(len(tokens), dtype=np.int32)
+        return logits[:, 0]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Goes on with some of the streams."""
+        chosen = np.asarray(places, np.int32)
+        self._mask, self._lengths, self._kept = self._mask[chosen], self._lengths[chosen], self._kept[chosen]
+
+
+def settings(options: OpenVinoOptions) -> dict[str, Any]:
+    """The options in OpenVINO's words. Threads are not pinned: which processors they may use is decided outside."""
+    asked = {
+        "INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": options.precision, "KV_CACHE_PRECISION": options.cache_type,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
+    }  # fmt: skip
+    fixed = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    return {**fixed, **{name: value for name, value in asked.items() if value is not None}}
+
+
+def project_places(model: Any) -> None:
+    """Lets a graph project onto the vocabulary only the positions that a new input lists.
+
+    Args:
+        model: The graph, changed in place.
+
+    Raises:
+        InfeasibleError: Its logits do not come from a matrix product.
+    """
+    node = model.output("logits").get_node()
+    while node.get_type_name() != "MatMul":
+        following = next((port.get_node() for port in node.input_values() if port.get_node().get_type_name() != "Constant"), None)
+        if following is None:
+            raise InfeasibleError("The exported graph does not end in a projection onto the vocabulary; use another engine.")
+        node = following
+    places = opset13.parameter(openvino.PartialShape([-1]), openvino.Type.i64, name=PLACES)
+    places.get_output_tensor(0).set_names({PLACES})
+    gathered = opset13.gather(node.input_value(0), places, opset13.constant(1, openvino.Type.i64))
+    node.input(0).replace_source_output(gathered.output(0))
+    model.add_parameters([places])
+    model.validate_nodes_and_infer_types()
+
+
+def _width(shape: Any) -> int:
+    """Numbers per token of one stream that a part of the cache has: the product of its fixed dimensions."""
+    return int(np.prod([int(size.get_length()) for size in shape if size.is_static]))
