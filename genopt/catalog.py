@@ -24,6 +24,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
         "onnx_weight_only": "genopt.techniques.onnx_weight_only:OnnxWeightOnly",
         "gguf": "genopt.techniques.gguf:Gguf",
+        "gguf_as_given": "genopt.techniques.gguf_as_given:GgufAsGiven",
         "openvino": "genopt.techniques.openvino:OpenVino",
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",

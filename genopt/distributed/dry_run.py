@@ -12,13 +12,14 @@ from genopt.distributed.preparation import require_task, resolve_model
 from genopt.environments.place import require_all
 from genopt.errors import GenoptError
 from genopt.measure import machine
+from genopt.models.gguf import original_traits
 from genopt.plan import Plan
 from genopt.process import run_stage
 from genopt.progress import Silent
 from genopt.search.estimate import Forecast, expected_s
 from genopt.spec import RunSpec
 from genopt.store.artifacts import open_root
-from genopt.tasks.base import Prepared, Task, environments_of
+from genopt.tasks.base import Prepared, Task, environments_of, fits
 
 PROFILE_LIMIT_S = 600.0
 
@@ -42,7 +43,8 @@ def dry_run(spec: RunSpec, say: Callable[[str], None]) -> list[Forecast]:
     store = open_root(spec.store)
     model = resolve_model(spec, store, _Told(say))
     task: Task = catalog.load("tasks", require_task(spec, model))
-    plans = [*task.references(), *(plan for plan in task.catalogue() if spec.wants(plan))]
+    traits = original_traits(Path(model.path))
+    plans = [*task.references(), *(plan for plan in task.catalogue() if spec.wants(plan) and fits(plan, traits))]
     return [_forecast(plan, Path(model.path), model.parameters) for plan in plans]
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,6 +30,7 @@ from genopt.distributed.preparation import Preparation, prepare_resumption, prep
 from genopt.distributed.searcher import SearchRequest
 from genopt.distributed.tuning import search
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCrashedError, StageError, StageTimeoutError, from_wire
+from genopt.models.gguf import original_traits
 from genopt.plan import Artifact, Candidate, Plan, plan_of
 from genopt.progress import Broadcast, Listener
 from genopt.report.write import write_reports
@@ -40,7 +42,7 @@ from genopt.search.propose import pool
 from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
-from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, environments_of, failed, session_options
+from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, environments_of, failed, fits, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
 SEARCH_END_S = 3.0
@@ -272,7 +274,7 @@ class _Run:
         )  # fmt: skip
 
     def _original(self) -> Artifact:
-        return Artifact(digest=self._model.digest, path=self._model.path, bytes=self._model.bytes, traits=("hf",))
+        return Artifact(digest=self._model.digest, path=self._model.path, bytes=self._model.bytes, traits=original_traits(Path(self._model.path)))
 
     def _build_facts(self, prepared: Prepared) -> stages.BuildFacts:
         return stages.BuildFacts(
@@ -285,7 +287,9 @@ class _Run:
         """First candidates that are wanted and did not end before, in the order that the profile suggests."""
         done = self._outcome.identities()
         wanted = [plan for plan in self._task.catalogue() if self._spec.wants(plan) and plan.identity() not in done]
-        plans = [plan for plan in wanted if environments_of(plan) <= self._environments]  # the report says how to add the others
+        traits = self._original().traits
+        # The report says how to add the environments of others.
+        plans = [plan for plan in wanted if fits(plan, traits) and environments_of(plan) <= self._environments]
         ranks = {family: rank for rank, family in enumerate(order)}
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
 

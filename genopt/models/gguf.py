@@ -1,7 +1,7 @@
 """Turns a `.gguf` file into a model folder, once: `python -m genopt.models.gguf FILE FOLDER` does the heavy part.
 
 The conversion dequantizes with transformers and stores bfloat16 safetensors. It runs in a process of
-its own, so that whoever resolves a model never loads torch.
+its own, so that whoever resolves a model never loads torch. The file itself is kept beside the weights, since it is a candidate too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,25 @@ from pathlib import Path
 from genopt.errors import ModelError, StorageError
 from genopt.store.files import exclusive, file_sha256, storage_error, sync_folder
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's names; raise it when the conversion writes other bytes."""
 TIME_LIMIT_S = 3600.0
 MAGIC = b"GGUF"
+READABLE = (2, 3)
+"""Versions of the format that its own readers know (the gguf package, `READER_SUPPORTED_VERSIONS`)."""
+GIVEN = Path("given", "model.gguf")
+"""The file as it was given, in the model's folder."""
+GIVEN_TRAIT = "given_gguf"
 
 
 def converted_folder(cache: Path, digest: str) -> Path:
     """Where the conversion of the file with this sha256 is, or will be."""
     return cache / "models" / f"gguf-{digest}-v{VERSION}"
+
+
+def original_traits(folder: Path) -> tuple[str, ...]:
+    """Traits of an original model's folder."""
+    return (GIVEN_TRAIT, "hf") if (folder / GIVEN).is_file() else ("hf",)
 
 
 def import_gguf(source: Path, *, cache: Path, progress: Callable[[str], None]) -> Path:
@@ -47,17 +57,20 @@ def check_magic(source: Path) -> None:
     """Refuses what is not a GGUF file.
 
     Raises:
-        ModelError: The file is missing, unreadable or starts with other bytes.
+        ModelError: The file is missing, unreadable, starts with other bytes or is of a version that nobody here reads.
     """
     if not source.is_file():
         raise ModelError(f"There is no file {source}; check the path.")
     try:
         with source.open("rb") as stream:
-            start = stream.read(len(MAGIC))
+            start, version = stream.read(len(MAGIC)), int.from_bytes(stream.read(4), "little")
     except OSError as error:
         raise ModelError(f"{source} cannot be read ({error.strerror}); check its permissions.") from None
     if start != MAGIC:
         raise ModelError(f"{source} is not a GGUF file (it does not start with GGUF); fetch it again.")
+    if version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise ModelError(f"{source} is a GGUF file of version {version}, and versions {known} can be read; write it again with a current llama.cpp.")
 
 
 def _convert_and_publish(source: Path, folder: Path, progress: Callable[[str], None]) -> None:
@@ -67,10 +80,13 @@ def _convert_and_publish(source: Path, folder: Path, progress: Callable[[str], N
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _run(source, partial)
-        for path in partial.iterdir():
+        (partial / GIVEN).parent.mkdir()
+        shutil.copyfile(source, partial / GIVEN)
+        for path in (item for item in partial.rglob("*") if item.is_file()):
             path.chmod(0o644)
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        sync_folder((partial / GIVEN).parent)
         sync_folder(partial)
         partial.rename(folder)
         sync_folder(folder.parent)

@@ -75,15 +75,16 @@ def reaches(rules: Sequence[Rule], traits: frozenset[str], phase: int, accepts: 
     return False
 
 
-def objection(plan: Plan, rules: Sequence[Rule], accepts: frozenset[str]) -> str:
+def objection(plan: Plan, rules: Sequence[Rule], accepts: frozenset[str], original: frozenset[str] = ORIGINAL) -> str:
     """Why a plan's steps do not fit together, in a few words; an empty text where they do.
 
     Args:
         plan: The plan.
         rules: Of its steps, in their order.
         accepts: What its engine takes.
+        original: Traits of the model that it begins with.
     """
-    traits, phase = ORIGINAL, 0
+    traits, phase = original, 0
     for rule in rules:
         if rule.phase <= phase:
             return f"{rule.name} must come before what precedes it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
 
 from pydantic import JsonValue as Json
@@ -105,6 +105,11 @@ def environments_of(plan: Plan) -> frozenset[str]:
     """The engine environments that a plan's steps and engine run in, besides ours."""
     parts = [catalog.load("engines", plan.engine), *(catalog.load("techniques", step.technique) for step in plan.steps)]
     return frozenset(part.environment for part in parts if part.environment is not None)
+
+
+def fits(plan: Plan, traits: Collection[str]) -> bool:
+    """Whether a plan begins with an original of these traits: some begin only with what was given in a certain format."""
+    return not plan.steps or catalog.load("techniques", plan.steps[0].technique).requires <= frozenset(traits)
 
 
 class Prepared(Record):

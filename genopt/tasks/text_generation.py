@@ -77,6 +77,7 @@ class TextGeneration:
             _named("ort-int8-g32-sym", _quantized(symmetric=True)),
             _gguf("llamacpp-q8_0", "Q8_0"),
             _gguf("llamacpp-native", "native"),
+            Plan(name="llamacpp-as-given", steps=(Step(technique="gguf_as_given"),), engine="llamacpp"),
             Plan(name="openvino-int8", steps=(Step(technique="openvino", params={"weights": "int8"}),), engine="openvino"),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
             _named("ort-int4-g32", _int4(32)),

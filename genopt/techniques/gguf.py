@@ -83,10 +83,7 @@ class Gguf:
         from genopt.techniques.gguf_file import quantize, write_gguf
 
         chosen = parse_settings(GgufParams, params, "gguf")
-        for pattern in COMPANIONS:
-            for path in source.glob(pattern):
-                if not path.name.endswith(".index.json"):
-                    shutil.copyfile(path, destination / path.name)
+        copy_companions(source, destination)
         result = destination / "model.gguf"
         if chosen.format == "native":
             progress("writing GGUF in the checkpoint's precision")
@@ -98,6 +95,14 @@ class Gguf:
             write_gguf(source, whole)
             progress(f"quantizing to {chosen.format}")
             quantize(whole, result, chosen.format, threads=context.threads)
+
+
+def copy_companions(source: Path, destination: Path) -> None:
+    """Copies the tokenizer, the configuration and the chat template of a model."""
+    for pattern in COMPANIONS:
+        for path in source.glob(pattern):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, destination / path.name)
 
 
 def rope_type(config: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from genopt import catalog
+from genopt.models.gguf import GIVEN, GIVEN_TRAIT, MAGIC
 from genopt.plan import JsonValue
 from genopt.process import run_stage
 from genopt.spec import build
@@ -20,6 +22,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
     "torchao_int8_dynamic": ("hf", {}),
     "gguf": ("hf", {"format": "Q8_0"}),
+    "gguf_as_given": ("given_gguf", {}),
     "openvino": ("hf", {"weights": "int8"}),
     "onnx_genai": ("hf", {}),
     "onnx_weight_only": ("onnx_genai", {"head": 32, "down_proj": 4, "edge_layers": 8}),
@@ -41,7 +44,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One artifact by trait."""
     llama, onnx = write_tiny_llama(tmp_path_factory.mktemp("llama")), tmp_path_factory.mktemp("onnx")
     catalog.load("techniques", "onnx_genai").apply(llama, onnx, {}, context(llama, None), lambda _: None)
-    found = {"hf": llama, "onnx_genai": onnx}
+    given = tmp_path_factory.mktemp("given")
+    shutil.copytree(llama, given, dirs_exist_ok=True)
+    (given / GIVEN).parent.mkdir()
+    (given / GIVEN).write_bytes(MAGIC + bytes([3, 0, 0, 0]))
+    found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given}
     for name in ("gguf", "openvino"):  # their traits have the same names
         if runs_here("techniques", name):
             found[name] = convert(name, llama, tmp_path_factory.mktemp(name))

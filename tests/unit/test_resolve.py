@@ -14,9 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genopt.errors import ModelError
+from genopt.errors import InfeasibleError, ModelError
+from genopt.models import gguf
 from genopt.models.inspect import ASSUMED_CONTEXT, read_header
 from genopt.models.resolve import ResolvedModel, resolve
+from genopt.plan import Step
+from genopt.tasks.base import fits
+from genopt.tasks.text_generation import TextGeneration
+from genopt.techniques.gguf_as_given import GgufAsGiven
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 128, "eos_token_id": 2}
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -266,6 +271,31 @@ def test_a_gguf_file_with_other_bytes(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelError, match="is not a GGUF file"):
         found(path, tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 1, 4, 0x03000000])
+def test_a_gguf_file_of_another_version(version: int, tmp_path: Path) -> None:
+    path = tmp_path / "old.gguf"
+    path.write_bytes(b"GGUF" + version.to_bytes(4, "little"))
+    with pytest.raises(ModelError, match=rf"version {version}, and versions 2 and 3 can be read; write it again"):
+        found(path, tmp_path)
+
+
+def test_a_gguf_file_stays_beside_what_it_was_converted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a candidate itself; models that were given otherwise have none."""
+    file, plain = tmp_path / "given.gguf", write_model(tmp_path / "plain")
+    file.write_bytes(b"GGUF" + bytes([3, 0, 0, 0]) + b"weights")
+    monkeypatch.setattr(gguf, "_run", lambda _source, destination: write_model(destination))
+    folder = Path(found(file, tmp_path / "cache").path)
+    assert (folder / gguf.GIVEN).read_bytes() == file.read_bytes()
+    as_given = next(plan for plan in TextGeneration.catalogue() if plan.steps[:1] == (Step(technique="gguf_as_given"),))
+    assert fits(as_given, gguf.original_traits(folder))
+    assert not fits(as_given, gguf.original_traits(plain))
+    others = [plan for plan in TextGeneration.catalogue() if plan != as_given]
+    assert all(fits(plan, gguf.original_traits(folder)) and fits(plan, gguf.original_traits(plain)) for plan in others)
+    GgufAsGiven.check(folder, {})
+    with pytest.raises(InfeasibleError, match=r"give the \.gguf file as MODEL"):
+        GgufAsGiven.check(plain, {})
 
 
 def test_a_hub_id_without_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
