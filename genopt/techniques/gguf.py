@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.gguf_shape import read_shape
 
 Format = Literal["native", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
 BITS: Mapping[str, float] = {"Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q4_0": 4.5}
 """Stored bits per weight, with scales (llama.cpp, tools/quantize/README.md)."""
 CHANCES: Mapping[str, float] = {"native": 1.0, "Q8_0": 0.95, "Q6_K": 0.8, "Q5_K_M": 0.5, "Q4_K_M": 0.3, "Q4_0": 0.15}
 """How often the format kept 99 % of the quality of small models."""
-ARCHITECTURES: Mapping[str, str] = {"LlamaForCausalLM": "llama"}
-"""What can be written, by the class in config.json: the name of its layout in GGUF."""
 BLOCK = 32
 """Weights of the smallest block of every quantized format."""
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -41,7 +39,7 @@ class Gguf:
     """See `genopt.techniques.base.Transform`."""
 
     name = "gguf"
-    version = 1
+    version = 2
     phase = 50
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})
@@ -56,19 +54,10 @@ class Gguf:
     def check(source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
         chosen = parse_settings(GgufParams, params, "gguf")
-        path = source / "config.json"
-        if not path.is_file():
-            raise InfeasibleError(f"{source} has no config.json; only Hugging Face folders can be written as GGUF.")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        architecture = str((config.get("architectures") or ["a model without a named architecture"])[0])
-        if architecture not in ARCHITECTURES:
-            raise InfeasibleError(f"genopt cannot write {architecture} as GGUF; use another engine, or give a .gguf file of this model.")
-        if rope_type(config) != "default":
-            raise InfeasibleError(f"genopt cannot write positions of type {rope_type(config)!r} as GGUF; use another engine for this model.")
-        odd = [name for name in ("hidden_size", "intermediate_size") if int(config[name]) % BLOCK]
-        if chosen.format != "native" and odd:
-            width = config[odd[0]]
-            raise InfeasibleError(f"{chosen.format} stores blocks of {BLOCK} weights, which do not divide {odd[0]} = {width}; use the format native.")
+        odd = read_shape(source).odd_width(BLOCK)
+        if chosen.format != "native" and odd is not None:
+            name, width = odd
+            raise InfeasibleError(f"{chosen.format} stores blocks of {BLOCK} weights, which do not divide {name} = {width}; use the format native.")
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -103,9 +92,3 @@ def copy_companions(source: Path, destination: Path) -> None:
         for path in source.glob(pattern):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, destination / path.name)
-
-
-def rope_type(config: Mapping[str, Any]) -> str:
-    """How positions are encoded, in transformers' words."""
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return str(found.get("rope_type") or found.get("type") or "default")

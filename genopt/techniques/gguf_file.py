@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genopt.errors import InfeasibleError, StageError
-from genopt.techniques.gguf import ARCHITECTURES
+from genopt.techniques.gguf_shape import Shape, read_shape
 
 TYPES: dict[str, tuple[type[np.generic], gguf.GGMLQuantizationType]] = {
     "F32": (np.float32, gguf.GGMLQuantizationType.F32), "F16": (np.float16, gguf.GGMLQuantizationType.F16),
@@ -30,6 +31,12 @@ QUANTIZED = {
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K, "Q5_K_M": gguf.LlamaFileType.MOSTLY_Q5_K_M,
     "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M, "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
 }  # fmt: skip
+
+ROPE_FACTORS = "rope_freqs.weight"
+MASKS = (".attn.bias", ".attn.masked_bias")
+"""Constants that old checkpoints of GPT-2 carry along."""
+CONVOLUTION = re.compile(r"\.c_(attn|proj|fc)\.weight$")
+"""Matrices of GPT-2, which stores them as convolutions."""
 
 Values = NDArray[Any]
 
@@ -44,22 +51,22 @@ def write_gguf(source: Path, destination: Path) -> None:
     Raises:
         InfeasibleError: A tensor or number type has no place in the format.
     """
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    architecture, layers = ARCHITECTURES[config["architectures"][0]], int(config["num_hidden_layers"])
-    heads = int(config["num_attention_heads"])
-    groups = int(config.get("num_key_value_heads") or heads)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
-    writer = gguf.GGUFWriter(destination, architecture)
-    _write_shape(writer, config, heads, groups)
+    shape = read_shape(source)
+    architecture = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == shape.layout.name)
+    names = gguf.get_tensor_name_map(architecture, shape.layers)
+    writer = gguf.GGUFWriter(destination, shape.layout.name)
+    _write_shape(writer, shape)
     kinds: dict[str, int] = {}
     for name, kind, values in _tensors(source):
-        if config.get("tie_word_embeddings") and name == "lm_head.weight":
+        if (shape.tied and name == "lm_head.weight") or name.endswith(MASKS):
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise InfeasibleError(f"GGUF has no place for the tensor {name!r}; use another engine for this model.")
-        if ".q_proj." in name or ".k_proj." in name:
-            values = _paired(values, heads if ".q_proj." in name else groups)
+        if shape.layout.paired and (".q_proj." in name or ".k_proj." in name):
+            values = _paired(values, shape.heads if ".q_proj." in name else shape.groups)
+        if shape.layout.transposed and CONVOLUTION.search(name):
+            values = values.T
         if values.ndim == 1:
             writer.add_tensor(target, _float32(values, kind))
             continue
@@ -72,21 +79,22 @@ def write_gguf(source: Path, destination: Path) -> None:
     writer.close()
 
 
-def _write_shape(writer: gguf.GGUFWriter, config: dict[str, Any], heads: int, groups: int) -> None:
-    size = int(config.get("head_dim") or config["hidden_size"] // heads)
-    rope = config.get("rope_parameters") or {}
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(groups)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+def _write_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.embedding)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.groups)
+    writer.add_key_length(shape.head_size)
+    writer.add_value_length(shape.head_size)
+    if shape.layout.rotary:
+        writer.add_rope_dimension_count(shape.head_size)
+        writer.add_rope_freq_base(shape.rope_base)
+    if shape.rope_factors:
+        writer.add_tensor(ROPE_FACTORS, np.array(shape.rope_factors, np.float32))
+    (writer.add_layer_norm_rms_eps if shape.layout.root_mean_square else writer.add_layer_norm_eps)(shape.epsilon)
     writer.add_tokenizer_model("no_vocab")
 
 

@@ -1,4 +1,4 @@
-"""What the technique gguf refuses, wherever llama.cpp's environment is or is not built."""
+"""What the technique gguf refuses everywhere, and what it writes where llama.cpp's environment is built."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from genopt.engines.llamacpp import LlamaCppEngine
 from genopt.errors import InfeasibleError, SpecError, StageError
-from genopt.process import SessionProcess
+from genopt.process import SessionProcess, run_stage
 from genopt.techniques.gguf import Gguf
+from genopt.techniques.gguf_shape import read_shape
 from genopt.testing.contracts import runs_here
+from genopt.testing.tiny_models import VOCABULARY
+from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
-CONFIG: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128}
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
+    "vocab_size": 300, "max_position_embeddings": 512,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -24,7 +32,9 @@ CONFIG: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "hidden_size": 
     [
         ({"architectures": ["UnheardOfForCausalLM"]}, "native", "UnheardOfForCausalLM.*another engine"),
         ({"architectures": None}, "native", "without a named architecture"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "native", "'llama3'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "native", "'yarn'"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 128}, "native", "window of 128 tokens"),
+        ({"num_attention_heads": 3, "head_dim": 24}, "Q8_0", "the attention's output = 72"),
         ({"hidden_size": 72}, "Q8_0", "hidden_size = 72.*native"),
         ({"intermediate_size": 100}, "Q4_K_M", "intermediate_size = 100"),
     ],
@@ -42,6 +52,27 @@ def test_a_model_that_fits_is_taken(tmp_path: Path) -> None:
     Gguf.check(tmp_path, {"format": "Q8_0"})
     with pytest.raises(SpecError, match="format"):
         Gguf.check(tmp_path, {"format": "Q3_K"})
+
+
+def test_stretched_positions_leave_fast_frequencies_alone_and_divide_slow_ones(tmp_path: Path) -> None:
+    """With the configuration of Llama 3.1 8B."""
+    rope = {
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    changed = {"hidden_size": 4096, "num_attention_heads": 32, "rope_parameters": rope}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **changed}))
+    factors = read_shape(tmp_path).rope_factors
+    assert len(factors) == 64
+    assert factors[:29] == (1.0,) * 29
+    assert factors[36:] == (8.0,) * 28
+    assert list(factors) == sorted(factors)
+
+
+def test_a_shape_that_is_not_told_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({name: value for name, value in CONFIG.items() if name != "num_hidden_layers"}))
+    with pytest.raises(InfeasibleError, match="does not tell its num_hidden_layers"):
+        Gguf.check(tmp_path, {})
 
 
 def test_options_are_checked() -> None:
@@ -68,3 +99,45 @@ def test_files_that_cannot_be_read_are_named(spoil: Callable[[bytes], bytes], tm
     said = r"model\.gguf.*version.*convert the model again" if built else "genopt env build llamacpp"
     with pytest.raises(StageError if built else InfeasibleError, match=said):
         SessionProcess("llamacpp", folder, {"threads": 1}, log=tmp_path / "log.txt", timeout_s=60).open()
+
+
+if runs_here("engines", "llamacpp"):
+    SMALL: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+        "num_hidden_layers": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
+    }  # fmt: skip
+    STRETCHED = {
+        "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
+        "llama with stretched positions": lambda: LlamaConfig(**SMALL, head_dim=16, rope_parameters=STRETCHED),
+        "llama with biases": lambda: LlamaConfig(**SMALL, head_dim=16, attention_bias=True, tie_word_embeddings=True),
+        "mistral": lambda: MistralConfig(**SMALL, head_dim=16, sliding_window=None),
+        "qwen2": lambda: Qwen2Config(**SMALL, tie_word_embeddings=True),
+        "qwen3": lambda: Qwen3Config(**SMALL, head_dim=32),
+        "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=256, initializer_range=0.15),
+    }
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_family_says_what_transformers_says(family: str, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32).eval()
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:  # biases and norms begin at 0 and 1, where a mistake would not show
+                torch.nn.init.normal_(weight, mean=float("norm" in name or "ln_" in name), std=0.2)
+        source, artifact, log = tmp_path / "source", tmp_path / "artifact", tmp_path / "log.txt"
+        write_tiny_tokenizer(source)
+        model.save_pretrained(source)
+        artifact.mkdir()
+        context = {"original": str(source), "calibration": None, "seed": 0, "threads": 1}
+        payload = {"technique": "gguf", "source": str(source), "destination": str(artifact), "params": {"format": "native"}, "context": context}
+        Gguf.check(source, {"format": "native"})
+        run_stage("transform", payload, log=log, timeout_s=120, threads=1, where="llamacpp")
+        ids = [(7 * place) % VOCABULARY for place in range(200)]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+        with SessionProcess("llamacpp", artifact, {"threads": 1, "cache_type_k": "f16"}, log=log, timeout_s=60, threads=1) as session:
+            found = session.score([ids]).log_probs[0]
+        np.testing.assert_allclose(found, expected, atol=0.03)
