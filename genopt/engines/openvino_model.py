@@ -63,6 +63,7 @@ class OpenVinoModel:
             raise InfeasibleError(f"The exported graph takes inputs that are not supported ({', '.join(unknown)}); use another engine.")
         compiled = core.compile_model(model, "CPU", settings(options))
         self._request: Any = compiled.create_infer_request()
+        self._bound: dict[str, NDArray[Any]] = {}
         number = CACHE_BYTES.get(str(compiled.get_property("KV_CACHE_PRECISION").get_type_name()), 4.0)
         self.kv_bytes_per_token = number * sum(_width(variable.info.data_shape) for variable in model.get_variables())
 
@@ -70,8 +71,11 @@ class OpenVinoModel:
         """Forgets all streams."""
         self._request.reset_state()
 
-    def infer(self, ids: Ids, mask: Ids, positions: Ids, kept: NDArray[np.int32], places: Sequence[int]) -> Logits:
+    def infer(self, ids: Ids, mask: Ids, positions: Ids, kept: NDArray[np.int32], places: Ids) -> Logits:
         """Continues the streams.
+
+        Arrays are read where they are, so they must be contiguous; one that is given again is not bound again, which costs a tenth of a
+        millisecond for all of them.
 
         Args:
             ids: New tokens, a row per stream.
@@ -83,10 +87,12 @@ class OpenVinoModel:
         Returns:
             Logits of every row at each place, in memory that the next call overwrites.
         """
-        given = {
-            "input_ids": ids, "attention_mask": mask, "position_ids": positions, "beam_idx": kept, PLACES: np.asarray(places, np.int64)
-        }  # fmt: skip
-        self._request.infer({name: given[name] for name in self._inputs}, share_inputs=True)
+        given: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "beam_idx": kept, PLACES: places}
+        for name in self._inputs:
+            if self._bound.get(name) is not given[name]:
+                self._request.set_tensor(name, openvino.Tensor(given[name], shared_memory=True))
+                self._bound[name] = given[name]
+        self._request.infer(share_outputs=True)
         found: Logits = self._request.get_tensor("logits").data
         return found
 
@@ -97,8 +103,8 @@ class OpenVinoModel:
         for start in range(0, len(ids), SCORED):
             piece = everything[:, start : start + SCORED]
             end = start + piece.shape[1]
-            positions = np.arange(start, end, dtype=np.int64)[None]
-            yield self.infer(piece, np.ones((1, end), np.int64), positions, np.zeros(1, np.int32), range(piece.shape[1]))[0]
+            positions, places = np.arange(start, end, dtype=np.int64)[None], np.arange(piece.shape[1], dtype=np.int64)
+            yield self.infer(piece, np.ones((1, end), np.int64), positions, np.zeros(1, np.int32), places)[0]
 
 
 class Streams:
@@ -119,7 +125,13 @@ class Streams:
         self._mask = np.ones((len(prompts), self._filled + new_tokens), np.int64)
         for row, length in zip(self._mask, self._lengths, strict=True):
             row[: self._filled - length] = 0
-        self._kept = np.arange(len(prompts), dtype=np.int32)
+        self._begin_step(len(prompts))
+
+    def _begin_step(self, rows: int) -> None:
+        """Arrays that steps of so many streams write into."""
+        self._ids, self._positions = np.empty((rows, 1), np.int64), np.empty((rows, 1), np.int64)
+        self._all = self._kept = np.arange(rows, dtype=np.int32)
+        self._last = np.zeros(1, np.int64)
 
     @property
     def held_tokens(self) -> int:
@@ -140,23 +152,26 @@ class Streams:
             part = slice(start, end)
             logits = self._model.infer(
                 np.ascontiguousarray(ids[:, part]), np.ascontiguousarray(self._mask[:, :end]), np.ascontiguousarray(positions[:, part]), self._kept,
-                [end - start - 1],
+                np.array([end - start - 1], np.int64),
             )  # fmt: skip
         return logits[:, 0]
 
     def step(self, tokens: Sequence[int]) -> Logits:
         """Appends one token to each stream; returns the logits after it."""
         self._filled += 1
+        self._ids[:, 0], self._positions[:, 0] = tokens, self._lengths
         mask = np.ascontiguousarray(self._mask[:, : self._filled])
-        logits = self._model.infer(np.asarray(tokens, np.int64)[:, None], mask, self._lengths[:, None], self._kept, [0])
+        logits = self._model.infer(self._ids, mask, self._positions, self._kept, self._last)
         self._lengths += 1
-        self._kept = np.arange(len(tokens), dtype=np.int32)
+        self._kept = self._all
         return logits[:, 0]
 
     def keep(self, places: Sequence[int]) -> None:
         """Goes on with some of the streams."""
         chosen = np.asarray(places, np.int32)
-        self._mask, self._lengths, self._kept = self._mask[chosen], self._lengths[chosen], self._kept[chosen]
+        self._mask, self._lengths = self._mask[chosen], self._lengths[chosen]
+        self._begin_step(len(chosen))
+        self._kept = chosen
 
 
 def settings(options: OpenVinoOptions) -> dict[str, Any]:

@@ -1,0 +1,170 @@
+"""What running a library behind genopt's engine costs: the same library called directly in a script, on the same file, in turns.
+
+    python tests/benchmarks/engine_wrapper.py MODEL_FOLDER [--engine llamacpp openvino] [--threads 2] [--rounds 8]
+
+Both sides are processes in the engine's environment that stay open and take turns (ABBA), greedily continuing the same prompt on their
+own; the engine streams every token to this process. The script does what its library's own examples do: llama.cpp's low-level calls
+with numpy's argmax, and `openvino_genai.LLMPipeline` with token ids. Prints per engine:
+
+ratio        Tokens per second while decoding through the engine, as a share of the library's own, with its 95 % interval. Goal: 0.97 or more.
+added        What that is per token. Goal: 0.3 ms or less.
+elsewhere    What starting a stage in the engine's environment takes more than in ours, imports of the engine apart. Goal: 1 s or less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genopt import catalog
+from genopt.engines.base import GenerationRequest
+from genopt.environments import place
+from genopt.errors import GenoptError
+from genopt.measure.statistics import log_ratio_interval
+from genopt.plan import JsonValue
+from genopt.process import SessionProcess, run_stage
+
+PROMPT = tuple(range(100, 118))
+TOKENS = 64
+STARTS = 3
+
+LLAMACPP = """
+import ctypes, json, sys, time
+import llama_cpp as c, numpy as np
+folder, threads, prompt, tokens = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+model_params = c.llama_model_default_params()
+model_params.n_gpu_layers = 0
+model = c.llama_model_load_from_file((folder + "/model.gguf").encode(), model_params)
+params = c.llama_context_default_params()
+params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 512, 512, threads, threads
+context, vocabulary = c.llama_init_from_model(model, params), c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
+def decode(ids):
+    array = (c.llama_token * len(ids))(*ids)
+    assert c.llama_decode(context, c.llama_batch_get_one(array, len(ids))) == 0
+    pointer = ctypes.cast(c.llama_get_logits_ith(context, -1), ctypes.POINTER(ctypes.c_float))
+    return int(np.ctypeslib.as_array(pointer, (vocabulary,)).argmax())
+for _ in sys.stdin:
+    c.llama_memory_clear(c.llama_get_memory(context), True)
+    found = [decode(prompt)]
+    began = time.monotonic()
+    while len(found) < tokens:
+        found.append(decode(found[-1:]))
+    print(json.dumps({"speed": (tokens - 1) / (time.monotonic() - began), "ids": found}), flush=True)
+"""
+
+OPENVINO = """
+import json, os, sys, tempfile
+import numpy as np, openvino, openvino_genai
+folder, threads, prompt, tokens = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+with tempfile.TemporaryDirectory() as scratch:  # the library wants the weights under their usual name
+    for name in os.listdir(folder):
+        os.symlink(os.path.join(os.path.abspath(folder), name), os.path.join(scratch, name.replace(".ovweights", ".bin")))
+    pipe = openvino_genai.LLMPipeline(scratch, "CPU", INFERENCE_NUM_THREADS=threads, ATTENTION_BACKEND="SDPA")
+    config = openvino_genai.GenerationConfig(max_new_tokens=tokens, do_sample=False, ignore_eos=True)
+    for _ in sys.stdin:
+        found = pipe.generate(openvino.Tensor(np.array([prompt], np.int64)), config)
+        print(json.dumps({"speed": 1000 / found.perf_metrics.get_tpot().mean, "ids": list(found.tokens[0])}), flush=True)
+"""
+
+SUBJECTS: dict[str, tuple[str, dict[str, JsonValue], str]] = {
+    "llamacpp": ("gguf", {"format": "Q8_0"}, LLAMACPP), "openvino": ("openvino", {"weights": "int8"}, OPENVINO)
+}  # fmt: skip
+"""By engine: the technique that makes its artifact, its parameters, and the script."""
+
+
+class Direct:
+    """The library in a script of its own; it writes its answers to a file descriptor that nothing else uses."""
+
+    def __init__(self, environment: str, script: str, artifact: Path, threads: int, log: Path) -> None:
+        python = place.interpreter(place.require_built(environment))
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [str(python), "-c", script, str(artifact), str(threads), json.dumps(PROMPT), str(TOKENS)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
+
+    def run(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith('{"speed"'):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        raise SystemExit("The script ended; see its log.")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def through_engine(session: SessionProcess) -> dict[str, Any]:
+    (found,) = session.generate([GenerationRequest(prompt_ids=PROMPT, max_new_tokens=TOKENS)], lambda *_: True)
+    seconds = (found.timestamps_ns[-1] - found.timestamps_ns[0]) / 1e9
+    return {"speed": (TOKENS - 1) / seconds, "ids": list(found.token_ids)}
+
+
+def compare(engine: str, model: Path, scratch: Path, threads: int, rounds: int) -> None:
+    technique, params, script = SUBJECTS[engine]
+    environment = catalog.load("engines", engine).environment
+    artifact, log = scratch / engine, scratch / f"{engine}.log"
+    artifact.mkdir()
+    context = {"original": str(model), "calibration": None, "seed": 0, "threads": threads}
+    payload = {"technique": technique, "source": str(model), "destination": str(artifact), "params": params, "context": context}
+    began = time.monotonic()
+    run_stage("transform", payload, log=log, timeout_s=600, threads=threads, where=environment)
+    print(f"{engine}: {technique} took {time.monotonic() - began:.1f} s", flush=True)
+    direct = Direct(environment, script, artifact, threads, scratch / f"{engine}.direct.log")
+    with SessionProcess(engine, artifact, {"threads": threads}, log=log, timeout_s=120, threads=threads) as session:
+        first, same = through_engine(session), direct.run()  # warm-up of both
+        speeds: tuple[list[float], list[float]] = ([], [])
+        for turn in range(rounds):
+            for side in (0, 1, 1, 0) if turn % 2 else (1, 0, 0, 1):
+                speeds[side].append((through_engine(session) if side == 0 else direct.run())["speed"])
+    direct.close()
+    alike = next((place for place, (one, other) in enumerate(zip(first["ids"], same["ids"], strict=False)) if one != other), TOKENS)
+    mine, theirs = map(statistics.median, speeds)
+    ratio = log_ratio_interval([1 / speed for speed in speeds[0]], [1 / speed for speed in speeds[1]], seed=0)
+    print(
+        f"{engine}: {mine:.1f} tok/s through the engine, {theirs:.1f} directly; ratio {ratio.value:.3f} [{ratio.ci_low:.3f}, {ratio.ci_high:.3f}]; "
+        f"added {1000 / mine - 1000 / theirs:+.2f} ms a token; the first {alike} of {TOKENS} tokens are the same",
+        flush=True,
+    )
+
+
+def start_s(where: str | None, scratch: Path) -> float:
+    """Seconds of a stage that ends at once: it names a technique that is not there."""
+    began = time.monotonic()
+    try:
+        run_stage("transform", {"technique": "none such"}, log=scratch / "start.log", timeout_s=60, where=where)
+    except GenoptError:
+        return time.monotonic() - began
+    raise SystemExit("a technique that does not exist was applied")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--engine", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        for engine in options.engine:
+            compare(engine, options.model, Path(folder), options.threads, options.rounds)
+            environment = catalog.load("engines", engine).environment
+            pairs = [(start_s(None, Path(folder)), start_s(environment, Path(folder))) for _ in range(STARTS)]
+            ours, elsewhere = (statistics.median(side) for side in zip(*pairs, strict=True))
+            print(f"{engine}: a stage starts in {ours:.2f} s here and in {elsewhere:.2f} s elsewhere", flush=True)
+
+
+if __name__ == "__main__":
+    main()
