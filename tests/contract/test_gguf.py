@@ -12,13 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
+from genopt.engines.base import GenerationRequest
 from genopt.engines.llamacpp import LlamaCppEngine
+from genopt.environments import place
 from genopt.errors import InfeasibleError, SpecError, StageError
 from genopt.process import SessionProcess, run_stage
 from genopt.techniques.gguf import Gguf
 from genopt.techniques.gguf_shape import read_shape
 from genopt.testing.contracts import runs_here
-from genopt.testing.tiny_models import VOCABULARY
+from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 CONFIG: dict[str, Any] = {
@@ -141,3 +143,23 @@ if runs_here("engines", "llamacpp"):
         with SessionProcess("llamacpp", artifact, {"threads": 1, "cache_type_k": "f16"}, log=log, timeout_s=60, threads=1) as session:
             found = session.score([ids]).log_probs[0]
         np.testing.assert_allclose(found, expected, atol=0.03)
+
+    def test_what_runs_survives_the_loss_of_its_environment_and_says_so_when_it_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As in a deployment whose replica starts anew after somebody removed the environment."""
+        source, artifact, log = write_tiny_llama(tmp_path / "source"), tmp_path / "artifact", tmp_path / "log.txt"
+        artifact.mkdir()
+        context = {"original": str(source), "calibration": None, "seed": 0, "threads": 1}
+        payload = {"technique": "gguf", "source": str(source), "destination": str(artifact), "params": {"format": "Q8_0"}, "context": context}
+        run_stage("transform", payload, log=log, timeout_s=120, threads=1, where="llamacpp")
+        folder = place.require_built("llamacpp")
+        link = tmp_path / "environments" / folder.name
+        link.parent.mkdir()
+        link.symlink_to(folder)
+        monkeypatch.setenv(place.VARIABLE, str(link.parent))
+        asked = [GenerationRequest(prompt_ids=(1, 2, 3), max_new_tokens=4)]
+        with SessionProcess("llamacpp", artifact, {"threads": 1}, log=log, timeout_s=60, threads=1) as session:
+            before = session.generate(asked)[0].token_ids
+            link.unlink()
+            assert session.generate(asked)[0].token_ids == before
+            with pytest.raises(InfeasibleError, match=r"is not built on this machine; build it with: genopt env build llamacpp\.$"):
+                SessionProcess("llamacpp", artifact, {"threads": 1}, log=log, timeout_s=60, threads=1).open()
