@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
-from genopt.engines.distribution import Distributions, Wanted, distributions, require_rows
+from genopt.engines.distribution import Distributions, Wanted, require_rows
 from genopt.engines.llamacpp import LlamaCppOptions
+from genopt.engines.normalizer import Normalizer
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Row, require_fit
 from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
@@ -29,6 +30,8 @@ STEP = 256
 """Contexts are made for multiples of this many tokens, so that requests of similar length share one."""
 CACHE_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}
 """Numbers of ggml's types (ggml.h, enum ggml_type)."""
+CACHE_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""Bytes of a number; quantized ones come in blocks of 32 with a scale of 16 bits."""
 
 Logits = NDArray[np.float32]
 
@@ -72,8 +75,8 @@ class _Context:
         self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
 
-    def run(self, tokens: Sequence[int], places: Sequence[int], streams: Sequence[int], wanted: Sequence[bool]) -> list[Logits]:
-        """Reads tokens of streams; returns the logits at the wanted ones.
+    def run(self, tokens: Sequence[int], places: Sequence[int], streams: Sequence[int], wanted: Sequence[bool]) -> Logits:
+        """Reads tokens of streams; returns the logits at the wanted ones, a row for each.
 
         They lie in the library's memory and are overwritten by the next call.
         """
@@ -90,13 +93,13 @@ class _Context:
                 if code == 1
                 else StageError(f"llama.cpp could not compute a step (code {code}); see the session's log for the cause.")
             )
-        return [self._row(index) for index, keep in enumerate(wanted) if keep]
+        rows = sum(wanted)
+        if not rows:
+            return np.empty((0, self._vocabulary), np.float32)
+        pointer = ctypes.cast(llama_cpp.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(pointer, (rows, self._vocabulary))
 
-    def _row(self, index: int) -> Logits:
-        pointer = llama_cpp.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (self._vocabulary,))
-
-    def read(self, ids: Sequence[int], stream: int, *, every: bool) -> Iterator[list[Logits]]:
+    def read(self, ids: Sequence[int], stream: int, *, every: bool) -> Iterator[Logits]:
         """Reads a text into a stream that is empty, in chunks; yields each one's logits at every token, or at the last one alone."""
         llama_cpp.llama_memory_seq_rm(self.memory, stream, -1, -1)
         for start in range(0, len(ids), CHUNK):
@@ -139,6 +142,7 @@ class LlamaCppSession:
         trained = llama_cpp.llama_model_n_ctx_train(self._model)
         self._limit = min(trained, options.max_context or trained)
         self._context: _Context | None = None
+        self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
 
     def _for(self, tokens: int, streams: int) -> _Context:
         """A context with this room; the one at hand where it has it."""
@@ -173,7 +177,7 @@ class LlamaCppSession:
         context = self._for(max(len(row.request.prompt_ids) + row.request.max_new_tokens for row in rows), len(rows))
         for row in rows:
             for found in context.read(row.request.prompt_ids, row.index, every=False):
-                if found:
+                if len(found):
                     row.take(found[-1], on_token)
         while active := [row for row in rows if not row.finish_reason]:
             places = [len(row.request.prompt_ids) + len(row.tokens) - 1 for row in active]
@@ -206,25 +210,36 @@ class LlamaCppSession:
         return self._distributions(sequence, wanted)
 
     def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        targets = np.asarray(sequence[1:], np.int64)
-        found: list[Distributions] = []
-        done = 0
-        for rows in self._for(len(targets), 1).read(sequence[:-1], 0, every=True):
-            part = slice(done, done + len(rows))
-            found.append(distributions(np.stack(rows), targets[part], wanted if isinstance(wanted, int) else wanted[part]))
-            done += len(rows)
-        return Distributions.joined(found)
+        context = self._for(len(sequence) - 1, 1)
+        return self._normalizer.text(context.read(sequence[:-1], 0, every=True), sequence[1:], wanted)
 
     def _check(self, ids: Sequence[int], length: int) -> None:
         require_fit(ids, length, context=self._limit, vocabulary=self._vocabulary)
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
-        return process_memory()
+        each = self._cached_numbers() / 2 * (CACHE_BYTES[self._options.cache_type_k] + CACHE_BYTES[self._options.cache_type_v])
+        held = self._context.tokens * self._context.streams if self._context is not None else 0
+        return process_memory().model_copy(update={"kv_cache_bytes": round(held * each), "kv_bytes_per_token": each})
+
+    def _cached_numbers(self) -> int:
+        """Keys and values of one token."""
+        heads, layers = llama_cpp.llama_model_n_head_kv(self._model), llama_cpp.llama_model_n_layer(self._model)
+        size = llama_cpp.llama_model_n_embd(self._model) // llama_cpp.llama_model_n_head(self._model)
+        return int(layers * heads * (self._told("attention.key_length", size) + self._told("attention.value_length", size)))
+
+    def _told(self, key: str, otherwise: int) -> int:
+        """A number that the file's metadata tells of its architecture, which most files leave out where it follows from others."""
+        length = 64
+        buffer = ctypes.create_string_buffer(length)
+        architecture = buffer.value.decode() if llama_cpp.llama_model_meta_val_str(self._model, b"general.architecture", buffer, length) > 0 else ""
+        found = llama_cpp.llama_model_meta_val_str(self._model, f"{architecture}.{key}".encode(), buffer, length)
+        return int(buffer.value) if found > 0 else otherwise
 
     def close(self) -> None:
         """See `TextSession.close`."""
         if self._context is not None:
             self._context.close()
             self._context = None
+        self._normalizer.close()
         llama_cpp.llama_model_free(self._model)

@@ -140,8 +140,12 @@ if runs_here("engines", "llamacpp"):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
-        with SessionProcess("llamacpp", artifact, {"threads": 1, "cache_type_k": "f16"}, log=log, timeout_s=60, threads=1) as session:
-            found = session.score([ids]).log_probs[0]
+        with SessionProcess("llamacpp", artifact, {"threads": 1}, log=log, timeout_s=60, threads=1) as session:
+            found, memory = session.score([ids]).log_probs[0], session.memory()
+        groups, size = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
+        groups, size = vars(model.config).get("num_key_value_heads") or groups, vars(model.config).get("head_dim") or size
+        assert memory.kv_bytes_per_token == 2 * 2 * 2 * groups * size, "layers, keys and values, and bytes of each number"
+        assert memory.kv_cache_bytes == 256 * memory.kv_bytes_per_token
         np.testing.assert_allclose(found, expected, atol=0.03)
 
     def test_what_runs_survives_the_loss_of_its_environment_and_says_so_when_it_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
