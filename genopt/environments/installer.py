@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import re
 import shutil
@@ -55,7 +55,7 @@ def install(name: str, folder: Path, lock: Path, variables: Mapping[str, str], w
         GenoptError: It failed, with the cause and the remedy.
     """
     uv = shutil.which("uv")
-    if uv is None and importlib.util.find_spec("pip") is None:
+    if uv is None and not any(importlib.metadata.distributions(name="pip")):
         raise InfeasibleError("Building an environment needs uv or pip and there is neither; install one, for example with: python -m ensurepip.")
     progress("making a virtual environment")
     _run(name, [sys.executable, "-m", "venv", "--without-pip", str(folder)], {}, progress)
