@@ -141,8 +141,24 @@ class Prediction(Record):
     seconds: float = 0.0
 
 
+class Earlier(Record):
+    """Where numbers come from that were not found in this run.
+
+    Attributes:
+        what: The `quality`, or `everything` that is said about the candidate.
+        run: Folder of the run that found them.
+        measured: When, in Unix seconds.
+        environment: What they were found with.
+    """
+
+    what: Literal["quality", "everything"]
+    run: str
+    measured: float
+    environment: dict[str, Json] = Field(default_factory=dict)
+
+
 class Candidate(Record):
-    """A candidate as the report shows it."""
+    """A candidate as the report shows it; `earlier` tells what of it other runs found."""
 
     name: str
     status: Status
@@ -155,6 +171,12 @@ class Candidate(Record):
     quality: Quality | None = None
     speedup: dict[str, Ratio] = Field(default_factory=dict)
     predicted: Prediction | None = None
+    earlier: tuple[Earlier, ...] = ()
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its speed was measured in this run."""
+        return bool(self.speedup) and not any(one.what == "everything" for one in self.earlier)
 
 
 def plan_of(candidate: Candidate) -> Plan:

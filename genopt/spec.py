@@ -15,6 +15,7 @@ from genopt.plan import Plan, Record
 
 Objective = Literal["latency", "throughput", "memory", "balanced"]
 ArrivalKind = Literal["poisson", "fixed"]
+Reuse = Literal["nothing", "quality", "everything"]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -110,6 +111,9 @@ class RunSpec(Record):
         max_trials: Upper bound of searched candidates; None searches until the budget ends.
         seed: Seed of everything random.
         trust_remote_code: Run code that comes with the model.
+        reuse: What is taken over from earlier runs with the same model, data, libraries and hardware: `quality` takes what
+            candidates said about the evaluation text, which is judged anew; `everything` takes whole candidates, and
+            measures only those again that would win; `nothing` finds all numbers anew. Built artifacts are always reused.
     """
 
     schema_version: Literal[1] = 1
@@ -140,6 +144,7 @@ class RunSpec(Record):
     max_trials: int | None = Field(default=None, ge=0)
     seed: int = 0
     trust_remote_code: bool = False
+    reuse: Reuse = "quality"
 
     @field_validator("concurrency")
     @classmethod

@@ -57,6 +57,11 @@ ProgressStyle = Annotated[Progress, typer.Option(
     "--progress", help="What stderr shows: a table on a terminal and lines elsewhere (auto), lines, or one JSON object per event (json): phase, "
     "budget, started, activity, finished, ended, error, each with `time` and `event`.",
 )]  # fmt: skip
+Fresh = Annotated[bool, typer.Option("--fresh", help="Find every number in this run: the same as --reuse nothing.")]
+ReuseOf = Annotated[str | None, typer.Option(
+    "--reuse", help="What is taken over from earlier runs alike: nothing, quality (scores of the evaluation text, judged anew) or everything "
+    "(speeds, too; who would win by them is measured again). The report marks it.  [default: quality]",
+)]  # fmt: skip
 TrustRemoteCode = Annotated[bool | None, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 
 
@@ -69,6 +74,19 @@ def spec_of(model: str | None, config: Path | None, **flags: Any) -> RunSpec:
         values["model"] = model
     values.update({name: value for name, value in flags.items() if value is not None and value != []})
     return build(values)
+
+
+def reuse_of(fresh: bool, reuse: str | None) -> str | None:
+    """What the two options together ask for.
+
+    Raises:
+        SpecError: They contradict each other.
+    """
+    from genopt.errors import SpecError
+
+    if fresh and reuse not in (None, "nothing"):
+        raise SpecError(f"--fresh takes nothing over from earlier runs, and --reuse {reuse} does; leave one of them out.")
+    return "nothing" if fresh else reuse
 
 
 def listed(values: str | None) -> list[str] | None:

@@ -10,7 +10,7 @@ import typer
 
 from genopt.cli import options
 from genopt.cli.deployments import ask_once, deployed_winner, say_where, serve_until_interrupted
-from genopt.cli.options import Progress, listed, spec_of
+from genopt.cli.options import Progress, listed, reuse_of, spec_of
 from genopt.cli.output import print_json, say, shown, write_event
 from genopt.errors import NoWinnerError
 
@@ -30,12 +30,13 @@ def quickstart(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     include: options.Include = None,
     max_trials: options.MaxTrials = None,
+    fresh: options.Fresh = False,
 ) -> None:
     """Fetches SmolLM2-135M-Instruct, optimizes it, serves the winner and asks it one question."""
     from genopt.distributed.preparation import default_folder
 
     folder = str(out or default_folder("", prefix="quickstart"))
-    chosen = {"include": include, "max_trials": max_trials}
+    chosen = {"include": include, "max_trials": max_trials, "reuse": reuse_of(fresh, None)}
     spec = spec_of("smollm2-135m", None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True, **chosen)
     found, report = _optimize(spec, Progress.auto)
     with deployed_winner(found, report, address) as endpoint:
@@ -75,6 +76,8 @@ def optimize(
     max_trials: options.MaxTrials = None,
     seed: options.Seed = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    reuse: options.ReuseOf = None,
+    fresh: options.Fresh = False,
     progress: options.ProgressStyle = Progress.auto,
     as_json: options.Json = False,
 ) -> None:
@@ -84,7 +87,7 @@ def optimize(
         eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data,
         include=include, exclude=exclude, prompts=prompts, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
         concurrency=listed(concurrency), arrivals=arrivals, precision=precision, address=address, store=store, out=out,
-        deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code,
+        deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code, reuse=reuse_of(fresh, reuse),
     )  # fmt: skip
     _conclude(*_optimize(spec, progress), spec, as_json)
 

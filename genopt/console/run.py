@@ -15,7 +15,7 @@ from rich.text import Text
 
 from genopt.console.terminal import STYLES, stderr
 from genopt.plan import Candidate, Record
-from genopt.report import wording
+from genopt.report import earlier, wording
 from genopt.report.model import REFERENCES, Report
 from genopt.search.estimate import Forecast
 
@@ -148,6 +148,8 @@ def print_summary(report: Report, console: Console | None = None) -> None:
     if report.candidates:
         out.print()
         out.print(_summary_table(report))
+        for line in earlier.lines(report):
+            out.print(Text(line, style="dim"))
     for step in report.next_steps[:3]:
         out.print(Text(f"→ {step.replace('`', '')}"))
     out.print()
@@ -168,8 +170,8 @@ def _summary_table(report: Report) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for candidate in report.candidates:
         state = _state(candidate, report.winner)
-        cells = [candidate.name, state, *(wording.ratio(candidate.speedup.get(key)) for key in ("vs_original", "vs_baseline")), _pace(candidate),
-                 _quality(candidate), wording.size(candidate.artifact.bytes) if candidate.artifact else wording.NONE]  # fmt: skip
+        cells = [earlier.name(candidate), state, *(wording.ratio(candidate.speedup.get(key)) for key in ("vs_original", "vs_baseline")),
+                 _pace(candidate), _quality(candidate), wording.size(candidate.artifact.bytes) if candidate.artifact else wording.NONE]  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells), style=STYLES["winner"] if state == "winner" else None)
     return table
 
@@ -193,7 +195,7 @@ def _quality(candidate: Candidate) -> str:
 def _finished_row(candidate: Candidate) -> tuple[Text, ...]:
     state = _state(candidate, None)
     cells = (wording.ratio(candidate.speedup.get("vs_original")), _pace(candidate), _quality(candidate))
-    return Text(candidate.name), Text(state, style=STYLES[state]), Text("done", style="dim"), *(Text(cell) for cell in cells)
+    return Text(earlier.name(candidate)), Text(state, style=STYLES[state]), Text("done", style="dim"), *(Text(cell) for cell in cells)
 
 
 def print_plan(rows: Sequence[Forecast], console: Console | None = None) -> None:

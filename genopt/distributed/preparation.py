@@ -18,6 +18,7 @@ from genopt import catalog
 from genopt.distributed import cluster, stages
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
 from genopt.errors import BudgetError, ClusterError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
+from genopt.measure import machine
 from genopt.measure.prompts import read_prompts
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Record
@@ -54,6 +55,8 @@ class Preparation(Record):
         nodes: Nodes that measure.
         libraries: Versions that decide the bytes of artifacts.
         environments: Engine environments that every one of them has.
+        hardware: Digest of the measuring nodes' hardware; empty where they differ.
+        cpu: What their processors are called.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -66,6 +69,8 @@ class Preparation(Record):
     nodes: tuple[cluster.Node, ...]
     libraries: dict[str, str]
     environments: frozenset[str]
+    hardware: str
+    cpu: str
 
 
 def default_folder(model: str, prefix: str | None = None) -> Path:
@@ -104,8 +109,8 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
                 for name, seconds in phases.items():
                     folder.append("phase", name=name, seconds=seconds)
                 yield Preparation(
-                    spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=facts["libraries"],
-                    environments=_built(facts),
+                    spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes,
+                    libraries=facts["libraries"], environments=_built(facts), hardware=facts["digest"], cpu=facts["hardware"]["cpu"],
                 )  # fmt: skip
             except KeyboardInterrupt:  # between the folder's creation and the run that takes care of its own interruption
                 raise interrupted(folder, budget, "there is no baseline yet") from None
@@ -144,19 +149,18 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
             require_same(folder, terms)
             _begin(folder, budget, how, nodes, terms)
             folder.append("model_resolved", model=model.model_dump(mode="json"))
-            task, libraries = require_task(spec, model), facts["libraries"]
-            yield (
-                Preparation(
-                    spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes, libraries=libraries, environments=_built(facts)
-                ),
-                budget,
-            )
+            yield Preparation(
+                spec=spec, model=model, task=require_task(spec, model), folder=folder, store=store, nodes=nodes,
+                libraries=facts["libraries"], environments=_built(facts), hardware=facts["digest"], cpu=facts["hardware"]["cpu"],
+            ), budget  # fmt: skip
         finally:
             cluster.disconnect()
 
 
 def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
-    """The nodes to measure on, and what `machine_task` says of the first; a dead node counts as alive until Ray misses its heartbeats.
+    """The nodes to measure on, and what `machine_task` says of the first, with a `digest` of their hardware if all have the same.
+
+    A dead node counts as alive until Ray misses its heartbeats.
 
     Raises:
         ClusterError: None of them answers.
@@ -174,7 +178,9 @@ def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict
         raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
     facts = next(iter(found.values()))
     shared = _on_every_node([answer["environment"]["engine_environments"] for answer in found.values()])
-    return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}}
+    digests = {machine.hardware_digest(answer["hardware"]) for answer in found.values()}
+    digest = digests.pop() if len(digests) == 1 else ""
+    return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}, "digest": digest}
 
 
 def _on_every_node(states: Sequence[Mapping[str, str]]) -> dict[str, str]:

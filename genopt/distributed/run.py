@@ -21,6 +21,7 @@ from genopt import catalog, clock
 from genopt.clock import Moment
 from genopt.distributed import cluster, rollout, sensitivity, stages
 from genopt.distributed.benches import Benches, Slot, budget_error
+from genopt.distributed.earlier import EarlierRuns, measure_finalists
 from genopt.distributed.fanout import TICK_S, FanOut
 from genopt.distributed.finalists import confirm, items_of
 from genopt.distributed.observers import JournalListener, RayMetrics
@@ -106,6 +107,8 @@ class _Run:
         self._nodes, self._store = prepared.nodes, prepared.store
         self._task: Task = catalog.load("tasks", prepared.task)
         self._libraries, self._environments = prepared.libraries, prepared.environments
+        self._hardware, self._cpu = prepared.hardware, prepared.cpu
+        self._earlier: EarlierRuns | None = None
         self._metrics = RayMetrics(prepared.folder.path.name)
         self._budget, self._listener = budget, Broadcast(listener, JournalListener(prepared.folder), self._metrics)
         self._outcome = Outcome(prepared.folder)
@@ -143,10 +146,12 @@ class _Run:
         with self._phase("baseline", "measuring the original and the baseline"):
             self._measure_references(prepared)
         facts = self._build_facts(prepared)
+        self._earlier = self._earlier_runs(prepared)
         fan_out = FanOut(
             self._benches.slots, facts, estimate=self._expected_s, promise=self._predictions.promise, started=self._started, finished=self._ended,
             tick=self._tick, recover=self._benches.recover, guard_s=self._budget.guard_s,
         )  # fmt: skip
+        self._take_over(fan_out)
         with self._phase("candidates", "one per technique and engine"):
             until = clock.now() + self._budget.until_share("profile", "compress", "measure", "report")  # all but the search's
             late = fan_out.run(self._catalogue(order), until, self._deadline())
@@ -157,6 +162,7 @@ class _Run:
             with self._phase("candidates", "those that were put off"):
                 for plan in fan_out.run(late, self._deadline(), self._deadline()):
                     self._skip(plan)
+        self._measure_again(fan_out)
         self._confirm(prepared)
         return "the search space was exhausted" if self._budget.left_s > self._typical_s() + SEARCH_END_S else "the budget was used up"
 
@@ -270,7 +276,7 @@ class _Run:
             original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
             concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
             threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
-            store=str(self._store), libraries=self._libraries,
+            store=str(self._store), libraries=self._libraries, run=str(self._folder.path.absolute()), reuse=spec.reuse,
         )  # fmt: skip
 
     def _original(self) -> Artifact:
@@ -292,6 +298,38 @@ class _Run:
         plans = [plan for plan in wanted if fits(plan, traits) and environments_of(plan) <= self._environments]
         ranks = {family: rank for rank, family in enumerate(order)}
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
+
+    def _earlier_runs(self, prepared: Prepared) -> EarlierRuns | None:
+        """What runs under the same conditions measured; None on nodes of several kinds, between which nothing can be compared."""
+        if not self._hardware:
+            return None
+        conditions = {
+            "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._libraries,
+            "hardware": self._hardware, "threads": self._threads(), "references": [plan.identity() for plan in self._task.references()],
+        }  # fmt: skip
+        environment = {"cpu": self._cpu, "threads": self._threads(), "libraries": self._libraries}
+        return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment)
+
+    def _take_over(self, fan_out: FanOut) -> None:
+        """Takes over what the spec allows of earlier runs, and measures again who would win by that."""
+        if self._earlier is None or self._spec.reuse == "nothing":
+            return
+        found = self._earlier.take_over(self._outcome.identities())
+        for one in found:
+            self._ended(one)
+        known = self._earlier.count([plan for plan in self._catalogue([]) if self._spec.reuse != "everything"])
+        if found:
+            self._listener.activity(f"{len(found)} candidates are taken over from earlier runs")
+        elif known:
+            self._listener.activity(f"earlier runs measured {known} of the candidates alike; --reuse everything would take their numbers over")
+        self._measure_again(fan_out)
+
+    def _measure_again(self, fan_out: FanOut) -> None:
+        """No number of another run makes a winner."""
+        if self._spec.reuse != "everything":
+            return
+        with self._phase("finalists", "measuring again what earlier runs found best"):
+            measure_finalists(self._spec, self._outcome, lambda plan: not fan_out.run([plan], self._deadline(), self._deadline()))
 
     def _sensitivity(self, prepared: Prepared) -> precision.Sensitivity | None:
         """Which parts of the model bear fewer bits; None where that is of no use, or the budget is too short for it."""
@@ -357,6 +395,7 @@ class _Run:
         if self._spec.max_trials is None:
             return None
         first = {plan.identity() for plan in self._task.catalogue()}
+        first |= {plan_of(one).identity() for one in self._outcome.candidates if one.earlier and not one.is_measured}
         return max(0, self._spec.max_trials - len(self._outcome.identities() - first))
 
     def _confirm(self, prepared: Prepared) -> None:
@@ -408,6 +447,8 @@ class _Run:
             update={"candidate": found.candidate.model_copy(update={"predicted": self._predictions.made.get(found.candidate.name)})}
         )
         self._outcome.add(found)
+        if self._earlier is not None:
+            self._earlier.keep(found)
         self._metrics.measured(found)
         self._predictions.learn(found.candidate)
         self._listener.finished(found.candidate)

@@ -5,6 +5,8 @@ Imports no model library, changes nothing, and names no user, host or path but t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -78,6 +80,22 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()}-{platform.machine()}", "kernel": platform.release(), "libc": "-".join(platform.libc_ver()),
         "packages": _versions(PACKAGES),
     }  # fmt: skip
+
+
+def kernels() -> dict[str, Any]:
+    """What decides which kernels compute, and so how they round: the processor's kind and the GPUs'."""
+    facts = hardware()
+    return {name: facts[name] for name in ("cpu", "cpu_flags", "gpus")}
+
+
+def hardware_digest(facts: Mapping[str, Any]) -> str:
+    """Digest of the hardware that speed depends on.
+
+    Args:
+        facts: What `hardware` said.
+    """
+    chosen = {name: facts[name] for name in ("cpu", "cpu_flags", "cores", "gpus")} | {"memory_gb": round(facts["memory_bytes"] / 1e9)}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
 def libraries() -> dict[str, str]:

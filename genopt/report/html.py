@@ -9,7 +9,7 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from genopt.report import evidence, method, plots, predicted, profiled, sensitivity, wording
+from genopt.report import earlier, evidence, method, plots, predicted, profiled, sensitivity, wording
 from genopt.report.by_load import by_load
 from genopt.report.model import Report
 
@@ -31,7 +31,8 @@ def render(report: Report, spec: str) -> str:
     environment.filters["code"] = _code
     template = environment.get_template("page.html.jinja")
     return template.render(
-        report=report, spec=spec, wording=wording, method=method, evidence=evidence, predicted=predicted, profiled=profiled, sensitivity=sensitivity,
+        report=report, spec=spec, wording=wording, method=method, evidence=evidence, earlier=earlier, predicted=predicted, profiled=profiled,
+        sensitivity=sensitivity,
         columns=method.columns(report), tiles=method.tiles(report), load=by_load(report),
         style=Markup(read("page.css")),  # noqa: S704  (a file of this package)
         pareto=Markup(plots.pareto(report)), shares=Markup(plots.shares(report.bottlenecks)),  # noqa: S704  (matplotlib escapes text)

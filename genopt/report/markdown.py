@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from genopt.plan import Candidate
-from genopt.report import evidence, method, predicted, profiled, sensitivity, wording
+from genopt.report import earlier, evidence, method, predicted, profiled, sensitivity, wording
 from genopt.report.by_load import by_load
 from genopt.report.model import Profile, Report
 
@@ -73,8 +73,13 @@ def _candidates(report: Report) -> list[str]:
     return [
         "## Candidates", _table(headings, rows, range(2, len(headings) - 1)),
         f"In parentheses: 95% intervals. Bits: effective bits per parameter, from the file headers. "
-        f"Unbeaten in speed, quality and memory together: {escape(front)}.", *_worst(report),
+        f"Unbeaten in speed, quality and memory together: {escape(front)}.", *_earlier(report), *_worst(report),
     ]  # fmt: skip
+
+
+def _earlier(report: Report) -> list[str]:
+    rows = [[escape(cell) for cell in row] for row in earlier.rows(report)]
+    return ["### From earlier runs", escape(earlier.SENTENCE), _table(earlier.HEADINGS, rows)] if rows else []
 
 
 def _worst(report: Report) -> list[str]:
@@ -107,7 +112,7 @@ def _row(candidate: Candidate, report: Report, metrics: Sequence[str]) -> list[s
     quality = _with_interval(wording.quality_percent(candidate.quality.ratio) if candidate.quality else wording.NONE,
                              wording.quality_interval(candidate.quality))  # fmt: skip
     return [
-        escape(candidate.name), kind, _with_interval(wording.ratio(original), wording.ratio_interval(original)),
+        escape(earlier.name(candidate)), kind, _with_interval(wording.ratio(original), wording.ratio_interval(original)),
         _with_interval(wording.ratio(baseline), wording.ratio_interval(baseline)), quality,
         *(wording.metric(candidate.metrics.get(name)) for name in metrics),
         wording.size(candidate.artifact.bytes) if candidate.artifact else wording.NONE, method.bits(candidate), escape(candidate.reason),

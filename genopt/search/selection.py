@@ -47,7 +47,7 @@ def choose(
     measurement, are tied: their order is chance and would differ in the next run. Ties
     are broken by what hardly depends on timing: lower end of the quality interval to three digits, then smaller
     artifact, then name. (For the memory objective the smaller artifact comes first.) The same seed therefore
-    chooses the same winner although its timings are never quite the same.
+    chooses the same winner although its timings are never quite the same. Speeds that another run measured win nothing.
 
     Args:
         candidates: `original`, `baseline`, then the others.
@@ -56,7 +56,8 @@ def choose(
         slo: Limits in seconds by name, such as `ttft_p99`.
         aa: `ci_low` and `ci_high` of the A/A ratio, or None if it was not measured.
     """
-    original, baseline, *others = candidates
+    original, baseline, *known = candidates
+    others = [one for one in known if one.is_measured or not one.speedup]
     accepted = [one for one in others if one.status == "accepted" and one.quality is not None and one.quality.ci_low >= bar]
     pareto = front({one.name: _point(one) for one in (original, baseline, *accepted)})
     within = [one for one in accepted if not _misses(one, slo)]

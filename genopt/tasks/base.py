@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any, Literal, Protocol
 
 from pydantic import JsonValue as Json
 
 from genopt import catalog
-from genopt.plan import Artifact, Candidate, JsonValue, Plan, Record, Status
+from genopt.plan import Artifact, Candidate, Earlier, JsonValue, Plan, Record, Status
 from genopt.search.space import Point, Space
+from genopt.spec import Reuse
 
 Progress = Callable[[str], None]
 
@@ -33,6 +36,8 @@ class BenchConfig(Record):
         environment: Environment variables of the sessions.
         store: Folder of artifacts; empty takes the default one.
         libraries: Versions of what computes, by name.
+        run: The run's folder.
+        reuse: What may be taken over from earlier runs; see `RunSpec.reuse`.
     """
 
     original: str
@@ -50,6 +55,8 @@ class BenchConfig(Record):
     environment: dict[str, str] = {}
     store: str = ""
     libraries: dict[str, str] = {}
+    run: str = ""
+    reuse: Reuse = "nothing"
 
 
 Again = Literal["no", "now", "later"]
@@ -90,6 +97,12 @@ def failed(plan: Plan, status: Status, reason: str, artifact: Artifact | None = 
     )  # fmt: skip
 
 
+def told(earlier: Earlier) -> str:
+    """Where something comes from, in words."""
+    day = datetime.fromtimestamp(earlier.measured, UTC)
+    return f"the run {PurePath(earlier.run).name} on {day:%Y-%m-%d at %H:%M} UTC"
+
+
 def session_options(plan: Plan, threads: int) -> dict[str, JsonValue]:
     """The engine's options of a plan on a node that gives it `threads` threads.
 
@@ -119,11 +132,13 @@ class Prepared(Record):
         data: File that the task's bench and profile stage read.
         calibration: File that transforms calibrate on.
         calibration_digest: Digest of its text.
+        digest: Digest of all that is measured and judged with.
     """
 
     data: str
     calibration: str
     calibration_digest: str
+    digest: str = ""
 
 
 class References(Record):

@@ -7,7 +7,7 @@ reference tokens when a verdict needs them. Idle sessions wait on a pipe and use
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genopt import clock
@@ -17,13 +17,14 @@ from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
 from genopt.measure.statistics import combine, half_width
 from genopt.measure.text_speed import Comparison, TextWorkload, compare, measure_aa
-from genopt.plan import Artifact, Candidate, Metric, Plan, Quality, Ratio, Status
+from genopt.plan import Artifact, Candidate, Earlier, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
 from genopt.spec import parse_arrivals
-from genopt.tasks.base import Again, BenchConfig, Evaluation, Progress, References, failed
+from genopt.tasks.base import Again, BenchConfig, Evaluation, Progress, References, failed, told
 from genopt.tasks.text_data import TextSet
-from genopt.tasks.text_judge import Case, TextJudge
+from genopt.tasks.text_evidence import Case
+from genopt.tasks.text_judge import TextJudge
 from genopt.tasks.text_sessions import BenchSessions
 
 ROUNDS, ROUNDS_OF_LOST = 24, 5
@@ -85,7 +86,8 @@ class TextBench:
         ]  # fmt: skip
         progress("scoring the evaluation text with the original")
         self._judge.prepare(original)
-        quality = self._judge.first_look(Case(baseline, folder), progress)
+        case = Case(baseline, baseline_plan, self._config.artifact)
+        quality = self._judge.first_look(case, progress)
         unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         return References(
             original=self._candidate(
@@ -94,7 +96,7 @@ class TextBench:
             baseline=self._candidate(
                 baseline_plan, note, "baseline", found.candidate_metrics | queued[1].metrics,
                 quality.model_copy(update={"verdict": "reference"}), {"vs_original": found.ratio, "vs_baseline": aa},
-            ),
+            ).model_copy(update={"earlier": tuple(case.earlier)}),
             aa=aa.model_dump(), samples=_rows("baseline", found.raw, *(one.raw for one in queued)), evaluation=self._judge.facts(),
         )  # fmt: skip
 
@@ -134,7 +136,7 @@ class TextBench:
     def _measure(
         self, plan: Plan, artifact: Artifact, session: SessionProcess, deadline: float, progress: Progress
     ) -> tuple[Candidate, tuple[dict[str, object], ...]]:
-        case = Case(session, Path(artifact.path))
+        case = Case(session, plan, artifact)
         quick = self._judge.first_look(case, progress)
         lost = quick.verdict in ("reject", "anomalous")
         progress("timing against the baseline")
@@ -146,13 +148,13 @@ class TextBench:
         patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - clock.now()))
         queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)
         quality = self._judge.verdict(case, deadline, progress)
-        status, reason = _outcome(quality, found, self._config.quality)
+        status, reason = _outcome(quality, found, self._config.quality, case.earlier)
         speedup = {"vs_original": combine(found.ratio, self._baseline_ratio), "vs_baseline": found.ratio}
         resources = self._sessions.resources("candidate", Path(artifact.path), self._workload)
         candidate = Candidate(
             name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
             metrics=self._sessions.under_conditions("candidate", found.candidate_metrics | queued.metrics | resources), quality=quality,
-            speedup=speedup,
+            speedup=speedup, earlier=tuple(case.earlier),
         )  # fmt: skip
         return candidate, _rows(plan.name, found.raw, queued.raw)
 
@@ -175,9 +177,11 @@ def _rows(name: str, *raw: tuple[dict[str, object], ...]) -> tuple[dict[str, obj
     return tuple({"candidate": name, **sample} for rows in raw for sample in rows)
 
 
-def _outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, str]:
+def _outcome(quality: Quality, speed: Comparison, bar: float, earlier: Sequence[Earlier]) -> tuple[Status, str]:
     """Status and the reason that the report shows."""
     interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] of the original over {quality.n} tokens"
+    if earlier:
+        interval += f" (scored by {', '.join(map(told, earlier))})"
     pace = _pace(speed)
     if quality.verdict == "accept":
         return "accepted", f"quality {interval} holds the bar of {bar:g}; {pace}"

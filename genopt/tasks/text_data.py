@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -126,7 +127,8 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         calibration_digest=calibration.digest, held_out=held_out(folder, evaluated, max(2, int(payload["max_context"]) - NEW_TOKENS)),
     )  # fmt: skip
     write_atomically(destination / "text_set.json", text_set.model_dump_json())
-    found = Prepared(data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=calibration.digest)
+    digest = hashlib.sha256(text_set.model_dump_json(exclude={"calibration"}).encode()).hexdigest()
+    found = Prepared(data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=calibration.digest, digest=digest)
     return found.model_dump(mode="json")
 
 

@@ -7,7 +7,6 @@ decides. What a verdict rests on besides the likelihood stands in the details of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -21,34 +20,15 @@ from genopt.quality.gate import SequentialGate
 from genopt.quality.generation import Continuations, check
 from genopt.quality.generation import continuations as continue_prompts
 from genopt.quality.held_out import difference
-from genopt.quality.reference import NOTHING, Compared
 from genopt.tasks.base import BenchConfig, Progress
 from genopt.tasks.text_data import TextSet
+from genopt.tasks.text_evidence import Case, TextEvidence
 from genopt.tasks.text_reference import TextReference
 
 LOOKS = (2_048, 8_192, 12_288, 16_384, 24_576, 32_768, 49_152, 65_000, 98_304, 131_072, 196_608, 262_000)
 """Cumulative evaluation tokens at which the gate may decide; the default text reaches to 65,000."""
 ACCEPT_FROM = 8_000
 """Tokens from which on a candidate may be accepted; the first look only rejects."""
-
-
-@dataclass
-class Case:
-    """A candidate before the judge.
-
-    Attributes:
-        session: Its open session.
-        folder: Its artifact.
-        found: What it said so far, beside the original.
-        quality: The last verdict.
-        pace: Seconds per window of the last look.
-    """
-
-    session: SessionProcess
-    folder: Path
-    found: Compared = NOTHING
-    quality: Quality | None = None
-    pace: float = 0.0
 
 
 class TextJudge:
@@ -64,6 +44,7 @@ class TextJudge:
         self._config, self._data = config, data
         self._gate = SequentialGate(bar=config.quality, looks=_looks(data), accept_from=ACCEPT_FROM, seed=config.seed)
         self._reference = TextReference(config, plan, data)
+        self._evidence = TextEvidence(config)
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(Path(config.original) / "tokenizer.json"))
         self._original: SessionProcess | None = None
         self._continuations: Continuations | None = None
@@ -117,7 +98,7 @@ class TextJudge:
             first, last = self._span(part)
             if len(case.found.kl) < last:
                 started = clock.now()
-                case.found += case.session.compare(self._data.windows[first:last], self._part(part))
+                case.found += self._evidence.compared(case, self._data.windows[first:last], self._part(part))
                 case.pace = (clock.now() - started) / max(1, last - first)
         found = case.found
         quality = self._gate.decide(found.reference_log_probs, found.log_probs, look)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from genopt.plan import Artifact, Candidate, Metric, Prediction, Quality, Ratio, Step
+from genopt.plan import Artifact, Candidate, Earlier, Metric, Prediction, Quality, Ratio, Step
+from genopt.report import earlier
 from genopt.report.assemble import assemble
 from genopt.report.model import Report
 from genopt.report.write import write_reports
@@ -397,3 +398,33 @@ def test_without_predictions_nothing_is_said_about_them(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     write_reports(run)
     assert "Predicted and measured" not in page(run).text
+
+
+def test_what_other_runs_found_is_marked_everywhere(tmp_path: Path) -> None:
+    when = 1_790_000_000.0
+    environment = {"cpu": "Example CPU", "threads": 2, "libraries": {"torch": "2.13.0"}}
+    scored = Earlier(what="quality", run="/runs/first", measured=when, environment=environment)
+    whole = Earlier(what="everything", run="/runs/<b>second", measured=when)
+    found = (FOUND[0].model_copy(update={"earlier": (scored,)}), FOUND[1].model_copy(update={"earlier": (whole,)}), *FOUND[2:])
+    run = run_folder(tmp_path, found=found)
+    with (run.path / "journal.jsonl").open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps({"time": when + 3 * 86_400, "event": "note"}) + "\n")
+    report = write_reports(run)
+    row = ("ort-int8-g32", "quality", "first", "2026-09-21 14:13 UTC", "3 days", "Example CPU, 2 threads, torch 2.13.0")
+    assert earlier.rows(report)[0] == row
+    assert earlier.rows(report)[1][-2:] == ("3 days", "unknown")
+    markdown = (run.path / "report.md").read_text(encoding="utf-8")
+    page = Page((run.path / "report.html").read_text(encoding="utf-8"))
+    for text in (markdown, page.text):
+        assert "From earlier runs" in text
+        assert "ort-int8-g32 †" in text
+        assert "Example CPU, 2 threads, torch 2.13.0" in text
+    assert "<b>second" in page.text
+    document = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    assert document["candidates"][2]["earlier"][0]["run"] == "/runs/first"
+
+
+def test_a_run_that_found_all_itself_speaks_of_no_other(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    write_reports(run)
+    assert "†" not in (run.path / "report.md").read_text(encoding="utf-8") + (run.path / "report.html").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genopt.plan import Artifact, Candidate, Metric, Quality, Ratio
+from genopt.plan import Artifact, Candidate, Earlier, Metric, Quality, Ratio
 from genopt.search.selection import Selection, choose
 from genopt.spec import Objective
 
@@ -187,3 +187,11 @@ def test_every_decision_is_whole_sentences() -> None:
         decision = pick(*pool, objective=objective).decision
         assert decision.endswith(".")
         assert "\n" not in decision
+
+
+def test_what_another_run_measured_wins_nothing() -> None:
+    earlier = Earlier(what="everything", run="runs/before", measured=1.0)
+    believed = made("fast", speed=3.0).model_copy(update={"earlier": (earlier,)})
+    assert pick(made("slow", speed=1.5), believed).winner == "slow"
+    scored = made("fast", speed=3.0).model_copy(update={"earlier": (earlier.model_copy(update={"what": "quality"}),)})
+    assert pick(made("slow", speed=1.5), scored).winner == "fast", "its speed is this run's"
