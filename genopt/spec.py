@@ -103,7 +103,8 @@ class RunSpec(Record):
             as they do at a deployed replica.
         precision: Half-width of a speedup's interval at which it counts as decided (accepts `2%`).
         address: Ray cluster to join; None joins a local one or starts an embedded one.
-        store: Folder of content-addressed artifacts.
+        store: Artifacts: a folder that all nodes share, or the `s3://` or `gs://` URI of an object store, in front of which every
+            machine keeps a cache below its own `$GENOPT_STORE`.
         out: Run folder to create.
         deploy: Deploy the winner at the end.
         host: Address that a deployment listens on.

@@ -15,6 +15,7 @@ from genopt.cli import clusters, deployments, load, people, runs
 from genopt.cli.environments import environments
 from genopt.cli.keys import keys
 from genopt.cli.output import print_json, say, write_event
+from genopt.cli.stores import stores
 from genopt.errors import GenoptError
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.command(context_settings={"ignore_unknown_options": True, "allow_intersperse
 app.command()(clusters.doctor)
 app.add_typer(keys)
 app.add_typer(environments)
+app.add_typer(stores)
 
 
 @app.callback()

@@ -47,7 +47,7 @@ ArrivalsOf = Annotated[str | None, typer.Option(
 )]  # fmt: skip
 Precision = Annotated[str | None, typer.Option(help="Half-width of a speedup's interval at which it counts as decided.  [default: 2%]")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.  [default: RAY_ADDRESS, else one on this machine, else an embedded one]")]
-Store = Annotated[str | None, typer.Option(help="Folder of artifacts, shared by all nodes.  [default: $GENOPT_STORE or the user's cache]")]
+Store = Annotated[str | None, typer.Option(help="Folder that all nodes share, or s3:// or gs:// URI.  [default: $GENOPT_STORE or the user's cache]")]
 Out = Annotated[str | None, typer.Option(help="Run folder to create.  [default: runs/MODEL-TIME]")]
 Deploy = Annotated[bool | None, typer.Option("--deploy", help="Serve the winner at the end.")]
 Port = Annotated[int | None, typer.Option(help="Port of the deployment.  [default: 8000]")]

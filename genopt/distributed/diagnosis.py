@@ -10,7 +10,7 @@ import ray
 from genopt.distributed import cluster, stages
 from genopt.errors import GenoptError
 from genopt.measure.machine import Problem, check_machine
-from genopt.store.artifacts import open_root
+from genopt.store.shared import open_root
 
 
 @ray.remote(num_cpus=0.1)

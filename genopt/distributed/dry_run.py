@@ -18,7 +18,7 @@ from genopt.process import run_stage
 from genopt.progress import Silent
 from genopt.search.estimate import Forecast, expected_s
 from genopt.spec import RunSpec
-from genopt.store.artifacts import open_root
+from genopt.store.shared import open_root
 from genopt.tasks.base import Prepared, Task, environments_of, fits
 
 PROFILE_LIMIT_S = 600.0

@@ -31,8 +31,9 @@ from genopt.report.write import write_reports
 from genopt.search.budget import Budget
 from genopt.serving.binding import port_is_free
 from genopt.spec import RunSpec, build, dump, load
-from genopt.store.artifacts import default_root, open_root
+from genopt.store.artifacts import default_root
 from genopt.store.run_folder import RunFolder
+from genopt.store.shared import is_shared, open_root
 from genopt.tasks.base import Task
 
 ANSWER_S = 60.0
@@ -51,7 +52,8 @@ class Preparation(Record):
         model: The model.
         task: Catalogue name of its task.
         folder: The run's folder, held.
-        store: The artifact store.
+        store: This machine's folder of the store.
+        location: The store as every machine finds it.
         nodes: Nodes that measure.
         libraries: Versions that decide the bytes of artifacts.
         environments: Engine environments that every one of them has.
@@ -66,6 +68,7 @@ class Preparation(Record):
     task: str
     folder: RunFolder
     store: Path
+    location: str
     nodes: tuple[cluster.Node, ...]
     libraries: dict[str, str]
     environments: frozenset[str]
@@ -100,7 +103,8 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
     try:
         listener.activity(f"using {how.description}")
         nodes, facts = _answering_nodes(listener)
-        resolved = spec.model_copy(update={"task": task, "store": str(store), "out": None})
+        location = spec.store if spec.store is not None and is_shared(spec.store) else str(store)
+        resolved = spec.model_copy(update={"task": task, "store": location, "out": None})
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
         with folder.hold():
             try:
@@ -109,7 +113,7 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
                 for name, seconds in phases.items():
                     folder.append("phase", name=name, seconds=seconds)
                 yield Preparation(
-                    spec=spec, model=model, task=task, folder=folder, store=store, nodes=nodes,
+                    spec=spec, model=model, task=task, folder=folder, store=store, location=location, nodes=nodes,
                     libraries=facts["libraries"], environments=_built(facts), hardware=facts["digest"], cpu=facts["hardware"]["cpu"],
                 )  # fmt: skip
             except KeyboardInterrupt:  # between the folder's creation and the run that takes care of its own interruption
@@ -145,12 +149,13 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
         how = cluster.connect(spec.address)
         try:
             nodes, facts = _answering_nodes(listener)
+            location = spec.store if spec.store is not None and is_shared(spec.store) else str(store)
             terms = terms_of(spec, facts["libraries"])
             require_same(folder, terms)
             _begin(folder, budget, how, nodes, terms)
             folder.append("model_resolved", model=model.model_dump(mode="json"))
             yield Preparation(
-                spec=spec, model=model, task=require_task(spec, model), folder=folder, store=store, nodes=nodes,
+                spec=spec, model=model, task=require_task(spec, model), folder=folder, store=store, location=location, nodes=nodes,
                 libraries=facts["libraries"], environments=_built(facts), hardware=facts["digest"], cpu=facts["hardware"]["cpu"],
             ), budget  # fmt: skip
         finally:

@@ -21,6 +21,7 @@ from genopt.serving.manifest import autoscaling, serve_config
 from genopt.spec import build, load
 from genopt.store.files import write_atomically
 from genopt.store.run_folder import RunFolder
+from genopt.store.shared import is_shared, open_store
 from genopt.tasks.base import session_options
 
 APPLICATION = "genopt"
@@ -51,6 +52,7 @@ def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None
 
     Raises:
         DeploymentError: There is no such candidate, or it was not accepted.
+        StorageError: Its artifact lies in an object store that does not have it any more.
     """
     where = listener or Listener()
     spec, chosen = build(load(folder.path / "spec.yaml")), _candidate(report, variant or report.winner or "baseline")
@@ -58,6 +60,9 @@ def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None
     threads = max(1, int(shape["cpus"]))
     options = session_options(plan_of(chosen), threads)
     artifact = chosen.artifact or Artifact(digest=report.model.digest, path=report.model.path, bytes=report.model.bytes)
+    if is_shared(spec.store):  # the path is that of the machine that measured it
+        with open_store(spec.store).local(artifact) as here:
+            artifact = here
     knee = {int(name.partition("@")[2]): metric.value for name, metric in chosen.metrics.items() if name.startswith("throughput_tok_s@")}
     config = serve_config(
         application=APPLICATION, model_id=Path(report.model.id).name, variant=plan_of(chosen).model_copy(update={"options": options}),

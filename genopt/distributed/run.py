@@ -29,6 +29,7 @@ from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.searcher import SearchRequest
+from genopt.distributed.sharing import share
 from genopt.distributed.tuning import search
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.models.gguf import original_traits
@@ -43,6 +44,7 @@ from genopt.search.propose import pool
 from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
+from genopt.store.shared import open_store
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, environments_of, failed, fits, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
@@ -104,7 +106,7 @@ class _Run:
 
     def __init__(self, prepared: Preparation, budget: Budget, listener: Listener) -> None:
         self._spec, self._model, self._folder = prepared.spec, prepared.model, prepared.folder
-        self._nodes, self._store = prepared.nodes, prepared.store
+        self._nodes, self._store, self._location = prepared.nodes, prepared.store, prepared.location
         self._task: Task = catalog.load("tasks", prepared.task)
         self._libraries, self._environments = prepared.libraries, prepared.environments
         self._hardware, self._cpu = prepared.hardware, prepared.cpu
@@ -242,6 +244,7 @@ class _Run:
     def _measure_references(self, prepared: Prepared) -> None:
         """Starts a bench on every node; the references of the first that could measure them are those of the report."""
         self._prepared, started = prepared, time.monotonic()
+        self._shared = share(open_store(self._location), self._nodes, Path(self._model.path), Path(prepared.data).parent)
         try:
             found = self._benches.open(self._nodes)
         except StageError as error:
@@ -276,7 +279,7 @@ class _Run:
             original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
             concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
             threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
-            store=str(self._store), libraries=self._libraries, run=str(self._folder.path.absolute()), reuse=spec.reuse,
+            store=self._location, shared=self._shared, libraries=self._libraries, run=str(self._folder.path.absolute()), reuse=spec.reuse,
         )  # fmt: skip
 
     def _original(self) -> Artifact:
@@ -284,7 +287,8 @@ class _Run:
 
     def _build_facts(self, prepared: Prepared) -> stages.BuildFacts:
         return stages.BuildFacts(
-            store=str(self._store), original=self._original(), calibration=prepared.calibration, calibration_digest=prepared.calibration_digest,
+            store=self._location, shared=self._shared, original=self._original(), calibration=prepared.calibration,
+            calibration_digest=prepared.calibration_digest,
             logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=self._threads(), gpus=self._nodes[0].gpus,
             libraries=self._libraries,
         )  # fmt: skip
@@ -408,7 +412,7 @@ class _Run:
             request = TaskRequest(
                 model=self._model.path, artifact=artifact, engine=plan.engine, options=session_options(plan, self._threads()), items=own,
                 tasks=self._spec.eval_tasks, limit=self._spec.eval_limit, context=self._model.max_context, data=prepared.data,
-                seed=self._spec.seed, store=str(self._store), libraries=self._libraries,
+                seed=self._spec.seed, store=self._location, libraries=self._libraries,
             )  # fmt: skip
             node = self._nodes[0]
             payload, cpus = request.model_dump(mode="json"), stages.node_cpus(node)

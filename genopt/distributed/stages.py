@@ -22,13 +22,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from genopt import catalog, clock
 from genopt.clock import Moment, Window
 from genopt.distributed.cluster import Node
+from genopt.distributed.sharing import Borrowed
 from genopt.environments import place
 from genopt.environments.declaration import find
-from genopt.errors import BudgetError, GenoptError, StageCrashedError, to_wire
+from genopt.errors import BudgetError, GenoptError, StageCrashedError, StorageError, to_wire
 from genopt.measure import machine
 from genopt.plan import Artifact, Plan, Record, Status
 from genopt.process import run_stage
 from genopt.store.artifacts import ArtifactStore, step_key
+from genopt.store.shared import open_store
 from genopt.tasks.base import Again, BenchConfig, Evaluation, StageTime, failed
 
 BUILD_CPUS = 1.0
@@ -40,9 +42,10 @@ AGAIN: Mapping[str, Again] = {"StorageError": "now", "OutOfMemoryError": "now", 
 
 
 class BuildFacts(Record):
-    """What building a candidate needs besides its plan; `gpus` is what a node offers."""
+    """What building a candidate needs besides its plan; `gpus` is what a node offers, `shared` as in `BenchConfig`."""
 
     store: str
+    shared: dict[str, Artifact] = {}
     original: Artifact
     calibration: str
     calibration_digest: str
@@ -131,7 +134,12 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
     Raises:
         GenoptError: A transform refused, failed, died or took too long.
     """
-    store, current = ArtifactStore(Path(facts.store)), facts.original
+    store, current = open_store(facts.store), facts.original
+    with Borrowed(store, facts.shared) as here:
+        return _built(plan, here.facts(facts), store, current.model_copy(update={"path": here.path(current.path)}), deadline)
+
+
+def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifact, deadline: float) -> Artifact:
     for step in plan.steps:
         technique = catalog.load("techniques", step.technique)
         context = {
@@ -145,15 +153,14 @@ def build(plan: Plan, facts: BuildFacts, deadline: float) -> Artifact:
 
         def make(folder: Path, source: Artifact = source, name: str = step.technique, params: dict[str, Any] = step.params) -> tuple[str, ...]:
             log = Path(facts.logs) / f"{plan.name}.{name}.log"
-            payload = {
-                "technique": name, "source": source.path, "destination": str(folder), "params": params,
-                "context": {"original": facts.original.path, "calibration": facts.calibration, "seed": facts.seed, "threads": facts.threads},
-            }  # fmt: skip
-            timeout = max(1.0, deadline - clock.now())
+            known = {"original": facts.original.path, "calibration": facts.calibration, "seed": facts.seed, "threads": facts.threads}
             loaded = catalog.load("techniques", name)
-            run_stage(
-                "transform", payload, log=log, timeout_s=timeout, threads=facts.threads, environment=_gpu_environment(), where=loaded.environment
-            )
+            with store.local(source) as here:
+                payload = {"technique": name, "source": here.path, "destination": str(folder), "params": params, "context": known}
+                run_stage(
+                    "transform", payload, log=log, timeout_s=max(1.0, deadline - clock.now()), threads=facts.threads,
+                    environment=_gpu_environment(), where=loaded.environment,
+                )  # fmt: skip
             return tuple(sorted((set(source.traits) - loaded.removes) | loaded.adds))
 
         current = store.build(key, make, wait_s=max(1.0, deadline - clock.now()))
@@ -169,7 +176,10 @@ class BenchActor:
     """
 
     def __init__(self, task: str, config: dict[str, Any]) -> None:
-        self._bench = catalog.load("tasks", task).bench(BenchConfig.model_validate(config))
+        asked = BenchConfig.model_validate(config)
+        self._store = open_store(asked.store)
+        self._borrowed = Borrowed(self._store, asked.shared)
+        self._bench = catalog.load("tasks", task).bench(self._borrowed.bench(asked))
         self._state = ""
 
     def _note(self, message: str) -> None:
@@ -192,13 +202,19 @@ class BenchActor:
         """See `Bench.evaluate`."""
         self._note(f"{plan['name']}: starting")
         note = lambda message: self._note(f"{plan['name']}: {message}")  # noqa: E731
-        found = self._bench.evaluate(Plan.model_validate(plan), Artifact.model_validate(artifact), Moment.model_validate(deadline).here(), note)
+        candidate = Plan.model_validate(plan)
+        try:
+            with self._store.local(Artifact.model_validate(artifact)) as here:
+                found = self._bench.evaluate(candidate, here, Moment.model_validate(deadline).here(), note)
+        except StorageError as error:
+            found = Evaluation(candidate=failed(candidate, "failed", str(error)), again="now")
         content: dict[str, Any] = found.model_dump(mode="json")
         return content
 
     def close(self) -> None:
         """See `Bench.close`."""
         self._bench.close()
+        self._borrowed.close()
 
 
 def start_bench(node: Node, task: str, config: BenchConfig) -> ActorHandle[Any]:

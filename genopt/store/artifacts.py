@@ -36,19 +36,6 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "genopt").absolute()
 
 
-def open_root(location: str | None) -> Path:
-    """The store's folder, created and proven writable.
-
-    Raises:
-        StorageError: It is not a folder that this machine can write.
-    """
-    if location is not None and "://" in location and not location.startswith("file://"):
-        raise StorageError(f"The store {location} is not a folder; give a local or shared folder as path or file:// URI.")
-    root = Path(location.removeprefix("file://")).expanduser().absolute() if location else default_root()
-    write_atomically(root / ".writable", b"")
-    return root
-
-
 def step_key(parent: str, technique: str, version: int, params: Mapping[str, object], context: Mapping[str, object]) -> str:
     """Digest over everything that can change a step's bytes: parent, technique, parameters, libraries, calibration, seed."""
     content = {"parent": parent, "technique": technique, "version": version, "params": dict(params), "context": dict(context)}
@@ -107,6 +94,15 @@ class ArtifactStore:
             return self.find(key) or self._make(key, make)
 
     @contextlib.contextmanager
+    def local(self, artifact: Artifact) -> Iterator[Artifact]:
+        """The artifact with a path that is good on this machine while the block runs."""
+        yield artifact
+
+    def share(self, folder: Path) -> Artifact:
+        """Lets other machines have a folder of this one; they share all folders where they share the store."""
+        return Artifact(digest="", path=str(folder), bytes=0)
+
+    @contextlib.contextmanager
     def _alone(self, key: str, wait_s: float | None) -> Iterator[None]:
         until = None if wait_s is None else time.monotonic() + wait_s
         lease = Lease(self.root / "locks" / key)
@@ -142,7 +138,7 @@ class ArtifactStore:
     def _is_intact(self, artifact: Artifact) -> bool:
         folder, marker = Path(artifact.path), self.root / "verified" / f"{artifact.digest}.json"
         try:
-            seen = _stamps(folder)
+            seen = stamps(folder)
             if marker.exists() and marker.read_text(encoding="utf-8") == seen:
                 return True
             intact = folder.is_dir() and folder_digest(folder)[0] == artifact.digest
@@ -167,7 +163,7 @@ class ArtifactStore:
         if not final.exists():
             building.rename(final)
             sync_folder(final.parent)
-        write_atomically(self.root / "verified" / f"{digest}.json", _stamps(final))
+        write_atomically(self.root / "verified" / f"{digest}.json", stamps(final))
         write_atomically(self.root / "steps" / f"{key}.json", artifact.model_dump_json())
         return artifact
 
@@ -176,7 +172,7 @@ class ArtifactStore:
         shutil.rmtree(self.root / "building", ignore_errors=True)
 
 
-def _stamps(folder: Path) -> str:
+def stamps(folder: Path) -> str:
     """Size and time of change of each file, as JSON."""
     files = sorted(item for item in folder.rglob("*") if item.is_file())
     return json.dumps({path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})

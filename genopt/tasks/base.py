@@ -34,8 +34,9 @@ class BenchConfig(Record):
         parameters: Parameter count of the original.
         seed: Seed of resampling.
         environment: Environment variables of the sessions.
-        store: Folder of artifacts; empty takes the default one.
+        store: Folder or URI of artifacts; empty takes the default one.
         libraries: Versions of what computes, by name.
+        shared: Folders of the driver's machine that others may lack, as artifacts of the store, by path.
         run: The run's folder.
         reuse: What may be taken over from earlier runs; see `RunSpec.reuse`.
     """
@@ -55,6 +56,7 @@ class BenchConfig(Record):
     environment: dict[str, str] = {}
     store: str = ""
     libraries: dict[str, str] = {}
+    shared: dict[str, Artifact] = {}
     run: str = ""
     reuse: Reuse = "nothing"
 

@@ -22,7 +22,8 @@ from genopt.plan import Artifact, Earlier, Plan, Quality
 from genopt.process import SessionProcess
 from genopt.quality import evidence
 from genopt.quality.reference import NOTHING, Compared
-from genopt.store.artifacts import ArtifactStore, default_root, step_key
+from genopt.store.artifacts import step_key
+from genopt.store.shared import open_store
 from genopt.tasks.base import BenchConfig
 
 VERSION = 1
@@ -70,7 +71,7 @@ class TextEvidence:
 
     def __init__(self, config: BenchConfig) -> None:
         self._config = config
-        self._store = ArtifactStore(Path(config.store) if config.store else default_root())
+        self._store = open_store(config.store)
 
     def compared(self, case: Case, windows: Sequence[Sequence[int]], reference: Path) -> Compared:
         """What a candidate says about some windows, beside the original.

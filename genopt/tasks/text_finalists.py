@@ -18,7 +18,8 @@ from genopt.plan import Artifact, JsonValue, Record
 from genopt.process import SessionProcess
 from genopt.quality.task_items import TaskItems, read_items
 from genopt.quality.task_scoring import mark
-from genopt.store.artifacts import ArtifactStore, step_key
+from genopt.store.artifacts import step_key
+from genopt.store.shared import open_store
 from genopt.tasks.text_data import TextSet
 
 VERSION = 1
@@ -107,7 +108,7 @@ class _Scorer:
     def __init__(self, request: TaskRequest, time_limit_s: float) -> None:
         self._request = request
         self._ends = clock.now() + time_limit_s
-        self._store = ArtifactStore(Path(request.store))
+        self._store = open_store(request.store)
         self._stop_ids = TextSet.model_validate_json(Path(request.data).read_text(encoding="utf-8")).stop_ids
         self._session: TextSession | None = None
 

@@ -11,7 +11,8 @@ from genopt.plan import Plan
 from genopt.process import SessionProcess
 from genopt.quality.generation import NEW_TOKENS, TEMPERATURE, TOP_P, Continuations, continuations
 from genopt.quality.reference import FILE, TOP
-from genopt.store.artifacts import ArtifactStore, default_root, step_key
+from genopt.store.artifacts import step_key
+from genopt.store.shared import open_store
 from genopt.tasks.base import BenchConfig
 from genopt.tasks.text_data import TextSet
 
@@ -37,7 +38,7 @@ class TextReference:
 
     def __init__(self, config: BenchConfig, plan: Plan, data: TextSet) -> None:
         self._config, self._plan, self._data = config, plan, data
-        self._store = ArtifactStore(Path(config.store) if config.store else default_root())
+        self._store = open_store(config.store)
 
     def windows(self, original: SessionProcess, first: int, last: int) -> Path:
         """The file with the original's distributions on some windows of the evaluation text.

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.errors import StageTimeoutError, StorageError
-from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, open_root, step_key
+from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, step_key
 from genopt.store.files import write_atomically
+from genopt.store.shared import open_root
 
 KEY = "a" * 64
 
@@ -221,8 +222,8 @@ def test_a_file_where_a_folder_belongs_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_not_a_folder_is_refused() -> None:
-    with pytest.raises(StorageError, match="give a local or shared folder"):
-        open_root("s3://bucket/store")
+    with pytest.raises(StorageError, match="neither a folder nor"):
+        open_root("ftp://host/store")
 
 
 def test_the_store_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

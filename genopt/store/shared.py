@@ -1,0 +1,270 @@
+"""A store that machines share through an object store, with a cache on each of them that is checked and bounded.
+
+Layout of the shared part: `artifacts/<digest>/` (the files), `manifests/<digest>.json` (their names and sizes, written when all
+are there) and `steps/<step key>.json`, as in `genopt.store.artifacts`. What comes from it is believed when its digest is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from genopt.errors import SpecError, StorageError
+from genopt.plan import Artifact
+from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, stamps
+from genopt.store.claim import Claim
+from genopt.store.files import storage_error, sync_folder, write_atomically
+from genopt.store.remote import Remote
+
+LIMIT = "GENOPT_CACHE_BYTES"
+"""Environment variable: most bytes that a machine's cache of a shared store keeps."""
+SHARE_OF_DISK = 0.5
+"""The same without that variable, as a share of what the disk can hold free."""
+
+
+def is_shared(location: str | None) -> bool:
+    """Whether a location is an object store, in front of which machines keep a cache."""
+    return location is not None and location.startswith(("s3://", "gs://"))
+
+
+def open_root(location: str | None) -> Path:
+    """This machine's folder for a store, created and proven writable: the store itself, or what stands in front of an object store.
+
+    Raises:
+        StorageError: The folder cannot be written, or the object store cannot be reached and written.
+    """
+    if is_shared(location) and location is not None:
+        Remote(location).write(".writable", b"")
+        root = default_root()
+    elif location is not None and "://" in location and not location.startswith("file://"):
+        raise StorageError(f"The store {location} is neither a folder nor an s3://, gs:// or file:// URI; give one of these.")
+    else:
+        root = Path(location.removeprefix("file://")).expanduser().absolute() if location else default_root()
+    write_atomically(root / ".writable", b"")
+    return root
+
+
+def open_store(location: str | None) -> ArtifactStore:
+    """The store at a folder, a `file://` URI or an object store's URI; this user's own where there is no location.
+
+    Raises:
+        StorageError: It cannot be used.
+    """
+    if location is None or not location:
+        return ArtifactStore(default_root())
+    if not is_shared(location):
+        return ArtifactStore(Path(location.removeprefix("file://")).expanduser().absolute())
+    return SharedStore(Remote(location), default_root() / "cache", limit_bytes())
+
+
+def limit_bytes() -> int | None:
+    """The limit that `$GENOPT_CACHE_BYTES` sets, or None.
+
+    Raises:
+        SpecError: It is not a number of bytes.
+    """
+    asked = os.environ.get(LIMIT)
+    if asked is None:
+        return None
+    if not asked.isdigit():
+        raise SpecError(f"{LIMIT} is {asked!r} and must be a number of bytes, such as 20000000000.")
+    return int(asked)
+
+
+class SharedStore(ArtifactStore):
+    """Artifacts in an object store, through a cache on this machine.
+
+    Args:
+        remote: The object store.
+        root: The cache's folder.
+        limit: Most bytes that the cache keeps when something is added; None allows half of the disk's free space and itself.
+    """
+
+    def __init__(self, remote: Remote, root: Path, limit: int | None = None) -> None:
+        super().__init__(root)
+        self._remote, self._limit = remote, limit
+
+    def find(self, key: str) -> Artifact | None:
+        """See `ArtifactStore.find`; brings the artifact to this machine where it is elsewhere.
+
+        Raises:
+            StorageError: The object store does not answer, or this machine's disk cannot be written.
+        """
+        found = super().find(key)
+        if found is not None:
+            self._touch(found.digest)
+            return found
+        content = self._remote.read(f"steps/{key}.json")
+        try:
+            record = Artifact.model_validate_json(content) if content is not None else None
+        except ValidationError:
+            return None
+        brought = self._bring(record) if record is not None else None
+        if brought is not None:
+            write_atomically(self.root / "steps" / f"{key}.json", brought.model_dump_json())
+        return brought
+
+    @contextlib.contextmanager
+    def local(self, artifact: Artifact) -> Iterator[Artifact]:
+        """See `ArtifactStore.local`; while the block runs the cache keeps it.
+
+        Raises:
+            StorageError: The object store does not have it, or not as it was.
+        """
+        if not self._is_named(artifact):
+            yield artifact
+            return
+        with self._use(artifact.digest).open("a") as pin:
+            fcntl.flock(pin, fcntl.LOCK_SH)
+            mine = artifact.model_copy(update={"path": str(self._folder(artifact.digest))})
+            found = mine if self._is_intact(mine) else self._bring(artifact)
+            if found is None:
+                raise StorageError(f"The store {self._remote.uri} has no artifact {artifact.digest[:16]}…; run `genopt store verify`, then again.")
+            yield found
+
+    def share(self, folder: Path) -> Artifact:
+        """Puts a folder of this machine into the object store; other machines get it with `local`.
+
+        Raises:
+            StorageError: The object store cannot be written.
+        """
+        digest, size = folder_digest(folder)
+        artifact = Artifact(digest=digest, path=str(self._folder(digest)), bytes=size)
+        self._upload(artifact, folder)
+        return artifact
+
+    @contextlib.contextmanager
+    def _alone(self, key: str, wait_s: float | None) -> Iterator[None]:
+        until = None if wait_s is None else time.monotonic() + wait_s
+        with super()._alone(key, wait_s), Claim(self._remote, key).held(until):
+            yield
+
+    def _is_named(self, artifact: Artifact) -> bool:
+        """Whether it is an artifact of a store, on whichever machine, and no model of the user's."""
+        path = Path(artifact.path)
+        return path.name == artifact.digest and path.parent.name == "artifacts"
+
+    def _publish(self, key: str, building: Path, traits: tuple[str, ...]) -> Artifact:
+        artifact = super()._publish(key, building, traits)
+        self._upload(artifact, Path(artifact.path))
+        self._remote.write(f"steps/{key}.json", artifact.model_dump_json().encode())
+        self._touch(artifact.digest)
+        self._evict(artifact.digest)
+        return artifact
+
+    def _upload(self, artifact: Artifact, folder: Path) -> None:
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+        prefix = f"artifacts/{artifact.digest}"
+        if self._manifest(artifact.digest) == sizes == self._sizes(artifact.digest):
+            return
+        for name in sizes:
+            self._remote.upload(folder / name, f"{prefix}/{name}")
+        self._remote.write(f"manifests/{artifact.digest}.json", json.dumps(sizes, sort_keys=True).encode())
+
+    def _sizes(self, digest: str) -> dict[str, int]:
+        """What the object store has of an artifact."""
+        prefix = f"artifacts/{digest}"
+        return {one.name.removeprefix(f"{prefix}/"): one.bytes for one in self._remote.files(prefix)}
+
+    def _manifest(self, digest: str) -> dict[str, int] | None:
+        content = self._remote.read(f"manifests/{digest}.json")
+        try:
+            found = json.loads(content) if content is not None else None
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _bring(self, artifact: Artifact) -> Artifact | None:
+        """Downloads an artifact; None where the object store does not have its bytes. What is damaged there is forgotten and built again."""
+        manifest = self._manifest(artifact.digest)
+        if manifest is None:
+            return None
+        if self._sizes(artifact.digest) != manifest:
+            self._remote.remove(f"manifests/{artifact.digest}.json")
+            return None
+        self._evict(artifact.digest, coming=sum(manifest.values()))
+        building = self.root / "building" / f"{artifact.digest[:16]}-{uuid.uuid4().hex}"
+        try:
+            building.mkdir(parents=True)
+            for name in manifest:
+                self._remote.download(f"artifacts/{artifact.digest}/{name}", building / name)
+            if folder_digest(building)[0] != artifact.digest:
+                self._remote.remove(f"manifests/{artifact.digest}.json")
+                return None
+            return self._install(artifact, building)
+        except OSError as error:
+            raise storage_error(self.root, error) from None
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _install(self, artifact: Artifact, building: Path) -> Artifact:
+        """Moves what was downloaded and checked to its place."""
+        final = self._folder(artifact.digest)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        mine = artifact.model_copy(update={"path": str(final)})
+        if final.exists() and not self._is_intact(mine):
+            shutil.rmtree(final)
+        try:
+            building.rename(final)
+            sync_folder(final.parent)
+        except OSError:  # another process of this machine was faster
+            if not self._is_intact(mine):
+                raise
+        write_atomically(self.root / "verified" / f"{artifact.digest}.json", stamps(final))
+        self._touch(artifact.digest)
+        return mine
+
+    def _use(self, digest: str) -> Path:
+        path = self.root / "used" / digest
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from None
+        return path
+
+    def _touch(self, digest: str) -> None:
+        with contextlib.suppress(OSError, StorageError):
+            self._use(digest).touch()
+
+    def _evict(self, keep: str, *, coming: int = 0) -> None:
+        """Makes room for what comes: what was not used for longest goes first, and nothing that is in use."""
+        with contextlib.suppress(OSError):
+            folders = [path for path in (self.root / "artifacts").iterdir() if path.is_dir()] if (self.root / "artifacts").exists() else []
+            sizes = {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in folders}
+            total = sum(sizes.values())
+            limit = self._limit
+            if limit is None:
+                self.root.mkdir(parents=True, exist_ok=True)
+                limit = int(SHARE_OF_DISK * (shutil.disk_usage(self.root).free + total))
+            for digest in sorted(sizes, key=self._last_used):
+                if total + coming <= limit:
+                    return
+                if digest != keep and self._drop(digest):
+                    total -= sizes[digest]
+
+    def _last_used(self, digest: str) -> float:
+        path = self.root / "used" / digest
+        return path.stat().st_mtime if path.exists() else 0.0
+
+    def _drop(self, digest: str) -> bool:
+        """Removes an artifact from this machine, unless it is in use."""
+        with self._use(digest).open("a") as pin:
+            try:
+                fcntl.flock(pin, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            gone = self.root / "building" / f"evicted-{uuid.uuid4().hex}"
+            gone.parent.mkdir(parents=True, exist_ok=True)
+            self._folder(digest).rename(gone)
+            (self.root / "verified" / f"{digest}.json").unlink(missing_ok=True)
+            shutil.rmtree(gone, ignore_errors=True)
+        return True
