@@ -59,6 +59,12 @@ class Nodes:
         """Ends a node as if its machine had lost its power."""
         self.cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
 
+    def restart_head(self) -> None:
+        """Kills the head's service, which knows the cluster, and starts it again; needs `several_nodes(..., durable=True)`."""
+        head: Any = self.cluster.head_node
+        head.kill_gcs_server()
+        head.start_gcs_server()
+
     def run(self, out: str, plans: Sequence[Plan], listener: Listener | None = None, **settings: Any) -> tuple[RunFolder, Report]:
         """Runs a catalogue of the sleep task to its end.
 
@@ -86,11 +92,12 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def several_nodes(folder: Path) -> Iterator[Nodes]:
+def several_nodes(folder: Path, *, durable: bool = False) -> Iterator[Nodes]:
     """A head without nodes, and an environment in which this process and its nodes know the fakes.
 
     Args:
         folder: An empty folder.
+        durable: The head keeps what it knows on disk, as a cluster does that survives its head.
     """
     write_plugin(folder / "plugin")
     write_fake_model(folder / "model")
@@ -100,7 +107,8 @@ def several_nodes(folder: Path) -> Iterator[Nodes]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "plugin"), source]))
         patch.setenv(fake_technique.LOG, str(folder / "log"))
         patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in {**QUIET, **QUICK}.items():
+        storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "head")} if durable else {}
+        for name, value in {**QUIET, **QUICK, **storage}.items():
             patch.setenv(name, value)
         found = Nodes(folder)
         try:

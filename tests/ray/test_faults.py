@@ -228,3 +228,23 @@ def test_a_second_driver_is_refused_and_ctrl_c_twice_leaves_a_report(nodes: Node
     assert (driver.run / "report.html").is_file()
     status = Driver(nodes, "twice", "status", str(driver.run), "--json").ended(0)
     assert (status["state"], status["driver"]) == ("interrupted", None)
+
+
+def test_a_clock_that_jumps_changes_neither_the_budget_nor_the_winner(nodes: Nodes) -> None:
+    """The clock of the driver, the nodes' processes and the stages: two hours on in the middle of the run, and four back soon after."""
+    offset = nodes.folder / "offset"
+    driver = Driver.optimize(nodes, "jump", [*GOOD, sleep_plan("later", sleep_s=0.5, speed=1.2)], "--max-trials", "2")
+    try:
+        driver.until("candidate_finished")
+        offset.write_text("7200", encoding="utf-8")
+        driver.until("phase_started", name="search")
+        offset.write_text("-7200", encoding="utf-8")
+        document = driver.ended(0)
+    finally:
+        offset.unlink(missing_ok=True)
+    assert document["winner"] == "speed-2.5-quality-1.0"
+    assert {one["status"] for one in document["candidates"]} == {"accepted", "rejected"}
+    assert 0 < document["budget"]["spent_s"] < 90
+    times = [event["time"] for event in RunFolder(driver.run).events()]
+    assert max(times) - times[0] > 7000, "the journal shows that it jumped"
+    assert times[0] - times[-1] > 7000
