@@ -31,6 +31,7 @@ from genopt.distributed.preparation import Preparation, prepare_resumption, prep
 from genopt.distributed.searcher import SearchRequest
 from genopt.distributed.sharing import share
 from genopt.distributed.tuning import search
+from genopt.environments.declaration import declared
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCrashedError, StageError, StageTimeoutError, from_wire
 from genopt.models.gguf import original_traits
 from genopt.plan import Artifact, Candidate, Plan, plan_of
@@ -109,6 +110,7 @@ class _Run:
         self._nodes, self._store, self._location = prepared.nodes, prepared.store, prepared.location
         self._task: Task = catalog.load("tasks", prepared.task)
         self._libraries, self._environments = prepared.libraries, prepared.environments
+        self._computing = self._libraries | {f"environment {one.name}": one.digest()[:12] for one in declared()}
         self._hardware, self._cpu = prepared.hardware, prepared.cpu
         self._earlier: EarlierRuns | None = None
         self._metrics = RayMetrics(prepared.folder.path.name)
@@ -279,7 +281,7 @@ class _Run:
             original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
             concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
             threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
-            store=self._location, shared=self._shared, libraries=self._libraries, run=str(self._folder.path.absolute()), reuse=spec.reuse,
+            store=self._location, shared=self._shared, libraries=self._computing, run=str(self._folder.path.absolute()), reuse=spec.reuse,
         )  # fmt: skip
 
     def _original(self) -> Artifact:
@@ -308,11 +310,15 @@ class _Run:
         if not self._hardware:
             return None
         conditions = {
-            "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._libraries,
+            "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._computing,
             "hardware": self._hardware, "threads": self._threads(), "references": [plan.identity() for plan in self._task.references()],
         }  # fmt: skip
-        environment = {"cpu": self._cpu, "threads": self._threads(), "libraries": self._libraries}
+        environment = {"cpu": self._cpu, "threads": self._threads(), "libraries": self._computing}
         return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment)
+
+    def _fresh(self) -> str:
+        """What tells this run's numbers from those of others, where it is to find all of them anew."""
+        return str(self._folder.path.absolute()) if self._spec.reuse == "nothing" else ""
 
     def _take_over(self, fan_out: FanOut) -> None:
         """Takes over what the spec allows of earlier runs, and measures again who would win by that."""
@@ -412,7 +418,7 @@ class _Run:
             request = TaskRequest(
                 model=self._model.path, artifact=artifact, engine=plan.engine, options=session_options(plan, self._threads()), items=own,
                 tasks=self._spec.eval_tasks, limit=self._spec.eval_limit, context=self._model.max_context, data=prepared.data,
-                seed=self._spec.seed, store=self._location, libraries=self._libraries,
+                seed=self._spec.seed, store=self._location, libraries=self._computing, fresh=self._fresh(),
             )  # fmt: skip
             node = self._nodes[0]
             payload, cpus = request.model_dump(mode="json"), stages.node_cpus(node)

@@ -35,7 +35,7 @@ class BenchConfig(Record):
         seed: Seed of resampling.
         environment: Environment variables of the sessions.
         store: Folder or URI of artifacts; empty takes the default one.
-        libraries: Versions of what computes, by name.
+        libraries: Versions of what computes, by name, and digests of the environments that engines run in.
         shared: Folders of the driver's machine that others may lack, as artifacts of the store, by path.
         run: The run's folder.
         reuse: What may be taken over from earlier runs; see `RunSpec.reuse`.

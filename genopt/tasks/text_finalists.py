@@ -61,6 +61,7 @@ class TaskRequest(Record):
         seed: Of what is drawn.
         store: Root of the artifact store.
         libraries: Versions of what computes, by name.
+        fresh: Scores that another request with another value found do not count.
     """
 
     model: str
@@ -75,6 +76,7 @@ class TaskRequest(Record):
     seed: int
     store: str
     libraries: dict[str, str]
+    fresh: str = ""
 
 
 def score_tasks(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
@@ -168,7 +170,10 @@ class _Scorer:
 
     def _kept(self, task: dict[str, object], score: Callable[[], TaskScores]) -> TaskScores:
         request = self._request
-        facts = {**task, "engine": request.engine, "options": request.options, "libraries": request.libraries, "stop": self._stop_ids}
+        facts = {
+            **task, "engine": request.engine, "options": request.options, "libraries": request.libraries, "stop": self._stop_ids,
+            "fresh": request.fresh,
+        }  # fmt: skip
 
         def make(folder: Path) -> tuple[str, ...]:
             (folder / FILE).write_text(score().model_dump_json(), encoding="utf-8")

@@ -76,7 +76,8 @@ class TextReference:
         return {
             "kind": kind, "model": config.artifact.digest, "tokens": hashlib.sha256(json.dumps(sequences).encode()).hexdigest(),
             "evaluation": self._data.digest, "engine": self._plan.engine, "options": json.dumps(self._plan.options, sort_keys=True),
-            "device": device, "libraries": json.dumps(config.libraries, sort_keys=True), **more,
+            "device": device, "libraries": json.dumps(config.libraries, sort_keys=True),
+            "fresh": config.run if config.reuse == "nothing" else "", **more,
         }  # fmt: skip
 
     def _artifact(self, facts: dict[str, object], make: Make) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from genopt import clock
+from genopt.errors import StageError
 from genopt.plan import Artifact, JsonValue, Quality
 from genopt.process import SessionProcess
 from genopt.quality.held_out import held_out
@@ -57,7 +58,7 @@ def judge(folder: Path, store: Path, windows: tuple[tuple[int, ...], ...] = WIND
     artifact = Artifact(digest="d" * 64, path=str(model), bytes=1)
     config = BenchConfig(
         original=str(model), artifact=artifact, data="", logs=str(folder), concurrency=(1,), output_tokens=8, threads=1, parameters=1,
-        **{"quality": 0.99, "seed": 0, "store": str(store), "libraries": {"fake": "1"}, "run": "runs/this", **settings},
+        **{"quality": 0.99, "seed": 0, "store": str(store), "libraries": {"fake": "1"}, "run": "runs/this", "reuse": "quality", **settings},
     )  # fmt: skip
     data = TextSet(
         windows=windows, prompts=windows[:1], stop_ids=(257,), calibration="", source="a", digest="b", calibration_source="c",
@@ -202,6 +203,13 @@ def test_other_conditions_find_nothing(folder: Path, own_store: Path, start: Ope
     other.prepare(start())
     _, asked, scored = looked(other, start(), folder, **options)
     assert (scored, asked.earlier) == (16, [])
+
+
+def test_a_fresh_run_asks_the_original_anew_too(folder: Path, own_store: Path, start: Open) -> None:
+    looked(prepared(folder, own_store, start), start(), folder)
+    closed = SessionProcess("fake", folder / "model", {}, log=folder / "log", timeout_s=1)
+    with pytest.raises(StageError, match="closed"):
+        judge(folder, own_store, run="runs/later", reuse="nothing").prepare(closed)
 
 
 def test_threads_change_no_scores(folder: Path, own_store: Path, start: Open) -> None:
