@@ -24,7 +24,7 @@ _FEWEST = 20
 """Requests of each variant below which times and lengths are not compared."""
 
 Arm = Literal["stable", "canary"]
-State = Literal["running", "complete", "promoted", "rolled_back"]
+State = Literal["running", "complete", "promoted", "replaced", "rolled_back"]
 
 
 class Policy(Record):
@@ -95,7 +95,8 @@ class Progress(Record):
         rollout: Its id.
         variant: The canary.
         stable: The variant beside which it runs.
-        state: `complete` is a canary that has all requests and has passed; it waits to be promoted.
+        state: `complete` is a canary that has all requests and has passed; it waits to be promoted. One that is `replaced` was
+            promoted and is the stable variant by now.
         step: Index of the present step.
         step_began: Seconds since the epoch.
         step_requests: What the canary has answered in this step.
@@ -129,8 +130,8 @@ class Route(Record):
 
 
 def route(progress: Progress, policy: Policy) -> Route:
-    """What routers do now. A canary that was rolled back gets nothing; one that is promoted gets everything."""
-    share = policy.steps[progress.step] if progress.state == "running" else 0.0 if progress.state == "rolled_back" else 100.0
+    """What routers do now. One that was rolled back gets nothing; one that is promoted gets everything."""
+    share = policy.steps[progress.step] if progress.state == "running" else 0.0 if progress.state in ("replaced", "rolled_back") else 100.0
     if policy.shadow and progress.state != "promoted":
         return Route(rollout=progress.rollout, variant=progress.variant, share=0.0, copies=share if progress.state == "running" else 0.0)
     return Route(rollout=progress.rollout, variant=progress.variant, share=share, copies=min(share, 10.0) if progress.state == "running" else 0.0)

@@ -1,0 +1,158 @@
+"""The state of a rollout: what routers saw goes in, what they are to do comes out. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from genopt.errors import GenoptError
+from genopt.plan import Record
+from genopt.serving.canary import KEPT, Arm, Decision, Observation, Policy, Progress, Route, advance, counts, decide, route
+from genopt.store.files import write_atomically
+
+_LOGGER = logging.getLogger("ray.serve")
+
+
+class RolloutArguments(Record):
+    """What a rollout is.
+
+    Attributes:
+        rollout: Its id.
+        variant: The canary.
+        stable: The variant beside which it runs.
+        policy: How it advances.
+        state: File in which its progress is kept, for when the deployment itself is replaced.
+    """
+
+    rollout: str
+    variant: str
+    stable: str
+    policy: Policy
+    state: str
+
+
+class RolloutStatus(Record):
+    """What a rollout tells.
+
+    Attributes:
+        progress: Where it stands.
+        share: Percent of the callers that the canary answers.
+        shadow: Whether it gets copies only.
+        requests: Observations by variant, of the latest.
+        failures: Failed ones among them.
+        remark: What the present step waits for.
+        opened: Whether the engine has answered.
+    """
+
+    progress: Progress
+    share: float
+    shadow: bool
+    requests: dict[Arm, int]
+    failures: dict[Arm, int]
+    remark: str
+    opened: bool
+
+
+class Rollout:
+    """Takes what routers saw, decides, and tells them what to do.
+
+    Args:
+        arguments: The rollout.
+        engine_ready: Waits until the canary's engine answers; it gets nothing before.
+    """
+
+    def __init__(self, arguments: RolloutArguments, engine_ready: Callable[[], Awaitable[object]]) -> None:
+        self._arguments = arguments
+        self._engine_ready = engine_ready
+        self._seen: dict[Arm, deque[Observation]] = {"stable": deque(maxlen=KEPT), "canary": deque(maxlen=KEPT)}
+        self._file = Path(arguments.state)
+        begun = Progress(rollout=arguments.rollout, variant=arguments.variant, stable=arguments.stable, step_began=time.time())
+        former = read_progress(self._file)
+        self._progress = former if former is not None and former.rollout == arguments.rollout else begun
+        self._remark = ""
+        self._opened = False
+        self._opening: asyncio.Task[None] | None = None
+        self._keep(self._progress)
+
+    async def exchange(self, seen: tuple[Observation, ...], dead: bool) -> Route:
+        """See `genopt.serving.routing.Control.exchange`."""
+        policy = self._arguments.policy
+        self._watch_engine()
+        if not self._opened:
+            self._remark = "The canary's engine is being opened."
+            return Route(rollout=self._arguments.rollout, variant=self._arguments.variant, share=0, copies=0)
+        for one in seen:
+            self._seen[one.arm].append(one)
+        answered = sum(counts(one, policy) for one in seen)
+        progress = self._progress.model_copy(update={"step_requests": self._progress.step_requests + answered})
+        if progress.state in ("running", "complete") and dead:
+            reason = "The canary failed several requests in a row, so that it counts as dead."
+            decision = Decision("roll_back", reason)
+        else:
+            # The intervals take some ten milliseconds, in which other routers are answered.
+            both = [*self._seen["stable"], *self._seen["canary"]]
+            decision = await asyncio.to_thread(decide, progress, policy, both, time.time())
+        self._remark = decision.reason
+        if self._progress.state in ("running", "complete"):  # as it was asked for meanwhile
+            self._progress = progress
+            if decision.action != "hold":
+                self._keep(advance(progress, policy, decision, time.time()))
+        return route(self._progress, policy)
+
+    def _watch_engine(self) -> None:
+        if not self._opened and (self._opening is None or self._opening.done()):
+            self._opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        """Waits until the engine answers; the time of the step counts from then."""
+        await self._engine_ready()
+        self._progress = self._progress.model_copy(update={"step_began": time.time()})
+        self._opened = True
+
+    def promote(self) -> Progress:
+        """Gives the canary everything from now on, unless it was rolled back."""
+        if self._progress.state != "rolled_back":
+            self._keep(self._progress.model_copy(update={"state": "promoted", "reason": "It was promoted by hand."}))
+        return self._progress
+
+    def release(self) -> Progress:
+        """Gives the canary nothing any more, since the stable variant is the same by now."""
+        self._keep(self._progress.model_copy(update={"state": "replaced", "reason": "The stable variant is the same now."}))
+        return self._progress
+
+    def roll_back(self, reason: str) -> Progress:
+        """Gives the canary nothing any more; the first reason stays."""
+        if self._progress.state != "rolled_back":
+            self._keep(self._progress.model_copy(update={"state": "rolled_back", "reason": reason}))
+        return self._progress
+
+    async def status(self) -> RolloutStatus:
+        """Where the rollout stands."""
+        self._watch_engine()
+        return RolloutStatus(
+            progress=self._progress, share=route(self._progress, self._arguments.policy).share, shadow=self._arguments.policy.shadow,
+            requests={arm: len(found) for arm, found in self._seen.items()},
+            failures={arm: sum(one.failed for one in found) for arm, found in self._seen.items()}, remark=self._remark, opened=self._opened,
+        )  # fmt: skip
+
+    def _keep(self, progress: Progress) -> None:
+        self._progress = progress
+        try:
+            write_atomically(self._file, progress.model_dump_json())
+        except GenoptError:
+            # The rollout itself must not end for want of a disk; only a replica that takes over begins anew.
+            _LOGGER.warning("%s is %s (%s), which cannot be written down", progress.variant, progress.state, progress.reason)
+
+
+def read_progress(path: Path) -> Progress | None:
+    """The last state that a rollout wrote down; None where there is none."""
+    try:
+        return Progress.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
