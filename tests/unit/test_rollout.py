@@ -65,6 +65,22 @@ def test_it_advances_with_what_routers_saw_and_ends_complete(tmp_path: Path) -> 
     assert state(tmp_path).state == "complete"
 
 
+def test_routers_that_ask_at_once_advance_it_by_one_step(tmp_path: Path) -> None:
+    async def run() -> None:
+        found = await _opened(arguments(tmp_path, policy=Policy(steps=(10, 20, 30, 100), step_s=0, step_requests=6)))
+        await asyncio.gather(*(found.exchange(ANSWERED, dead=False) for _ in range(4)))
+        status = await found.status()
+        assert (status.share, status.progress.step_requests, status.requests["canary"]) == (20, 0, 8)
+
+    asyncio.run(run())
+
+
+def test_a_breach_is_found_while_a_step_lasts(tmp_path: Path) -> None:
+    good, bad = (tuple(Observation(arm=arm, tokens=tokens) for _ in range(40)) for arm, tokens in (("stable", 100), ("canary", 20)))
+    assert exchanged(arguments(tmp_path, policy=SLOW), good, bad) == [50, 0]
+    assert state(tmp_path).reason.startswith("Length")
+
+
 def test_a_dead_canary_is_taken_back_and_stays_so_for_whoever_takes_over(tmp_path: Path) -> None:
     assert exchanged(arguments(tmp_path), (), dead=True) == [0]
     assert "dead" in state(tmp_path).reason
