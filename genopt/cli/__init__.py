@@ -22,12 +22,12 @@ app = typer.Typer(
     name="genopt", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Makes generative models faster on a Ray cluster, proves that their quality holds, and serves the winner.\n\n"
     "Exit codes: 0 done with a winner; 1 failure; 2 usage; 3 no candidate passed, baseline kept; 4 the budget ended before a baseline; "
-    "5 deployment refused; 130 interrupted, report written.",
+    "5 deployment refused or rolled back; 130 interrupted, report written.",
 )  # fmt: skip  # fmt: skip
 
 for _verb in (
     runs.quickstart, runs.optimize, runs.resume, runs.plan, runs.profile, runs.report, people.compare, deployments.deploy, deployments.undeploy,
-    deployments.status, load.bench,
+    deployments.promote, deployments.rollback, deployments.status, load.bench,
 ):  # fmt: skip
     app.command()(_verb)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.submit)

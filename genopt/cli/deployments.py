@@ -12,12 +12,13 @@ import typer
 
 from genopt.cli import options
 from genopt.cli.output import print_json, say
-from genopt.errors import NoWinnerError
+from genopt.errors import NoWinnerError, SpecError
 
 if TYPE_CHECKING:
     from genopt.distributed.rollout import Endpoint
     from genopt.distributed.rollout import Listener as Where
     from genopt.report.model import Report
+    from genopt.serving.canary import Policy
     from genopt.store.run_folder import RunFolder
 
 QUESTION = "What is machine learning?"
@@ -29,6 +30,13 @@ def deploy(
     host: Annotated[str | None, typer.Option(help="Address to listen on; public ones need --keys.  [default: 127.0.0.1]")] = None,
     port: options.Port = None,
     keys: Annotated[str | None, typer.Option(help="File of API keys, made by `genopt key add`.  [default: no keys]")] = None,
+    canary: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Beside what is deployed, for this share of the callers at first, for example 10%.")
+    ] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="The canary gets copies only; its answers are compared and not returned.")] = False,
+    step_time: Annotated[str, typer.Option(help="Shortest time of a canary's step.")] = "5m",
+    step_requests: Annotated[int, typer.Option(min=1, help="Fewest requests of a canary's step.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until the canary has passed its steps; exit 5 if it is rolled back.")] = False,
     address: options.Address = None,
     as_json: options.Json = False,
 ) -> None:
@@ -36,13 +44,76 @@ def deploy(
     from genopt.distributed.rollout import Listener as Where
     from genopt.store.run_folder import RunFolder
 
+    if canary is None and (shadow or follow):
+        raise SpecError("--shadow and --follow speak of a canary; add --canary 10%.")
+    policy = None if canary is None else _policy(canary, shadow, step_time, step_requests)
     folder = RunFolder.existing(run)
+    if policy is not None:
+        _begin_canary(folder, policy, variant, Where(host=host, port=port, keys=keys), address, follow, as_json)
+        return
     with deployment(folder, variant, Where(host=host, port=port, keys=keys), address) as endpoint:
         if as_json:
             print_json(endpoint.model_dump(mode="json"))
         say_where(endpoint)
         if endpoint.embedded:
             serve_until_interrupted(endpoint)
+
+
+def _policy(share: str, shadow: bool, step_time: str, step_requests: int) -> Policy:
+    from genopt.serving.canary import Policy, steps_from
+    from genopt.spec import parse_duration
+
+    try:
+        first, step_s = float(share.removesuffix("%")), float(str(parse_duration(step_time)))
+    except ValueError:
+        first, step_s = 0.0, 0.0
+    if not 0 < first <= 100:
+        raise SpecError(f"--canary {share} with --step-time {step_time} cannot be read; write for example --canary 10% --step-time 5m.")
+    return Policy(steps=steps_from(first), shadow=shadow, step_s=step_s, step_requests=step_requests)
+
+
+def _begin_canary(folder: RunFolder, policy: Policy, variant: str | None, where: Where, address: str | None, follow: bool, as_json: bool) -> None:
+    from genopt.distributed import canary, cluster
+
+    try:
+        found = canary.begin(folder, policy, variant=variant, listener=where, address=address, progress=say)
+        doing = "is compared on copies" if policy.shadow else f"answers {found.share:g} % of the callers"
+        say(f"{found.progress.variant} {doing} beside {found.progress.stable}; the rollout goes on without this command.")
+        say(f"genopt status; genopt promote {folder.path}; genopt rollback {folder.path}")
+        if follow:
+            canary.follow(folder, progress=say)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+    finally:
+        cluster.disconnect()
+
+
+def promote(run: options.RunPath, address: options.Address = None, as_json: options.Json = False) -> None:
+    """Makes a run's canary what everybody gets, for good."""
+    from genopt.distributed import canary, cluster
+    from genopt.store.run_folder import RunFolder
+
+    try:
+        endpoint = canary.promote(RunFolder.existing(run), address=address, progress=say)
+    finally:
+        cluster.disconnect()
+    if as_json:
+        print_json(endpoint.model_dump(mode="json"))
+    say_where(endpoint)
+
+
+def rollback(run: options.RunPath, address: options.Address = None, as_json: options.Json = False) -> None:
+    """Takes a run's canary away, or puts back what was served before it was promoted."""
+    from genopt.distributed import canary, cluster
+    from genopt.store.run_folder import RunFolder
+
+    try:
+        variant = canary.roll_back(RunFolder.existing(run), address=address, progress=say)
+    finally:
+        cluster.disconnect()
+    if as_json:
+        print_json({"variant": variant})
+    say(f"{variant} answers everybody.")
 
 
 def undeploy(

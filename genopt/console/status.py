@@ -22,6 +22,14 @@ def print_status(found: Mapping[str, Any], console: Console | None = None) -> No
     for name, application in found.items():
         replicas = "; ".join(f"{deployment} {detail['replicas']}" for deployment, detail in application["deployments"].items())
         out.print(Text(f"{name}: {application['status'].lower()} {application['message']} {replicas}".strip()))
+        if "rollout" in application:
+            out.print(Text(f"  {_rollout(application['rollout'])}"))
+
+
+def _rollout(found: Mapping[str, Any]) -> str:
+    progress = found["progress"]
+    state, reason = progress["state"].replace("_", " "), progress["reason"] if progress["state"] == "rolled_back" else found["remark"]
+    return f"{progress['variant']} beside {progress['stable']}: {state}, {found['share']:g} % of the callers. {reason}"
 
 
 def print_run_status(found: RunStatus, console: Console | None = None) -> None:

@@ -41,7 +41,9 @@ class Listener(Record):
     keys: str | None = None
 
 
-def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None = None, listener: Listener | None = None) -> Path:
+def write_serve_config(
+    folder: RunFolder, report: Report, *, variant: str | None = None, listener: Listener | None = None, name: str = "serve.yaml"
+) -> Path:
     """Writes `serve.yaml` for a variant: the winner, or the baseline where there is none.
 
     Args:
@@ -49,6 +51,7 @@ def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None
         report: What the run found.
         variant: Name of the candidate to serve instead.
         listener: Where to listen, where that is to differ from the spec.
+        name: Name of the file.
 
     Raises:
         DeploymentError: There is no such candidate, or it was not accepted.
@@ -71,7 +74,7 @@ def write_serve_config(folder: RunFolder, report: Report, *, variant: str | None
         num_cpus=min(1.0, shape["cpus"] / 2), num_gpus=min(1.0, shape["gpus"]), log_folder=folder.logs,
         keys=None if where.keys is None else Path(where.keys).expanduser(),
     )  # fmt: skip
-    path = folder.path / "serve.yaml"
+    path = folder.path / name
     write_atomically(path, yaml.safe_dump(config, sort_keys=False))
     return path
 
@@ -138,14 +141,7 @@ def deploy_run(
         DeploymentError: Nothing to deploy, or it did not become ready.
         ClusterError: The cluster does not answer.
     """
-    report = assemble(folder)
-    if report.winner is None and variant is None:
-        raise DeploymentError(f"{report.decision} Deploy it with `genopt deploy {folder.path} --variant baseline`.")
-    config = write_serve_config(folder, report, variant=variant, listener=listener)
-    arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"][0]["args"]
-    for needed in (arguments["artifact"], arguments["model_folder"]):
-        if not Path(needed).is_dir():
-            raise DeploymentError(f"{needed} is gone from the store; run the optimization again, or restore the store it was made with.")
+    config = checked_config(folder, variant=variant, listener=listener)
     connection = cluster.connect(address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     found = deployment.deploy(config, wait_s=wait_s, progress=progress)
@@ -153,6 +149,23 @@ def deploy_run(
     folder.append("deployed", url=endpoint.url, application=APPLICATION, variant=endpoint.variant)
     write_reports(folder)
     return endpoint
+
+
+def checked_config(folder: RunFolder, *, variant: str | None, listener: Listener | None, name: str = "serve.yaml") -> Path:
+    """Writes the Serve config of a run's winner or another variant, whose bytes must still be there.
+
+    Raises:
+        DeploymentError: There is no winner and no other variant was named, it was not accepted, or its files are gone.
+    """
+    report = assemble(folder)
+    if report.winner is None and variant is None:
+        raise DeploymentError(f"{report.decision} Deploy it with `genopt deploy {folder.path} --variant baseline`.")
+    config = write_serve_config(folder, report, variant=variant, listener=listener, name=name)
+    arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"][0]["args"]
+    for needed in (arguments["artifact"], arguments["model_folder"]):
+        if not Path(needed).is_dir():
+            raise DeploymentError(f"{needed} is gone from the store; run the optimization again, or restore the store it was made with.")
+    return config
 
 
 def undeploy(folder: RunFolder | None = None, *, address: str | None = None) -> bool:

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate `args`.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from genopt.serving.answer import Patience
+from genopt.serving.canary_app import RayControl, canary_engine
 from genopt.serving.exchange import Ask, Caller, Event, Refusal, Served
 from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import KeyGate, OpenGate
@@ -21,6 +23,7 @@ from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, LONGEST_STREAM_S, 
 from genopt.serving.replica import EngineReplica
 from genopt.serving.request_log import log_finished
 from genopt.serving.retry import Retrying
+from genopt.serving.routing import Routed
 
 READY_S = 5.0
 
@@ -69,6 +72,45 @@ class HandleEngine:
             return False
 
 
+class CanaryEngine:
+    """A `Backend` over the canary's engine, whose handle can be had only while there is one.
+
+    Args:
+        served: What the stable variant serves.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._engine: HandleEngine | None = None
+
+    def served(self) -> Served:
+        """See `Backend.served`."""
+        return self._served
+
+    async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+        """See `Backend.generate`."""
+        engine = await self._found()
+        if engine is None:
+            yield Refusal(status=503, message="There is no canary.", code="no_capacity", retry_after_s=1)
+            return
+        async with aclosing(engine.generate(ask, caller)) as events:
+            async for event in events:
+                yield event
+
+    async def ready(self) -> bool:
+        """See `Backend.ready`."""
+        engine = await self._found()
+        return engine is not None and await engine.ready()
+
+    async def _found(self) -> HandleEngine | None:
+        if self._engine is None:
+            try:
+                self._engine = HandleEngine(await asyncio.to_thread(canary_engine), self._served)
+            except KeyError:
+                return None
+        return self._engine
+
+
 @serve.ingress()
 class Ingress:
     """Serves the HTTP API.
@@ -83,12 +125,13 @@ class Ingress:
 
     def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[EngineReplica]) -> None:
         self._gate = OpenGate() if arguments.keys is None else KeyGate(Path(arguments.keys))
-        self._backend = HandleEngine(engine, Served(model=arguments.model_id, variant=arguments.variant.name))
+        served = Served(model=arguments.model_id, variant=arguments.variant.name)
+        self._backend = Routed(Retrying(HandleEngine(engine, served)), CanaryEngine(served), RayControl())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
         limits = Limits(patience=Patience(answer_s=LONGEST_STREAM_S))
-        return create_app(backend=Retrying(self._backend), gate=self._gate, limits=limits, finished=log_finished)
+        return create_app(backend=self._backend, gate=self._gate, limits=limits, finished=log_finished)
 
 
 def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
@@ -98,6 +141,23 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
         arguments: What is served.
         overrides: Deployment options by deployment name, as under `deployments` in `serve.yaml`.
     """
+    ingress = serve.deployment()(Ingress).options(
+        **{
+            "name": INGRESS,
+            # The engine deployment's queue is the limit; the ingress only passes bytes on, so that health checks get through.
+            "max_ongoing_requests": 1000,
+            "ray_actor_options": {"num_cpus": 0.1},
+            # An update starts the new replica before it ends the old one, so that somebody always listens.
+            "max_surge_percent": 100,
+            "graceful_shutdown_timeout_s": DRAIN_S,
+            **overrides.get(INGRESS, {}),
+        }
+    )
+    return ingress.bind(arguments, engine_deployment(arguments, overrides))
+
+
+def engine_deployment(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
+    """Binds the engine alone; see `application`."""
     engine = serve.deployment()(EngineReplica).options(
         **{
             "name": ENGINE,
@@ -112,17 +172,7 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
             **overrides.get(ENGINE, {}),
         }
     )
-    ingress = serve.deployment()(Ingress).options(
-        **{
-            "name": INGRESS,
-            # The engine deployment's queue is the limit; the ingress only passes bytes on, so that health checks get through.
-            "max_ongoing_requests": 1000,
-            "ray_actor_options": {"num_cpus": 0.1},
-            "graceful_shutdown_timeout_s": DRAIN_S,
-            **overrides.get(INGRESS, {}),
-        }
-    )
-    return ingress.bind(arguments, engine.bind(arguments))
+    return engine.bind(arguments)
 
 
 def build(arguments: ServeArguments) -> Application:

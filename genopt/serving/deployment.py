@@ -15,8 +15,9 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from genopt.errors import DeploymentError
 from genopt.plan import Record
-from genopt.serving.app import application
+from genopt.serving.app import application as bind
 from genopt.serving.binding import local_address, port_is_free, require_private
+from genopt.serving.canary_app import CANARY, find_rollout, status_of
 from genopt.serving.keys import read_keys
 from genopt.serving.manifest import ENGINE, INGRESS, ServeArguments
 
@@ -37,7 +38,7 @@ class Endpoint(Record):
     variant: str
 
 
-class _Config(Record):
+class Config(Record):
     """The parts of `serve.yaml` that deploying needs."""
 
     name: str
@@ -48,6 +49,11 @@ class _Config(Record):
     proxy_location: str
     arguments: ServeArguments
     overrides: dict[str, dict[str, Any]]
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches it, without `/v1`."""
+        return f"http://{local_address(self.host)}:{self.port}{self.route_prefix.rstrip('/')}"
 
 
 def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None]) -> Endpoint:
@@ -63,33 +69,36 @@ def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None])
         DeploymentError: The file cannot be used, the address is public and there are no keys, the port is taken, or the application did not
             become ready.
     """
-    config = _read(config_path)
+    config = read_config(config_path)
     require_private(config.host, config.arguments.keys)
     if config.arguments.keys is not None:
         read_keys(Path(config.arguments.keys))
     _require_port(config.host, config.port)
-    url = f"http://{local_address(config.host)}:{config.port}{config.route_prefix.rstrip('/')}"
-    endpoint = Endpoint(url=url, model=config.arguments.model_id, variant=config.arguments.variant.name)
+    endpoint = Endpoint(url=config.url, model=config.arguments.model_id, variant=config.arguments.variant.name)
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options)
-    target = serve.RunTarget(target=application(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
+    target = serve.RunTarget(target=bind(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
-    _wait(config.name, endpoint, time.monotonic() + wait_s, progress)
+    wait_running(config.name, endpoint.variant, time.monotonic() + wait_s, progress=progress, answers=lambda: _answers(endpoint))
     return endpoint
 
 
 def status() -> dict[str, Any]:
-    """Applications by name with their status, message and deployments; empty where Serve does not run."""
-    return {
+    """Applications by name with their status, message and deployments; a canary's with its rollout. Empty where Serve does not run."""
+    found: dict[str, dict[str, Any]] = {
         name: {
-            "status": found.status.value,
-            "message": found.message,
+            "status": application.status.value,
+            "message": application.message,
             "deployments": {
                 deployment: {"status": detail.status.value, "replicas": {str(state): count for state, count in detail.replica_states.items()}}
-                for deployment, detail in found.deployments.items()
+                for deployment, detail in application.deployments.items()
             },
         }
-        for name, found in serve.status().applications.items()
+        for name, application in serve.status().applications.items()
     }
+    rollout = status_of(find_rollout()) if CANARY in found else None
+    if rollout is not None:
+        found[CANARY]["rollout"] = rollout.model_dump(mode="json")
+    return found
 
 
 def undeploy(name: str = "genopt", *, end_serve: bool = True) -> bool:
@@ -105,19 +114,26 @@ def undeploy(name: str = "genopt", *, end_serve: bool = True) -> bool:
     known = serve.status().applications
     if name not in known:
         return False
-    serve.delete(name)
-    if end_serve and set(known) == {name}:
+    for each in (CANARY, name):
+        if each in known:
+            serve.delete(each)
+    if end_serve and set(known) <= {CANARY, name}:
         serve.shutdown()
     return True
 
 
-def _read(path: Path) -> _Config:
+def read_config(path: Path) -> Config:
+    """Reads a `serve.yaml`.
+
+    Raises:
+        DeploymentError: It is none.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         entry, http = content["applications"][0], content["http_options"]
         arguments = ServeArguments.model_validate(entry["args"])
         listed = {item["name"]: item for item in entry["deployments"]}
-        return _Config(
+        return Config(
             name=entry["name"], route_prefix=entry["route_prefix"], host=http["host"], port=http["port"], http_options=http,
             proxy_location=content["proxy_location"], arguments=arguments,
             overrides=_with_environment(listed, arguments, entry.get("runtime_env", {})),
@@ -152,7 +168,19 @@ def _require_port(host: str, port: int) -> None:
         raise DeploymentError(f"Serve already runs on another port than {port}; use that port or end Serve first with `serve shutdown`.")
 
 
-def _wait(name: str, endpoint: Endpoint, deadline: float, progress: Callable[[str], None]) -> None:
+def wait_running(name: str, variant: str, deadline: float, *, progress: Callable[[str], None], answers: Callable[[], bool]) -> None:
+    """Waits until an application runs and answers.
+
+    Args:
+        name: The application.
+        variant: What it serves, for errors.
+        deadline: On the clock of `time.monotonic`.
+        progress: Told what is waited for.
+        answers: Whether it does.
+
+    Raises:
+        DeploymentError: It could not be started, or not in time.
+    """
     said = ""
     while time.monotonic() < deadline:
         found = serve.status().applications[name]
@@ -160,11 +188,11 @@ def _wait(name: str, endpoint: Endpoint, deadline: float, progress: Callable[[st
             said = found.status.value
             progress(f"{name}: {said.lower().replace('_', ' ')}")
         if found.status == ApplicationStatus.DEPLOY_FAILED:
-            raise DeploymentError(f"{endpoint.variant} could not be deployed ({_cause(found)}); see the engine's log for the cause.")
-        if found.status == ApplicationStatus.RUNNING and _answers(endpoint):
+            raise DeploymentError(f"{variant} could not be deployed ({_cause(found)}); see the engine's log for the cause.")
+        if found.status == ApplicationStatus.RUNNING and answers():
             return
         time.sleep(_POLL_S)
-    raise DeploymentError(f"{endpoint.url} did not become ready in time; see `serve status` for what is missing, or wait longer.")
+    raise DeploymentError(f"{variant} did not become ready in time; see `serve status` for what is missing, or wait longer.")
 
 
 def _cause(found: ApplicationStatusOverview) -> str:

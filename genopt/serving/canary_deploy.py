@@ -1,0 +1,155 @@
+"""Begins, ends and accepts canaries on the Ray that this process is connected to."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from ray import serve
+
+from genopt.errors import DeploymentError
+from genopt.serving.app import engine_deployment
+from genopt.serving.canary import Policy, Progress
+from genopt.serving.canary_app import CANARY, canary_application, find_rollout, status_of
+from genopt.serving.deployment import Config, Endpoint, deploy, read_config, wait_running
+from genopt.serving.rollout import RolloutArguments, RolloutStatus
+from genopt.serving.routing import POLL_S
+
+STATE = "rollout.json"
+PREVIOUS = "serve-previous.yaml"
+_CALL_S = 30.0
+
+
+def begin(config_path: Path, policy: Policy, *, wait_s: float, progress: Callable[[str], None]) -> RolloutStatus:
+    """Starts a canary beside what is deployed and waits until its engine answers; from then on the rollout needs nobody.
+
+    Args:
+        config_path: A `serve.yaml` of the canary: with the same application, address and model as what is deployed.
+        policy: How the rollout advances.
+        wait_s: Longest wait in seconds.
+        progress: Told what is waited for.
+
+    Raises:
+        DeploymentError: Nothing is deployed beside which it could run, another canary is there, or this one could not be started.
+    """
+    config = read_config(config_path)
+    stable = _stable(config)
+    if stable == config.arguments.variant.name:
+        raise DeploymentError(f"{stable} is served already; name another with --variant.")
+    former = status_of(find_rollout())
+    if former is not None and former.progress.state != "rolled_back":
+        raise DeploymentError(f"{former.progress.variant} is a canary already; end it with `genopt promote` or `genopt rollback` first.")
+    arguments = RolloutArguments(
+        rollout=secrets.token_hex(8), variant=config.arguments.variant.name, stable=stable, policy=policy,
+        state=str((config_path.parent / STATE).absolute()),
+    )  # fmt: skip
+    target = canary_application(engine_deployment(config.arguments, config.overrides), arguments)
+    serve.run_many([serve.RunTarget(target=target, name=CANARY, route_prefix=None)], wait_for_applications_running=False)
+
+    rollout = find_rollout()
+
+    def opened() -> bool:
+        found = status_of(rollout)
+        return found is not None and found.progress.rollout == arguments.rollout and found.opened
+
+    try:
+        wait_running(CANARY, arguments.variant, time.monotonic() + wait_s, progress=progress, answers=opened)
+    except DeploymentError:
+        serve.delete(CANARY)
+        raise
+    found = status_of(rollout)
+    if found is None:
+        raise DeploymentError("The rollout does not answer; see `serve status`, and take it back with `genopt rollback`.")
+    return found
+
+
+def follow(*, progress: Callable[[str], None], limit_s: float = float("inf")) -> Progress:
+    """Waits until a rollout has passed its last step.
+
+    Raises:
+        DeploymentError: It was rolled back, or is gone.
+    """
+    deadline, said, rollout = time.monotonic() + limit_s, "", find_rollout()
+    while time.monotonic() < deadline:
+        found = status_of(rollout)
+        if found is None:
+            raise DeploymentError("There is no canary any more; see `genopt status`.")
+        if found.progress.state == "rolled_back":
+            raise DeploymentError(f"{found.progress.variant} was rolled back. {found.progress.reason}")
+        if found.progress.state != "running":
+            return found.progress
+        now = f"{found.progress.variant} answers {found.share:g} % of the requests"
+        if now != said:
+            said = now
+            progress(now)
+        time.sleep(POLL_S)
+    raise DeploymentError("The rollout is still under way; see `genopt status`.")
+
+
+def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: Callable[[str], None]) -> Endpoint:
+    """Makes the canary the stable variant. It answers everybody while the application is updated, and goes afterwards.
+
+    Args:
+        config_path: The canary's `serve.yaml`.
+        current_path: The `serve.yaml` of what is deployed; becomes the canary's, and the former one is kept beside it.
+        wait_s: Longest wait in seconds.
+        progress: Told what is waited for.
+
+    Raises:
+        DeploymentError: There is no canary, it was rolled back, or the update failed; then the canary goes on answering.
+    """
+    rollout, config = find_rollout(), read_config(config_path)
+    if rollout is None:
+        raise DeploymentError("There is no canary to promote; begin one with `genopt deploy RUN --canary 10%`.")
+    found: Progress = rollout.promote.remote().result(timeout_s=_CALL_S)
+    if found.variant != config.arguments.variant.name:
+        raise DeploymentError(f"The canary is {found.variant} and not {config.arguments.variant.name}; name the run that it is of.")
+    if found.state == "rolled_back":
+        raise DeploymentError(f"{found.variant} was rolled back and cannot be promoted. {found.reason}")
+    time.sleep(2 * POLL_S)  # by then every router has its new route
+    endpoint = deploy(config_path, wait_s=wait_s, progress=progress)
+    if current_path.exists():
+        os.replace(current_path, current_path.parent / PREVIOUS)
+    os.replace(config_path, current_path)
+    rollout.release.remote().result(timeout_s=_CALL_S)
+    time.sleep(2 * POLL_S)
+    serve.delete(CANARY)
+    return endpoint
+
+
+def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Callable[[str], None]) -> str:
+    """Takes a canary away, or where there is none, puts back what was served before the last promotion.
+
+    Returns:
+        The variant that answers now.
+
+    Raises:
+        DeploymentError: There is neither.
+    """
+    rollout = find_rollout()
+    if rollout is not None:
+        found: Progress = rollout.roll_back.remote(reason).result(timeout_s=_CALL_S)
+        time.sleep(2 * POLL_S)
+        serve.delete(CANARY)
+        return found.stable
+    previous = current_path.parent / PREVIOUS
+    if not previous.exists():
+        raise DeploymentError("There is no canary, and nothing was served before; deploy another variant with `genopt deploy RUN --variant NAME`.")
+    endpoint = deploy(previous, wait_s=wait_s, progress=progress)
+    os.replace(previous, current_path)
+    return endpoint.variant
+
+
+def _stable(config: Config) -> str:
+    try:
+        answer = httpx.get(f"{config.url}/readyz", timeout=10)
+    except httpx.HTTPError:
+        raise DeploymentError(f"Nothing answers at {config.url} beside which a canary could run; deploy without --canary first.") from None
+    body = answer.json()
+    if answer.status_code != 200 or body.get("model") != config.arguments.model_id:
+        raise DeploymentError(f"{config.url} does not serve {config.arguments.model_id}; a canary runs beside a variant of the same model.")
+    return str(body["variant"])

@@ -1,0 +1,162 @@
+"""Canaries on a real Ray and Serve with fake engines: they get their share, advance, are taken back, and die."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+import yaml
+from ray import serve
+
+from genopt.errors import DeploymentError
+from genopt.plan import Plan
+from genopt.serving import canary_deploy, deployment
+from genopt.serving.canary import Policy
+from genopt.serving.canary_app import CANARY
+from genopt.serving.manifest import Scaling, serve_config
+from genopt.serving.rollout import read_progress
+from genopt.testing.plugin import write_plugin
+from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
+
+pytestmark = pytest.mark.ray
+
+WAIT_S = 60.0
+QUICK = Policy(steps=(50.0, 100.0), step_s=0.5, step_requests=5)
+SLOW = Policy(steps=(50.0, 100.0), step_s=3600, step_requests=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("canary")
+    write_tiny_tokenizer(path / "model", context=400)
+    write_plugin(path / "plugin")
+    return path
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path, port: int) -> Callable[..., Path]:
+    def write(name: str, **options: object) -> Path:
+        content = serve_config(
+            application="genopt", model_id="tiny", host="127.0.0.1", port=port, artifact=folder, model_folder=folder / "model",
+            variant=Plan(name=name, engine="fake", options={"text": "abc ", **options}),
+            scaling=Scaling(target_ongoing_requests=4, max_ongoing_requests=6, max_queued_requests=16, min_replicas=1, max_replicas=1),
+            threads=1, num_cpus=1, num_gpus=0, log_folder=folder / "logs",
+        )  # fmt: skip
+        path = folder / f"serve-{name}.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, config: Callable[..., Path]) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        source = str(Path(deployment.__file__).parents[2])
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "plugin"), source]))
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
+        try:
+            path = config("old")
+            yield deployment.deploy(path, wait_s=WAIT_S, progress=print).url
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _ask(url: str, session: str) -> str:
+    """Asks one question, which must be answered; returns by whom."""
+    body = {"model": "tiny", "prompt": "abc", "max_tokens": 8, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/completions", json=body, headers={"X-Session-Id": session}, timeout=WAIT_S)
+    assert answer.status_code == 200, answer.text
+    return answer.headers["X-Genopt-Variant"]
+
+
+def _ask_until(url: str, condition: Callable[[], bool]) -> None:
+    """Keeps asking as many callers until another process says that something came true."""
+    deadline, number = time.monotonic() + WAIT_S, 0
+    while not condition():
+        assert time.monotonic() < deadline, deployment.status()
+        _ask(url, str(number % 40))
+        number += 1
+        threading.Event().wait(0.02)
+
+
+def _state(folder: Path) -> str:
+    found = read_progress(folder / canary_deploy.STATE)
+    return "" if found is None else found.state
+
+
+def test_a_canary_gets_its_share_of_callers_who_keep_it_and_can_be_taken_back(url: str, config: Callable[..., Path]) -> None:
+    with pytest.raises(DeploymentError, match="served already"):
+        canary_deploy.begin(config("old"), SLOW, wait_s=WAIT_S, progress=print)
+    begun = canary_deploy.begin(config("new"), SLOW, wait_s=WAIT_S, progress=print)
+    assert (begun.progress.state, begun.share) == ("running", 50)
+    with pytest.raises(DeploymentError, match="is a canary already"):
+        canary_deploy.begin(config("other"), SLOW, wait_s=WAIT_S, progress=print)
+    _ask_until(url, lambda: any(_ask(url, str(one)) == "new" for one in range(8)))
+    first = {str(one): _ask(url, str(one)) for one in range(24)}
+    assert set(first.values()) == {"old", "new"}
+    assert first == {one: _ask(url, one) for one in first}
+    assert deployment.status()[CANARY]["rollout"]["progress"]["variant"] == "new"
+    assert canary_deploy.roll_back(config("old"), "by hand", wait_s=WAIT_S, progress=print) == "old"
+    assert {_ask(url, one) for one in first} == {"old"}
+    assert CANARY not in deployment.status()
+
+
+def test_a_canary_whose_engine_dies_fails_nobody_and_is_taken_back_with_its_reason(url: str, config: Callable[..., Path], folder: Path) -> None:
+    canary_deploy.begin(config("deadly", crash_token=97), QUICK, wait_s=WAIT_S, progress=print)
+    _ask_until(url, lambda: _state(folder) == "rolled_back")
+    with pytest.raises(DeploymentError, match="was rolled back") as refused:
+        canary_deploy.follow(progress=print, limit_s=WAIT_S)
+    assert refused.value.exit_code == 5
+    kept = read_progress(folder / canary_deploy.STATE)
+    assert kept is not None
+    assert (kept.state, kept.variant) == ("rolled_back", "deadly")
+    assert "dead" in kept.reason
+    assert {_ask(url, str(one)) for one in range(10)} == {"old"}
+
+
+def test_a_healthy_canary_advances_to_all_and_is_promoted_without_a_failure(url: str, config: Callable[..., Path], folder: Path) -> None:
+    canary_deploy.begin(config("better"), QUICK, wait_s=WAIT_S, progress=print)
+    _ask_until(url, lambda: _state(folder) == "complete")
+    assert canary_deploy.follow(progress=print).state == "complete"
+    done = threading.Event()
+    failed: list[BaseException] = []
+
+    def keep_asking() -> None:
+        while not done.is_set():
+            try:
+                _ask(url, "s")
+            except (AssertionError, httpx.HTTPError) as error:
+                failed.append(error)
+                return
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        endpoint = canary_deploy.promote(config("better"), folder / "serve.yaml", wait_s=WAIT_S, progress=print)
+    finally:
+        done.set()
+        asking.join()
+    assert failed == []
+    assert endpoint.variant == _ask(url, "s") == "better"
+    assert CANARY not in deployment.status()
