@@ -216,7 +216,12 @@ class SessionProcess:
             raise StageError("The engine session is closed; open it first.")
         return self._process
 
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Sends one message to the engine's process; `genopt.worker` says which there are.
+
+        Raises:
+            StageError: The process is gone.
+        """
         process = self._running()
         try:
             if process.stdin is not None:
@@ -231,25 +236,36 @@ class SessionProcess:
             process.wait(timeout=2)
         return _death_error("The engine's process", process.returncode if process.returncode is not None else -signal.SIGKILL, self._log)
 
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next message of the engine's process; None where none came in time.
+
+        Raises:
+            StageError: The process is gone.
+        """
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if line is None:
+            raise self._died()
+        message: dict[str, Any] = json.loads(line)
+        return message
+
     def call(self, method: str, *, on_token: OnToken | None = None, **arguments: Any) -> Any:
         """Calls a method of the remote session and waits for its result."""
-        self._send({"method": method, "arguments": arguments, "stream": on_token is not None})
+        self.send({"method": method, "arguments": arguments, "stream": on_token is not None})
         began = time.monotonic()
         deadline = began + self.timeout_s if self._ends is None else min(began + self.timeout_s, self._ends)
         while True:
-            try:
-                line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.01))
-            except queue.Empty:
+            answer = self.receive(max(deadline - time.monotonic(), 0.01))
+            if answer is None:
                 self.close()
-                raise StageTimeoutError(f"The engine did not answer {method!r} within {max(0.0, deadline - began):.0f} s and was stopped.") from None
-            if line is None:
-                raise self._died()
-            answer = json.loads(line)
+                raise StageTimeoutError(f"The engine did not answer {method!r} within {max(0.0, deadline - began):.0f} s and was stopped.")
             if "token" in answer:
                 index, token = answer["token"]
                 scored = TokenLogProbs.model_validate(answer["log_probs"]) if "log_probs" in answer else None
                 if on_token is not None and not on_token(index, token, scored):
-                    self._send({"cancel": index})
+                    self.send({"cancel": index})
                 continue
             if "error" in answer:
                 raise from_wire(answer["error"])
@@ -276,6 +292,10 @@ class SessionProcess:
     def compare(self, sequences: Sequence[Sequence[int]], path: Path) -> Compared:
         """Lets the engine's process compare itself with a written file; see `genopt.quality.reference.compare`."""
         return Compared.model_validate(self.call("compare", sequences=[list(sequence) for sequence in sequences], path=str(path)))
+
+    def joinable(self, slots: int) -> bool:
+        """Whether requests can join a running batch of the engine; see `genopt.serving.joining` for how."""
+        return bool(self.call("joinable", slots=slots))
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from genopt import catalog
-from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
+from genopt.engines.base import GenerationRequest, Joinable, RunningBatch, TextSession, TokenLogProbs
 from genopt.errors import StageError, to_wire
 
 
@@ -31,11 +31,26 @@ class SessionServer:
         self._calls: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._cancelled: set[int] = set()
         self._session: TextSession | None = None
+        self._slots = 0
+        self._batch: RunningBatch | None = None
+        self._joined: set[int] = set()
 
     def serve(self) -> None:
-        """Answers until the other side closes its end."""
+        """Answers until the other side closes its end; while requests are under way that joined a batch, it advances between two calls."""
         threading.Thread(target=self._read, daemon=True).start()
-        while (message := self._calls.get()) is not None:
+        while True:
+            if self._batch is not None and self._batch.busy and self._calls.empty():
+                self._advance(self._batch)
+                continue
+            if (message := self._calls.get()) is None:
+                break
+            if "join" in message:
+                self._join(message["join"], message["request"])
+                continue
+            if "leave" in message:
+                if self._batch is not None:
+                    self._batch.leave(message["leave"])
+                continue
             try:
                 answer: dict[str, Any] = {"result": self._answer(message)}
             except Exception as error:  # noqa: BLE001 - every failure of a call crosses the boundary as data
@@ -57,6 +72,32 @@ class SessionServer:
     def _write(self, message: Mapping[str, Any]) -> None:
         self._outgoing.write(json.dumps(message) + "\n")
         self._outgoing.flush()
+
+    def _join(self, key: int, request: Mapping[str, Any]) -> None:
+        try:
+            if self._batch is None:
+                self._batch = self._session.running_batch(self._slots) if isinstance(self._session, Joinable) else None
+            if self._batch is None:
+                raise StageError("This engine has no batch that requests could join; call generate.")
+            self._joined.add(key)
+            self._batch.join(key, GenerationRequest.model_validate(request))
+        except Exception as error:  # noqa: BLE001 - as for calls
+            self._joined.discard(key)
+            self._write({"failed": [key], "error": to_wire(error)})
+
+    def _advance(self, batch: RunningBatch) -> None:
+        """One step; its tokens are one message, since each message costs time that the engine then lacks."""
+        try:
+            outcome = batch.step()
+        except Exception as error:  # noqa: BLE001 - as for calls
+            traceback.print_exc()
+            self._write({"failed": sorted(self._joined), "error": to_wire(error)})
+            self._joined.clear()
+            self._batch = None
+            return
+        self._joined.difference_update(key for key, _ in outcome.ended)
+        tokens = [(key, token, None if scored is None else scored.model_dump(mode="json")) for key, token, scored in outcome.tokens]
+        self._write({"step": tokens, "ended": [[key, generation.finish_reason] for key, generation in outcome.ended]})
 
     def _answer(self, message: Mapping[str, Any]) -> Any:
         method, arguments = message["method"], message["arguments"]
@@ -86,6 +127,10 @@ class SessionServer:
             from genopt.quality.reference import compare
 
             return compare(self._session, arguments["sequences"], Path(arguments["path"])).model_dump(mode="json")
+        if method == "joinable":
+            self._slots = arguments["slots"]
+            self._batch = self._session.running_batch(self._slots) if isinstance(self._session, Joinable) else None
+            return self._batch is not None
         if method == "memory":
             return self._session.memory().model_dump(mode="json")
         raise StageError(f"A session has no method {method!r}.")

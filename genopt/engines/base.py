@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -133,6 +133,55 @@ class TextSession(Generates, Distributes, Protocol):
 
     def close(self) -> None:
         """Releases the model; the session cannot be used afterwards."""
+
+
+class StepOutcome(NamedTuple):
+    """What one step of a running batch gave.
+
+    Attributes:
+        tokens: Key, token id and, where the request asked for them, log-probabilities of each new token.
+        ended: Key and result of each request that is over.
+    """
+
+    tokens: list[tuple[int, int, TokenLogProbs | None]]
+    ended: list[tuple[int, Generation]]
+
+
+class RunningBatch(Protocol):
+    """Requests that are continued together, and join and leave between two steps."""
+
+    def join(self, key: int, request: GenerationRequest) -> None:
+        """Takes a request in; its prompt is read in later steps, a bounded piece in each, so that the others go on meanwhile.
+
+        Args:
+            key: Names the request; no other one under way may have it.
+            request: What to continue.
+
+        Raises:
+            SpecError: The model cannot take it.
+        """
+
+    def leave(self, key: int) -> None:
+        """Ends a request as `cancelled` at the next step; one that is not under way is ignored."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+
+    def step(self) -> StepOutcome:
+        """Advances what is under way. After an error all its requests are lost and the batch cannot be used."""
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """A session whose running batch can be joined; others continue one batch after another."""
+
+    def running_batch(self, slots: int) -> RunningBatch | None:
+        """An empty batch, or None where the model has none that could be joined.
+
+        Args:
+            slots: Most requests that it continues at once; whoever joins them sees to it.
+        """
 
 
 class Engine(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from genopt.engines.base import SPARE_THREADS, Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.decoding import DecodingBatch, generate_together
 from genopt.engines.distribution import Distributions, Wanted, distributions, require_rows
-from genopt.engines.ort_model import DecodeBatch, OrtModel
+from genopt.engines.ort_model import OrtDecoder, OrtModel
 from genopt.engines.process_memory import process_memory
-from genopt.engines.rows import Row, require_fit
+from genopt.engines.rows import require_fit
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 
@@ -60,33 +60,17 @@ class OrtGenaiSession:
         Raises:
             SpecError: A prompt with its answer is longer than the context, or has ids outside of the vocabulary.
         """
-        started = time.monotonic_ns()
-        for request in requests:
-            self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
-        rows = [Row(index, request) for index, request in enumerate(requests)]
-        if rows:
-            self._run(rows, on_token)
-        return [row.generation(started) for row in rows]
+        decoder = OrtDecoder(self._model, max(1, len(requests)))
+        found = generate_together(DecodingBatch(decoder, self._check_request), requests, on_token)
+        self._held_bytes = decoder.kv_bytes
+        return found
 
-    def _run(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
-        longest = max(len(row.request.prompt_ids) + row.request.max_new_tokens for row in rows)
-        batch = DecodeBatch(self._model, len(rows), longest)
-        self._held_bytes = batch.kv_bytes
-        active: list[Row] = []
-        for row in rows:
-            row.take(batch.prefill(len(active), row.request.prompt_ids), on_token)
-            if not row.finish_reason:
-                active.append(row)
-        while active:
-            logits = batch.step([row.tokens[-1] for row in active])
-            for row, values in zip(active, logits, strict=True):
-                row.take(values, on_token)
-            for place in reversed(range(len(active))):
-                if active[place].finish_reason:
-                    batch.drop(place, len(active))
-                    last = active.pop()
-                    if place < len(active):
-                        active[place] = last
+    def running_batch(self, slots: int) -> DecodingBatch:
+        """See `Joinable.running_batch`."""
+        return DecodingBatch(OrtDecoder(self._model, slots), self._check_request)
+
+    def _check_request(self, request: GenerationRequest) -> None:
+        self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
         """See `TextSession.score`.

@@ -120,55 +120,95 @@ class OrtModel:
             Logits of each chunk, one row per token; valid until the next chunk.
         """
         binding = self.bind(cache, row, 1)
-        everything = np.asarray(ids, np.int64)[None, :]
         for start in range(0, len(ids), CHUNK):
-            piece = np.ascontiguousarray(everything[:, start : start + CHUNK])
-            mask = np.ones((1, start + piece.shape[1]), np.int64)
-            logits = self._logits[:, : piece.shape[1]]
-            binding.bind_ortvalue_input("input_ids", self.value(piece))
-            binding.bind_ortvalue_input("attention_mask", self.value(mask))
-            binding.bind_ortvalue_output("logits", self.value(logits))
-            self.run(binding)
-            yield logits[0]
+            yield self.extend(binding, ids[start : start + CHUNK], start)
+
+    def extend(self, binding: Any, ids: Sequence[int], start: int) -> Logits:
+        """Feeds at most `CHUNK` further tokens into the one row of a binding, after the `start` that it has.
+
+        Returns:
+            Logits, one row per token; valid until the next call.
+        """
+        piece = np.array([ids], np.int64)
+        mask = np.ones((1, start + len(ids)), np.int64)
+        logits = self._logits[:, : len(ids)]
+        binding.bind_ortvalue_input("input_ids", self.value(piece))
+        binding.bind_ortvalue_input("attention_mask", self.value(mask))
+        binding.bind_ortvalue_output("logits", self.value(logits))
+        self.run(binding)
+        read: Logits = logits[0]
+        return read
 
 
-class DecodeBatch:
-    """Sequences that advance together, one token per step.
+class OrtDecoder:
+    """See `genopt.engines.decoding.Decoder`.
 
     The attention mask has the cache's full length from the start; its count of ones says how far each row
-    is. So all inputs and outputs are bound once, and a step only writes into them.
+    is. So all inputs and outputs are bound once, and a step only writes into them. Where other rows advance, a prompt is
+    read into a spare row behind them, since rows move when one of them ends.
 
     Args:
         model: The model.
-        rows: Number of sequences.
-        length: Longest sequence, in tokens.
+        slots: Most rows.
     """
 
-    def __init__(self, model: OrtModel, rows: int, length: int) -> None:
+    chunk = CHUNK
+
+    def __init__(self, model: OrtModel, slots: int) -> None:
         self._model = model
-        self._cache = model.cache(rows, length)
-        self._mask = np.zeros((rows, length), np.int64)
-        self._ids = np.zeros((rows, 1), np.int64)
-        self._logits = np.empty((rows, 1, model.shape.vocabulary), np.float32)
-        self._filled = np.zeros(rows, np.int64)
+        self._slots = slots
+        self._cache: dict[str, NDArray[Any]] = {}
+        self._length = 0
+        self._mask = np.zeros((slots, 0), np.int64)
+        self._ids = np.zeros((slots, 1), np.int64)
+        self._logits = np.empty((slots, 1, model.shape.vocabulary), np.float32)
+        self._filled = np.zeros(slots, np.int64)
         self._binding: Any = None
+        self._reading: Any = None
+        self._place = self._read = 0
 
     @property
     def kv_bytes(self) -> int:
         """Bytes that its cache has room for; pages of it that no token has reached take no memory."""
         return sum(values.nbytes for values in self._cache.values())
 
-    def prefill(self, row: int, ids: Sequence[int]) -> Logits:
-        """Starts a row with a prompt and returns the logits of its last token."""
-        last: Logits = self._logits[row, 0]
-        for logits in self._model.read(ids, self._cache, row):
-            last[:] = logits[-1]
-        self._mask[row] = np.arange(self._mask.shape[1]) < len(ids)
-        self._filled[row] = len(ids)
+    def begin(self, rows: int, length: int) -> None:
+        """See `Decoder.begin`; a cache that is too short, or that nobody uses, is replaced."""
+        if length > self._length or not rows:
+            self._replace(rows, length)
+        self._place, self._read = (self._slots if rows else 0), 0
+        self._reading = self._model.bind(self._cache, self._place, 1)
+
+    def _replace(self, rows: int, length: int) -> None:
+        former, self._cache = self._cache, {}
+        if not rows:
+            former = {}  # its memory is free before there is another
+        cache = self._model.cache(self._slots + (self._slots > 1), length)
+        mask = np.zeros((self._slots, length), np.int64)
+        mask[:rows, : self._length] = self._mask[:rows]
+        for name, values in former.items():
+            cache[name][:rows, :, : self._length] = values[:rows]
+        self._cache, self._mask, self._length = cache, mask, length
+        self._binding = None
+
+    def read(self, ids: Sequence[int]) -> Logits:
+        """See `Decoder.read`."""
+        logits = self._model.extend(self._reading, ids, self._read)
+        self._read += len(ids)
+        last: Logits = logits[-1]
         return last
 
+    def add(self, rows: int) -> None:
+        """See `Decoder.add`."""
+        if self._place != rows:
+            for values in self._cache.values():
+                values[rows, :, : self._read] = values[self._place, :, : self._read]
+        self._mask[rows] = np.arange(self._length) < self._read
+        self._filled[rows] = self._read
+        self._binding = self._reading = None
+
     def step(self, tokens: Sequence[int]) -> Logits:
-        """Appends one token to each of the first `len(tokens)` rows and returns their logits."""
+        """See `Decoder.step`."""
         rows = len(tokens)
         if self._binding is None:
             self._binding = self._bind(rows)
@@ -180,7 +220,7 @@ class DecodeBatch:
         return logits
 
     def drop(self, row: int, rows: int) -> None:
-        """Removes one of the first `rows` rows; the last of them takes its place."""
+        """See `Decoder.drop`."""
         if row != rows - 1:
             length = self._filled[rows - 1]
             for values in self._cache.values():

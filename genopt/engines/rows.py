@@ -12,6 +12,8 @@ from genopt.engines.base import Generation, GenerationRequest, OnToken, TokenLog
 from genopt.engines.sampling import Sampler, log_probs
 from genopt.errors import SpecError
 
+Logits = NDArray[np.float32]
+
 
 class Row:
     """One request of a batch.

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch._inductor.config
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.decoding import DecodingBatch
 from genopt.engines.distribution import BLOCKS, Distributions, Wanted, require_rows
 from genopt.engines.process_memory import process_memory
 from genopt.engines.readback import Readback
 from genopt.engines.rows import Row, require_fit
+from genopt.engines.torch_decoder import Compiled, Step, TorchDecoder, as_rows
 from genopt.engines.torch_engine import TorchOptions
 from genopt.models import products
 from genopt.models.checkpoint import load_model
@@ -28,9 +29,6 @@ SCORED_ROWS = 64
 """Rows of logits that are normalized at once in float32."""
 LOGIT_BYTES = 64 << 20
 """Most memory for logits as the model gives them; longer sequences are read in steps."""
-
-Logits = NDArray[np.float32]
-Step = Callable[[Tensor, Tensor, StaticCache], tuple[Tensor, Tensor]]
 
 
 class TorchSession:
@@ -80,13 +78,24 @@ class TorchSession:
         """
         started = time.monotonic_ns()
         for request in requests:
-            length = len(request.prompt_ids) + request.max_new_tokens
-            require_fit(request.prompt_ids, length, context=self._context, vocabulary=self._vocabulary)
+            self._check(request)
         rows = [Row(index, request) for index, request in enumerate(requests)]
         # Without compilation the model runs as users run it, slow or not.
         with products.by_fp32(self._slow and self._step is not None):
             self._run(rows, on_token)
         return [row.generation(started) for row in rows]
+
+    def running_batch(self, slots: int) -> DecodingBatch | None:
+        """See `Joinable.running_batch`; a compiled step on a GPU works ahead of the host, which a batch that others may join cannot."""
+        if not TorchDecoder.takes(self._model) or (self._step is not None and self._readback is not None):
+            return None
+        compiled = None if self._step is None else Compiled(self._step, self._cache, self._cache_tokens, self._fast_on_cpus)
+        decoder = TorchDecoder(self._model, compiled, lambda: products.by_fp32(self._slow and compiled is not None))
+        return DecodingBatch(decoder, self._check)
+
+    def _check(self, request: GenerationRequest) -> None:
+        length = len(request.prompt_ids) + request.max_new_tokens
+        require_fit(request.prompt_ids, length, context=self._context, vocabulary=self._vocabulary)
 
     def _run(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
         if len(rows) == 1 and self._step is not None and _length(rows[0]) <= self._cache_tokens:
@@ -106,7 +115,7 @@ class TorchSession:
         prompt = torch.tensor([row.request.prompt_ids], device=self._device)
         positions = torch.arange(prompt.shape[1], device=self._device)[None]
         output = self._model(input_ids=prompt, position_ids=positions, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        row.take(_rows(output.logits[:, -1])[0], on_token)
+        row.take(as_rows(output.logits[:, -1])[0], on_token)
         token = torch.zeros((1, 1), dtype=torch.long, device=self._device)  # the same strides each time, or the step is compiled again
         position = torch.full_like(token, prompt.shape[1] - 1)
         with self._fast_on_cpus():
@@ -115,7 +124,7 @@ class TorchSession:
             while not row.finish_reason:
                 token.fill_(row.tokens[-1])
                 position += 1
-                row.take(_rows(step(token, position, self._cache)[0])[0], on_token)
+                row.take(as_rows(step(token, position, self._cache)[0])[0], on_token)
         self._held = cache_size(self._cache)
 
     def _run_ahead(self, row: Row, step: Step, readback: Readback, token: Tensor, position: Tensor, on_token: OnToken | None) -> None:
@@ -173,7 +182,7 @@ class TorchSession:
                 input_ids=ids, attention_mask=mask if padded else None, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
             )  # fmt: skip
-            for row, logits in zip(rows, _rows(output.logits[:, -1]), strict=True):
+            for row, logits in zip(rows, as_rows(output.logits[:, -1]), strict=True):
                 if not row.finish_reason:
                     row.take(logits, on_token)
             if all(row.finish_reason for row in rows):
@@ -248,8 +257,8 @@ def _normalized(rows: Tensor, targets: Tensor, wanted: int | Tensor) -> Distribu
     total = rows.logsumexp(1, keepdim=True)
     ids = _largest(rows, min(wanted, rows.shape[1])) if isinstance(wanted, int) else wanted
     return Distributions(
-        log_probs=_rows((rows.gather(1, targets[:, None]) - total)[:, 0]), top_ids=rows.argmax(1).int().cpu().numpy(),
-        ids=ids.int().cpu().numpy(), id_log_probs=_rows(rows.gather(1, ids) - total),
+        log_probs=as_rows((rows.gather(1, targets[:, None]) - total)[:, 0]), top_ids=rows.argmax(1).int().cpu().numpy(),
+        ids=ids.int().cpu().numpy(), id_log_probs=as_rows(rows.gather(1, ids) - total),
     )  # fmt: skip
 
 
@@ -264,11 +273,6 @@ def _largest(rows: Tensor, count: int) -> Tensor:
     chosen = folded.amax(1).topk(count, sorted=False).indices
     places = (chosen[:, None] + folds * torch.arange(BLOCKS, device=rows.device)[None, :, None]).flatten(1)
     return places.gather(1, folded.flatten(1).gather(1, places).topk(count).indices)
-
-
-def _rows(values: Tensor) -> Logits:
-    found: Logits = values.float().cpu().numpy()
-    return found
 
 
 def _length(row: Row) -> int:

@@ -1,9 +1,9 @@
 """What callers wait where requests arrive by themselves: the batches of a deployed replica, on a session's own times.
 
-A session takes one batch at a time, so requests that arrive meanwhile queue, and start together when it is done, as in
-`genopt.serving.batching.Batcher`. Every batch is really generated; only the time in which nothing has arrived is skipped: the
-clock on which requests arrive and wait jumps to the next arrival. That gives the times of an idle machine with the queue of a
-busy one, in less than the time that the arrivals span.
+A session takes one batch at a time here, so requests that arrive meanwhile queue, and start together when it is done, as in
+`genopt.serving.batching.Batcher`; callers of an engine whose running batch can be joined wait less. Every batch is really
+generated; only the time in which nothing has arrived is skipped: the clock on which requests arrive and wait jumps to the next
+arrival. That gives the times of an idle machine with the queue of a busy one, in less time than the arrivals span.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collects concurrent requests and continues them as batches on one engine session."""
+"""Continues concurrent requests on one engine session: what every scheduler does, and the one for engines whose batches cannot be joined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ class Token(NamedTuple):
     log_probs: TokenLogProbs | None
 
 
-Outcome = Token | Generation | GenoptError
+class Finish(NamedTuple):
+    """A request is over.
+
+    Attributes:
+        reason: `stop` or `length`, or `cancelled`.
+    """
+
+    reason: str
+
+
+Outcome = Token | Finish | GenoptError
 
 
 class BatchSession(Protocol):
@@ -42,16 +52,44 @@ class EngineLoad(Record):
     """What a replica has done and does.
 
     Attributes:
-        batch_sizes: How many batches of each size were started.
+        batch_sizes: How many batches of each size were started; where requests join a running batch, how many steps gave so many tokens.
         tokens: New tokens of all requests so far.
         running: Requests in the batch that runs now.
-        waiting: Requests that wait for the next one.
+        waiting: Requests that wait for the next one, or for a place.
     """
 
     batch_sizes: dict[int, int]
     tokens: int
     running: int
     waiting: int
+
+
+class Scheduler(Protocol):
+    """Continues requests on one engine."""
+
+    @property
+    def load(self) -> EngineLoad:
+        """What was done and is under way."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Token | Finish, None]:
+        """Yields tokens as soon as they are known, then the end; closing the generator cancels the request.
+
+        Raises:
+            GenoptError: The engine failed.
+        """
+
+    async def check(self, stall_s: float) -> None:
+        """Returns if the engine lives: an idle one must answer, a busy one must have advanced lately.
+
+        Args:
+            stall_s: Longest accepted time without a sign of life, in seconds.
+
+        Raises:
+            GenoptError: It is dead or stuck.
+        """
+
+    def close(self) -> None:
+        """Ends the session; requests under way fail."""
 
 
 class _Job:
@@ -71,14 +109,14 @@ class Batcher:
         session: An open session.
         max_batch: Upper bound of requests per batch.
         wait_s: How long the first request of a batch waits for company, in seconds.
-        on_batch: Told the load whenever a batch starts or ends.
+        on_change: Told the load whenever a batch starts or ends.
     """
 
-    def __init__(self, session: BatchSession, *, max_batch: int, wait_s: float, on_batch: Callable[[EngineLoad], None]) -> None:
+    def __init__(self, session: BatchSession, *, max_batch: int, wait_s: float, on_change: Callable[[EngineLoad], None]) -> None:
         self._session = session
         self._max_batch = max_batch
         self._wait_s = wait_s
-        self._on_batch = on_batch
+        self._on_change = on_change
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-session")
         self._loop_task: asyncio.Task[None] | None = None
@@ -89,15 +127,11 @@ class Batcher:
 
     @property
     def load(self) -> EngineLoad:
-        """What was done and is under way."""
+        """See `Scheduler.load`."""
         return EngineLoad(batch_sizes=dict(self._sizes), tokens=self._tokens, running=len(self._running), waiting=self._waiting.qsize())
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token | Generation, None]:
-        """Yields tokens as soon as they are known, then the finished generation.
-
-        Raises:
-            GenoptError: The engine failed.
-        """
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token | Finish, None]:
+        """See `Scheduler.generate`."""
         if self._loop_task is None:
             self._loop_task = asyncio.create_task(self._run())
         job = _Job(request)
@@ -108,27 +142,20 @@ class Batcher:
                 if isinstance(outcome, GenoptError):
                     raise outcome
                 yield outcome
-                if isinstance(outcome, Generation):
+                if isinstance(outcome, Finish):
                     return
         finally:
             job.cancelled.set()
 
     async def check(self, stall_s: float) -> None:
-        """Returns if the engine lives: an idle one must answer, a busy one must have made a token lately.
-
-        Args:
-            stall_s: Longest accepted time without a token, in seconds; prefill of the longest prompt must fit.
-
-        Raises:
-            GenoptError: It is dead or stuck.
-        """
+        """See `Scheduler.check`; the prefill of the longest prompt must fit `stall_s`."""
         if not self._running:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._session.memory)
         elif time.monotonic() - self._progress_at > stall_s:
             raise StageTimeoutError(f"The engine made no token for {stall_s:.0f} s; the replica has to be replaced.")
 
     def close(self) -> None:
-        """Ends the session; requests under way fail."""
+        """See `Scheduler.close`."""
         if self._loop_task is not None:
             self._loop_task.cancel()
         self._session.close()
@@ -162,16 +189,16 @@ class Batcher:
 
         self._running, self._progress_at = batch, time.monotonic()
         self._sizes[len(batch)] += 1
-        self._on_batch(self.load)
+        self._on_change(self.load)
         requests = [job.request for job in batch]
         try:
             generations = await loop.run_in_executor(self._thread, self._session.generate, requests, on_token)
             for job, generation in zip(batch, generations, strict=True):
-                job.outcomes.put_nowait(generation)
+                job.outcomes.put_nowait(Finish(generation.finish_reason))
         except Exception as error:  # noqa: BLE001 - whatever the engine raised belongs to the callers, and the loop must go on
             failure = error if isinstance(error, GenoptError) else StageError(f"The engine failed ({type(error).__name__}); try again.")
             for job in batch:
                 job.outcomes.put_nowait(failure)
         finally:
             self._running = []
-            self._on_batch(self.load)
+            self._on_change(self.load)

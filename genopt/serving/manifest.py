@@ -35,7 +35,7 @@ class ServeArguments(Record):
         num_cpus: CPUs that a replica reserves.
         num_gpus: GPUs that a replica reserves; with 0 its engine sees none.
         max_batch: Most requests that the engine continues at once.
-        batch_wait_ms: How long the first request of a batch waits for company.
+        batch_wait_ms: How long the first request of a batch waits for company, where the engine's batches cannot be joined.
         stream_interval_ms: Shortest time between two pieces of a stream; the first goes out at once. Each piece costs processor time in
             three processes, which the engine then lacks.
         max_context: Upper bound of prompt and answer in tokens, where the model's own is to be lowered.

@@ -1,4 +1,4 @@
-"""The engine replica: one engine process, its tokenizer, and the batches that run on it."""
+"""The engine replica: one engine process, its tokenizer, and the requests that run on it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
 
-from genopt.engines.base import Generation, GenerationRequest, TokenLogProbs
+from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.errors import GenoptError, SpecError
 from genopt.process import SessionProcess
-from genopt.serving.batching import Batcher, EngineLoad
+from genopt.serving.batching import Batcher, EngineLoad, Finish, Scheduler
 from genopt.serving.exchange import Admitted, Ask, Event, Piece, Refusal, ScoredToken
+from genopt.serving.joining import Joining
 from genopt.serving.manifest import ServeArguments
 from genopt.serving.text import Detokenizer, ModelText, StopScanner
 
@@ -49,9 +50,7 @@ class EngineReplica:
             log=folder / f"serve-{arguments.variant.name}-{os.getpid()}.log", timeout_s=arguments.call_limit_s, threads=arguments.threads,
             environment={} if arguments.num_gpus else {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
-        self._batcher = Batcher(
-            session.open(), max_batch=arguments.max_batch, wait_s=arguments.batch_wait_ms / 1000, on_batch=_forget
-        )  # fmt: skip
+        self._scheduler = _scheduler(session.open(), arguments)
 
     async def ready(self) -> bool:
         """Answers, which is all that readiness asks: the constructor opened and warmed the engine."""
@@ -59,7 +58,7 @@ class EngineReplica:
 
     async def load(self) -> EngineLoad:
         """What was done and is under way."""
-        return self._batcher.load
+        return self._scheduler.load
 
     async def check_health(self) -> None:
         """Called by Serve; raising lets it replace this replica.
@@ -67,12 +66,12 @@ class EngineReplica:
         Raises:
             GenoptError: The engine's process is dead or does not advance.
         """
-        await self._batcher.check(self._stall_s)
+        await self._scheduler.check(self._stall_s)
 
     def __del__(self) -> None:
-        # Serve calls this when it stops a replica; it also runs when the constructor failed before there was a batcher.
-        if "_batcher" in vars(self):
-            self._batcher.close()
+        # Serve calls this when it stops a replica; it also runs when the constructor failed before there was a scheduler.
+        if "_scheduler" in vars(self):
+            self._scheduler.close()
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
@@ -130,10 +129,10 @@ class EngineReplica:
         detokenizer, scanner = Detokenizer(self._text.tokenizer), StopScanner(ask.stop)
         count, unsent, due = 0, "", 0.0
         scored: list[ScoredToken] = []
-        async with aclosing(self._batcher.generate(request)) as outcomes:
+        async with aclosing(self._scheduler.generate(request)) as outcomes:
             async for outcome in outcomes:
-                if isinstance(outcome, Generation):
-                    reason: Literal["stop", "length"] = "length" if outcome.finish_reason == "length" else "stop"
+                if isinstance(outcome, Finish):
+                    reason: Literal["stop", "length"] = "length" if outcome.reason == "length" else "stop"
                     yield Piece(text=unsent + scanner.flush(), completion_tokens=count, log_probs=tuple(scored), finish_reason=reason)
                     return
                 count += 1
@@ -151,6 +150,12 @@ class EngineReplica:
     def _scored(self, token: int, log_probs: TokenLogProbs) -> ScoredToken:
         top = tuple((self._text.token_text(one), value) for one, value in log_probs.top)
         return ScoredToken(text=self._text.token_text(token), log_prob=log_probs.log_prob, top=top)
+
+
+def _scheduler(session: SessionProcess, arguments: ServeArguments) -> Scheduler:
+    if session.joinable(arguments.max_batch):
+        return Joining(session, slots=arguments.max_batch, on_change=_forget)
+    return Batcher(session, max_batch=arguments.max_batch, wait_s=arguments.batch_wait_ms / 1000, on_change=_forget)
 
 
 def _forget(load: EngineLoad) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from genopt import catalog
-from genopt.engines.base import GenerationRequest, TextSession, TokenLogProbs
+from genopt.engines.base import Generation, GenerationRequest, Joinable, RunningBatch, TextSession, TokenLogProbs
 from genopt.environments.declaration import find
 from genopt.environments.place import state_of
 from genopt.errors import SpecError, StageError
@@ -126,6 +126,9 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
         session: TextSession = engine.open(artifact, options) if engine.environment is None else elsewhere.open()
         try:
             _check_generation(session, vocabulary, late=0 if engine.environment is None else context - 40)
+            batch = session.running_batch(3) if isinstance(session, Joinable) else None
+            if batch is not None:
+                _check_running_batch(session, batch, vocabulary)
             _check_scores(session, vocabulary)
             _check_distributions(session, vocabulary)
             _check_refusals(session, vocabulary, context)
@@ -211,6 +214,47 @@ def _check_generation(session: TextSession, vocabulary: int, *, late: int) -> No
     sampled = other.model_copy(update={"temperature": 1.0, "top_p": 0.9, "seed": 5})
     assert session.generate([sampled])[0].token_ids == session.generate([sampled])[0].token_ids
     assert session.generate([]) == []
+
+
+def _check_running_batch(session: TextSession, batch: RunningBatch, vocabulary: int) -> None:
+    asked = {
+        key: GenerationRequest(prompt_ids=_prompt(vocabulary, length, start=key), max_new_tokens=tokens)
+        for key, (length, tokens) in enumerate([(20, 12), (9, 3), (31, 8), (5, 10), (14, 1)])
+    }
+    found: dict[int, Generation] = {}
+    streamed: dict[int, list[int]] = {key: [] for key in asked}
+
+    def step() -> None:
+        outcome = batch.step()
+        found.update(outcome.ended)
+        for key, token, _ in outcome.tokens:
+            streamed[key].append(token)
+
+    assert not batch.busy
+    for key in (0, 1, 2):  # each joins while those before it are under way
+        batch.join(key, asked[key])
+        while len(streamed[key]) < 2:
+            step()
+    while 1 not in found and 0 not in found:
+        step()
+    assert batch.busy, "the third goes on when another has ended"
+    batch.join(3, asked[3])
+    batch.join(4, asked[4])
+    batch.join(5, asked[0])
+    batch.leave(5)
+    batch.leave(99)
+    streamed[5] = []
+    with pytest.raises(SpecError):
+        batch.join(6, GenerationRequest(prompt_ids=(vocabulary,), max_new_tokens=1))
+    while batch.busy:
+        step()
+    assert sorted(found) == [0, 1, 2, 3, 4, 5]
+    assert found[5].finish_reason == "cancelled"
+    assert len(found[5].token_ids) <= 1
+    for key, request in asked.items():
+        assert list(found[key].token_ids) == streamed[key] == list(session.generate([request])[0].token_ids), "company changes nothing"
+        assert found[key].finish_reason == "length"
+        assert found[key].started_ns <= found[key].timestamps_ns[0]
 
 
 def _check_scores(session: TextSession, vocabulary: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, ValidationError
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, StepOutcome, TokenLogProbs
 from genopt.engines.distribution import Distributions, Wanted
 from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record
@@ -47,6 +46,75 @@ class FakeOptions(Record):
     threads: int | None = Field(default=None, gt=0)
 
 
+class _Sequence:
+    """A request under way."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.tokens: list[int] = []
+        self.times: list[int] = []
+        self.started_ns = time.monotonic_ns()
+        self.reason = ""
+
+    def notice_end(self, stop_after: int | None) -> None:
+        if not self.reason and len(self.tokens) == stop_after:
+            self.reason = "stop"
+        elif not self.reason and len(self.tokens) == self.request.max_new_tokens:
+            self.reason = "length"
+
+    def generation(self) -> Generation:
+        return Generation(token_ids=tuple(self.tokens), timestamps_ns=tuple(self.times), started_ns=self.started_ns, finish_reason=self.reason)
+
+
+class FakeBatch:
+    """See `genopt.engines.base.RunningBatch`.
+
+    Args:
+        options: What it writes and how fast.
+    """
+
+    def __init__(self, options: FakeOptions) -> None:
+        self._options = options
+        self._pattern = options.text.encode()
+        self._sequences: dict[int, _Sequence] = {}
+
+    @property
+    def busy(self) -> bool:
+        """See `RunningBatch.busy`."""
+        return bool(self._sequences)
+
+    def join(self, key: int, request: GenerationRequest) -> None:
+        """See `RunningBatch.join`."""
+        if self._options.crash or self._options.crash_token in request.prompt_ids:
+            os._exit(1)
+        if max(request.prompt_ids) >= VOCABULARY:
+            raise SpecError(f"Token ids must be below {VOCABULARY}; use the tiny tokenizer.")
+        self._sequences[key] = _Sequence(request)
+
+    def leave(self, key: int) -> None:
+        """See `RunningBatch.leave`."""
+        if key in self._sequences:
+            self._sequences[key].reason = "cancelled"
+
+    def step(self) -> StepOutcome:
+        """See `RunningBatch.step`."""
+        outcome = StepOutcome([], [])
+        for sequence in self._sequences.values():
+            sequence.notice_end(self._options.stop_after)
+        going = {key: sequence for key, sequence in self._sequences.items() if not sequence.reason}
+        if going:
+            time.sleep(self._options.delay_ms / 1000)
+        for key, sequence in going.items():
+            token = self._pattern[len(sequence.tokens) % len(self._pattern)]
+            sequence.tokens.append(token)
+            sequence.times.append(time.monotonic_ns())
+            outcome.tokens.append((key, token, _certain(token, sequence.request.top_logprobs)))
+            sequence.notice_end(self._options.stop_after)
+        for key in [key for key, sequence in self._sequences.items() if sequence.reason]:
+            outcome.ended.append((key, self._sequences.pop(key).generation()))
+        return outcome
+
+
 class FakeSession:
     """A `TextSession` that computes nothing.
 
@@ -56,36 +124,24 @@ class FakeSession:
 
     def __init__(self, options: FakeOptions) -> None:
         self._options = options
-        self._pattern = options.text.encode()
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
         """See `TextSession.generate`."""
-        if self._options.crash or any(self._options.crash_token in request.prompt_ids for request in requests):
-            os._exit(1)
-        started = time.monotonic_ns()
-        tokens: list[list[int]] = [[] for _ in requests]
-        times: list[list[int]] = [[] for _ in requests]
-        reasons: dict[int, str] = {}
-        for step in itertools.count():
-            for index, request in enumerate(requests):
-                if index not in reasons and step == self._options.stop_after:
-                    reasons[index] = "stop"
-                elif index not in reasons and step == request.max_new_tokens:
-                    reasons[index] = "length"
-            active = [index for index in range(len(requests)) if index not in reasons]
-            if not active:
-                break
-            time.sleep(self._options.delay_ms / 1000)
-            for index in active:
-                token = self._pattern[step % len(self._pattern)]
-                tokens[index].append(token)
-                times[index].append(time.monotonic_ns())
-                if on_token is not None and not on_token(index, token, _certain(token, requests[index].top_logprobs)):
-                    reasons[index] = "cancelled"
-        return [
-            Generation(token_ids=tuple(tokens[index]), timestamps_ns=tuple(times[index]), started_ns=started, finish_reason=reasons[index])
-            for index in range(len(requests))
-        ]
+        batch = self.running_batch(len(requests))
+        for index, request in enumerate(requests):
+            batch.join(index, request)
+        found: dict[int, Generation] = {}
+        while batch.busy:
+            outcome = batch.step()
+            found.update(outcome.ended)
+            for index, token, log_probs in outcome.tokens:
+                if on_token is not None and not on_token(index, token, log_probs):
+                    batch.leave(index)
+        return [found[index] for index in range(len(requests))]
+
+    def running_batch(self, slots: int) -> FakeBatch:
+        """See `Joinable.running_batch`."""
+        return FakeBatch(self._options)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
         """Each next token was certain, but for the `loss`."""

@@ -251,9 +251,19 @@ def test_parallel_requests_share_a_batch(openai_client: openai.OpenAI) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(one, range(4))) == [_expected(60)] * 4
     after = engine_load().batch_sizes
-    batches = sum(after.values()) - sum(before.values())
-    assert batches < 4
-    assert max(size for size in after if after[size] > before.get(size, 0)) > 1
+    steps = {size: after[size] - before.get(size, 0) for size in after}
+    assert sum(size * count for size, count in steps.items()) == 4 * 60
+    assert steps[4] > sum(steps.values()) / 2
+    assert max(steps) == 4
+
+
+def test_a_late_request_is_answered_while_an_early_one_runs(openai_client: openai.OpenAI) -> None:
+    long = openai_client.completions.create(model="tiny", prompt="abc", max_tokens=CONTEXT - 10, stream=True)
+    next(iter(long))
+    assert openai_client.completions.create(model="tiny", prompt="abc", max_tokens=5).choices[0].text == _expected(5)
+    assert engine_load().running == 1
+    long.close()
+    assert until(lambda: engine_load().running == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
