@@ -1,0 +1,135 @@
+"""What Serve costs: the same requests through the API and on the engine itself.
+
+    python tests/benchmarks/serving_overhead.py [--delay-ms 20] [--requests 64]
+    python tests/benchmarks/serving_overhead.py --engine ort_genai --artifact FOLDER --model-folder FOLDER [--threads 2]
+
+Both sides continue the same prompts greedily, C at a time in a closed loop, and take turns (ABBA). The engine itself runs in a process
+that does nothing else: requests join its running batch as in a replica, without tokenizer, HTTP or Ray. The load client runs on the
+same machine as the server, and what it takes of the processors counts against Serve. Prints by concurrency:
+
+goodput      Served output tokens per second of requests within twice the engine's own 99th percentiles of TTFT and TPOT, as a share of the
+             engine's output. Goal: 95 % or more.
+added TTFT   Difference of the medians. Goal: 5 ms or less.
+added TPOT   Likewise. Goal: 0.5 ms or less at concurrency 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from served import Subject, add_arguments, served, subject
+
+from genopt import catalog
+from genopt.engines.base import GenerationRequest, RunningBatch
+from genopt.measure.load_spec import LoadSpec, made_prompts
+from genopt.measure.load_test import load_test
+from genopt.measure.statistics import percentiles
+from genopt.serving.exchange import ChatMessage
+from genopt.serving.manifest import Scaling
+from genopt.serving.text import ModelText
+
+Times = dict[str, list[float]]
+
+
+def direct(what: Subject, concurrency: int, requests: int, max_tokens: int, prompt_tokens: int, seed: int) -> Times:
+    """Times of requests on the engine's running batch; as many as it has places warm it up."""
+    text = ModelText(what.model_folder)
+    session = catalog.load("engines", what.engine).open(what.artifact, {**what.options, **({"threads": what.threads} if what.threads else {})})
+    batch = session.running_batch(concurrency)
+    prompt = made_prompts(prompt_tokens, seed=seed)
+    asked = [
+        GenerationRequest(
+            prompt_ids=text.chat_ids([ChatMessage(role="user", content=prompt(index))]), max_new_tokens=max_tokens, stop_token_ids=text.stop_token_ids
+        )
+        for index in range(concurrency + requests)
+    ]  # fmt: skip
+    closed_loop(batch, asked[:concurrency], concurrency)
+    found = closed_loop(batch, asked[concurrency:], concurrency)
+    session.close()
+    return found
+
+
+def closed_loop(batch: RunningBatch, asked: list[GenerationRequest], concurrency: int) -> Times:
+    found: Times = {"ttft_ms": [], "tpot_ms": [], "output_tok_s": []}
+    began, tokens, sent, ended = time.monotonic(), 0, 0, 0
+    while ended < len(asked):
+        while sent < len(asked) and sent - ended < concurrency:
+            batch.join(sent, asked[sent])
+            sent += 1
+        outcome = batch.step()
+        tokens += len(outcome.tokens)
+        for _, generation in outcome.ended:
+            ended += 1
+            times = generation.timestamps_ns
+            found["ttft_ms"].append((times[0] - generation.started_ns) / 1e6)
+            if len(times) > 1:
+                found["tpot_ms"].append((times[-1] - times[0]) / (len(times) - 1) / 1e6)
+    found["output_tok_s"].append(tokens / (time.monotonic() - began))
+    return found
+
+
+def through_serve(url: str, concurrency: int, options: argparse.Namespace, seed: int, limits: dict[str, float]) -> Times:
+    """The same through the API."""
+    spec = LoadSpec(
+        url=url, concurrency=(concurrency,), requests=options.requests, max_tokens=options.max_tokens, prompt_tokens=options.prompt_tokens, seed=seed
+    )  # fmt: skip
+    (level,) = load_test(spec).levels
+    assert level.succeeded == level.sent, level.errors
+    good = [one for one in level.samples if (one.ttft_ms or 0) <= limits["ttft_ms"] and (one.tpot_ms or 0) <= limits["tpot_ms"]]
+    return {
+        "ttft_ms": [one.ttft_ms for one in level.samples if one.ttft_ms is not None],
+        "tpot_ms": [one.tpot_ms for one in level.samples if one.tpot_ms is not None],
+        "output_tok_s": [sum(one.tokens or 0 for one in good) / level.wall_s],
+    }
+
+
+def in_a_process(what: Subject, concurrency: int, options: argparse.Namespace, seed: int) -> Times:
+    asked = [concurrency, options.requests, options.max_tokens, options.prompt_tokens, seed]
+    done = subprocess.run([sys.executable, __file__, "--direct", what.model_dump_json(), json.dumps(asked)], stdout=subprocess.PIPE, check=True)
+    found: Times = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    if "--direct" in sys.argv:
+        print(json.dumps(direct(Subject.model_validate_json(sys.argv[2]), *json.loads(sys.argv[3]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=2)
+    options = parser.parse_args()
+    most = max(options.concurrency)
+    scaling = Scaling(target_ongoing_requests=most, max_ongoing_requests=2 * most, max_queued_requests=4 * most, min_replicas=1, max_replicas=1)
+    with subject(options) as what, served(what, scaling) as endpoint:
+        for concurrency in options.concurrency:
+            sides: dict[str, Times] = {side: {"ttft_ms": [], "tpot_ms": [], "output_tok_s": []} for side in ("engine", "served")}
+            limits = {"ttft_ms": float("inf"), "tpot_ms": float("inf")}
+            for turn in range(options.turns):
+                for side in ("engine", "served") if turn % 2 == 0 else ("served", "engine"):
+                    if side == "engine":
+                        found = in_a_process(what, concurrency, options, turn)
+                        limits = {name: 2 * percentiles(found[name])[2] for name in limits}
+                    else:
+                        found = through_serve(endpoint.url, concurrency, options, turn, limits)
+                    for name, values in found.items():
+                        sides[side][name] += values
+            print(f"concurrency {concurrency}")
+            middle = {side: {name: statistics.median(values) for name, values in times.items()} for side, times in sides.items()}
+            for name in ("ttft_ms", "tpot_ms"):
+                engine, through = middle["engine"][name], middle["served"][name]
+                print(f"  {name:12} engine {engine:8.2f}   served {through:8.2f}   added {through - engine:7.2f} ms")
+            engine, through = middle["engine"]["output_tok_s"], middle["served"]["output_tok_s"]
+            print(f"  output tok/s engine {engine:8.1f}   served {through:8.1f}   goodput {through / engine:.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
