@@ -14,15 +14,19 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from genopt.plan import Record
 from genopt.serving.answer import Patience
-from genopt.serving.canary_app import RayControl, canary_engine
+from genopt.serving.canary_app import RayControl, canary_application, canary_engine
 from genopt.serving.exchange import Ask, Caller, Event, Refusal, Served
+from genopt.serving.guard import Finished
 from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import KeyGate, OpenGate
 from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, LONGEST_STREAM_S, ServeArguments
+from genopt.serving.metrics import RequestMetrics
 from genopt.serving.replica import EngineReplica
 from genopt.serving.request_log import log_finished
 from genopt.serving.retry import Retrying
+from genopt.serving.rollout import RolloutArguments
 from genopt.serving.routing import Routed
 
 READY_S = 5.0
@@ -111,6 +115,18 @@ class CanaryEngine:
         return self._engine
 
 
+class CanaryArguments(Record):
+    """What the application of a canary is built from.
+
+    Attributes:
+        serve: What the canary serves: with the model's name of the stable variant.
+        rollout: How it gets its requests.
+    """
+
+    serve: ServeArguments
+    rollout: RolloutArguments
+
+
 @serve.ingress()
 class Ingress:
     """Serves the HTTP API.
@@ -130,8 +146,13 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
-        limits = Limits(patience=Patience(answer_s=LONGEST_STREAM_S))
-        return create_app(backend=self._backend, gate=self._gate, limits=limits, finished=log_finished)
+        limits, metrics = Limits(patience=Patience(answer_s=LONGEST_STREAM_S)), RequestMetrics()
+
+        def finished(request: Finished) -> None:
+            log_finished(request)
+            metrics.note(request)
+
+        return create_app(backend=self._backend, gate=self._gate, limits=limits, finished=finished)
 
 
 def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
@@ -147,6 +168,7 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
             # The engine deployment's queue is the limit; the ingress only passes bytes on, so that health checks get through.
             "max_ongoing_requests": 1000,
             "ray_actor_options": {"num_cpus": 0.1},
+            "logging_config": {"encoding": "JSON", "enable_access_log": False},  # our own line per request says more
             # An update starts the new replica before it ends the old one, so that somebody always listens.
             "max_surge_percent": 100,
             "graceful_shutdown_timeout_s": DRAIN_S,
@@ -169,6 +191,8 @@ def engine_deployment(arguments: ServeArguments, overrides: Mapping[str, Mapping
             "health_check_timeout_s": 30,
             "max_constructor_retry_count": 3,
             "graceful_shutdown_timeout_s": DRAIN_S,
+            # As for the ingress; where an engine has a GPU, there may be none for a second one, and an update would wait for ever.
+            "max_surge_percent": 0 if arguments.num_gpus else 100,
             **overrides.get(ENGINE, {}),
         }
     )
@@ -178,3 +202,8 @@ def engine_deployment(arguments: ServeArguments, overrides: Mapping[str, Mapping
 def build(arguments: ServeArguments) -> Application:
     """Builds the application from `args` of `serve.yaml`, which Serve validates against `ServeArguments`."""
     return application(arguments, {})
+
+
+def build_canary(arguments: CanaryArguments) -> Application:
+    """Builds the application of a canary from `args`; its name has to be `genopt.serving.canary_app.CANARY`."""
+    return canary_application(engine_deployment(arguments.serve, {}), arguments.rollout)

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from genopt.serving.canary import Observation, Progress, Route
 from genopt.serving.manifest import ENGINE
+from genopt.serving.metrics import CanaryMetrics
 from genopt.serving.replica import EngineReplica
 from genopt.serving.rollout import Rollout, RolloutArguments, RolloutStatus
 
@@ -41,10 +42,13 @@ class RolloutReplica:
             return bool(await engine.ready.remote())
 
         self._rollout = Rollout(arguments, ready)
+        self._metrics = CanaryMetrics()
 
     async def exchange(self, seen: tuple[Observation, ...], dead: bool) -> Route:
         """See `Rollout.exchange`."""
-        return await self._rollout.exchange(seen, dead)
+        found = await self._rollout.exchange(seen, dead)
+        self._metrics.note(await self._rollout.status())
+        return found
 
     async def promote(self) -> Progress:
         """See `Rollout.promote`."""

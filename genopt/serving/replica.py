@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from genopt.serving.batching import Batcher, EngineLoad, Finish, Scheduler
 from genopt.serving.exchange import Admitted, Ask, Event, Piece, Refusal, ScoredToken
 from genopt.serving.joining import Joining
 from genopt.serving.manifest import ServeArguments
+from genopt.serving.metrics import EngineMetrics
 from genopt.serving.text import Detokenizer, ModelText, StopScanner
 
 DEFAULT_MAX_TOKENS = 256
@@ -50,7 +51,8 @@ class EngineReplica:
             log=folder / f"serve-{arguments.variant.name}-{os.getpid()}.log", timeout_s=arguments.call_limit_s, threads=arguments.threads,
             environment={} if arguments.num_gpus else {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
-        self._scheduler = _scheduler(session.open(), arguments)
+        self._metrics = EngineMetrics(arguments.variant.name)
+        self._scheduler = _scheduler(session.open(), arguments, self._metrics.note)
 
     async def ready(self) -> bool:
         """Answers, which is all that readiness asks: the constructor opened and warmed the engine."""
@@ -66,6 +68,7 @@ class EngineReplica:
         Raises:
             GenoptError: The engine's process is dead or does not advance.
         """
+        self._metrics.note(self._scheduler.load)  # what is not told again is forgotten
         await self._scheduler.check(self._stall_s)
 
     def __del__(self) -> None:
@@ -152,11 +155,7 @@ class EngineReplica:
         return ScoredToken(text=self._text.token_text(token), log_prob=log_probs.log_prob, top=top)
 
 
-def _scheduler(session: SessionProcess, arguments: ServeArguments) -> Scheduler:
+def _scheduler(session: SessionProcess, arguments: ServeArguments, on_change: Callable[[EngineLoad], None]) -> Scheduler:
     if session.joinable(arguments.max_batch):
-        return Joining(session, slots=arguments.max_batch, on_change=_forget)
-    return Batcher(session, max_batch=arguments.max_batch, wait_s=arguments.batch_wait_ms / 1000, on_change=_forget)
-
-
-def _forget(load: EngineLoad) -> None:
-    pass
+        return Joining(session, slots=arguments.max_batch, on_change=on_change)
+    return Batcher(session, max_batch=arguments.max_batch, wait_s=arguments.batch_wait_ms / 1000, on_change=on_change)

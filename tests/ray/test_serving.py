@@ -72,6 +72,7 @@ def cluster(folder: Path) -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_metrics_report_interval_ms", "500")
         ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
         try:
             yield
@@ -317,6 +318,39 @@ def test_a_dead_engine_is_refused_at_once_and_its_replica_replaced(endpoint: dep
             break
         threading.Event().wait(0.25)
     assert answer.json()["choices"][0]["text"] == _expected(5), json.dumps(deployment.status())
+
+
+def test_an_update_fails_no_request(endpoint: deployment.Endpoint, folder: Path) -> None:
+    done = threading.Event()
+
+    def ask(stream: bool) -> list[tuple[int, str, bool]]:
+        found = []
+        with httpx.Client(base_url=endpoint.url, timeout=WAIT_S) as http:
+            while not done.is_set():
+                answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 20, "stream": stream})
+                found.append((answer.status_code, answer.headers["X-Genopt-Variant"], answer.text.endswith("[DONE]\n\n") or not stream))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask, stream) for stream in (False, True)]
+        try:
+            deployment.deploy(_config(folder, variant="newer", port=httpx.URL(endpoint.url).port or 0), wait_s=WAIT_S, progress=lambda text: None)
+            assert until(lambda: set(deployment.status()["genopt"]["deployments"]["Engine"]["replicas"]) == {"RUNNING"})
+        finally:
+            done.set()
+        found = [one for future in asking for one in future.result()]
+    assert {(status, whole) for status, _, whole in found} == {(200, True)}
+    assert {variant for _, variant, _ in found} == {"fast", "newer"}
+
+
+def test_prometheus_is_told_of_requests_tokens_times_and_the_engine(endpoint: deployment.Endpoint) -> None:
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    wanted = ["requests_total", "completion_tokens_total", "ttft_seconds_bucket", "tpot_seconds_bucket", "engine_running", "engine_tokens_total",
+              "engine_steps_total"]  # fmt: skip
+    assert until(lambda: all(f"ray_genopt_{name}{{" in httpx.get(address).text for name in wanted))
+    line = next(line for line in httpx.get(address).text.splitlines() if line.startswith("ray_genopt_requests_total{") and 'status="429"' in line)
+    assert 'code="over_capacity"' in line
+    assert 'application="genopt"' in line
 
 
 def test_undeploying_frees_the_port_and_a_foreign_listener_is_noticed(endpoint: deployment.Endpoint, folder: Path) -> None:

@@ -6,9 +6,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
+from genopt.serving.app import CanaryArguments
 from genopt.serving.binding import is_loopback
+from genopt.serving.canary_app import CANARY
 from genopt.serving.manifest import DRAIN_S, LONGEST_STREAM_S, ServeArguments
 
 SERVING = Path(__file__).parents[2] / "serving"
@@ -36,6 +40,27 @@ def test_the_service_waits_for_what_it_has_begun_and_mounts_what_it_needs() -> N
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
         assert "/keys" in {mount["mountPath"] for mount in container["volumeMounts"]}
     assert spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
+
+
+@pytest.mark.parametrize("name", ["serve-cpu.yaml", "serve-gpu.yaml", "serve-canary.yaml"])
+def test_a_template_is_a_serve_config_that_stays_on_this_machine(name: str) -> None:
+    content = yaml.safe_load((SERVING / name).read_text(encoding="utf-8"))
+    ServeDeploySchema.model_validate(content)
+    assert is_loopback(content["http_options"]["host"])
+    assert content["http_options"]["request_timeout_s"] > LONGEST_STREAM_S
+    arguments = ServeArguments.model_validate(content["applications"][0]["args"])
+    engine = content["applications"][0]["deployments"][0]
+    assert arguments.max_batch < engine["max_ongoing_requests"] < engine["max_queued_requests"]
+    assert bool(arguments.num_gpus) == ("gpu" in name)
+
+
+def test_the_canarys_template_serves_one_model_twice() -> None:
+    content = yaml.safe_load((SERVING / "serve-canary.yaml").read_text(encoding="utf-8"))
+    stable, canary = content["applications"]
+    arguments = CanaryArguments.model_validate(canary["args"])
+    assert (canary["name"], canary["route_prefix"]) == (CANARY, None)
+    assert arguments.serve.model_id == stable["args"]["model_id"]
+    assert (arguments.rollout.variant, arguments.rollout.stable) == (arguments.serve.variant.name, stable["args"]["variant"]["name"])
 
 
 def test_the_curl_client_explains_itself() -> None:
