@@ -187,7 +187,8 @@ class OrtDecoder:
         mask = np.zeros((self._slots, length), np.int64)
         mask[:rows, : self._length] = self._mask[:rows]
         for name, values in former.items():
-            cache[name][:rows, :, : self._length] = values[:rows]
+            for row, filled in enumerate(self._filled[:rows]):  # only what is filled, so that the rest still takes no memory
+                cache[name][row, :, :filled] = values[row, :, :filled]
         self._cache, self._mask, self._length = cache, mask, length
         self._binding = None
 
