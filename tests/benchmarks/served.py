@@ -75,13 +75,15 @@ def expected(tokens: int) -> str:
 
 
 @contextmanager
-def served(what: Subject, scaling: Scaling, *, num_cpus: float = 1.0, deployments: dict[str, dict[str, Any]] | None = None) -> Iterator[Endpoint]:
+def served(
+    what: Subject, scaling: Scaling, *, stream_interval_ms: float = 0.0, deployments: dict[str, dict[str, Any]] | None = None
+) -> Iterator[Endpoint]:  # fmt: skip
     """Serves it on a Ray of its own until the block ends.
 
     Args:
         what: To serve.
         scaling: Limits and replicas.
-        num_cpus: CPUs that a replica reserves; Ray counts them and takes none away.
+        stream_interval_ms: Shortest time between two pieces of a stream.
         deployments: Further Serve options by deployment name.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -92,9 +94,10 @@ def served(what: Subject, scaling: Scaling, *, num_cpus: float = 1.0, deployment
     with tempfile.TemporaryDirectory() as name:
         content = serve_config(
             application="genopt", model_id="m", variant=Plan(name="v", engine=what.engine, options=what.options), artifact=what.artifact,
-            model_folder=what.model_folder, host="127.0.0.1", port=port, scaling=scaling, threads=what.threads, num_cpus=num_cpus, num_gpus=0,
+            model_folder=what.model_folder, host="127.0.0.1", port=port, scaling=scaling, threads=what.threads, num_cpus=1, num_gpus=0,
             log_folder=Path(name) / "logs",
         )  # fmt: skip
+        content["applications"][0]["args"]["stream_interval_ms"] = stream_interval_ms
         listed = {entry["name"]: entry for entry in content["applications"][0]["deployments"]}
         for deployed, extra in (deployments or {}).items():
             listed[deployed] = {**listed.get(deployed, {"name": deployed}), **extra}

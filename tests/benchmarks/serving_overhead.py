@@ -105,11 +105,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--stream-interval-ms", type=float, default=0.0, help="as in serve.yaml: shortest time between two pieces of a stream")
     parser.add_argument("--turns", type=int, default=2)
     options = parser.parse_args()
     most = max(options.concurrency)
     scaling = Scaling(target_ongoing_requests=most, max_ongoing_requests=2 * most, max_queued_requests=4 * most, min_replicas=1, max_replicas=1)
-    with subject(options) as what, served(what, scaling) as endpoint:
+    with subject(options) as what, served(what, scaling, stream_interval_ms=options.stream_interval_ms) as endpoint:
         for concurrency in options.concurrency:
             sides: dict[str, Times] = {side: {"ttft_ms": [], "tpot_ms": [], "output_tok_s": []} for side in ("engine", "served")}
             limits = {"ttft_ms": float("inf"), "tpot_ms": float("inf")}
