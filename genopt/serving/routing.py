@@ -75,10 +75,13 @@ class Routed:
         async with aclosing(self._stable.generate(ask, caller)) as events:
             async for event in events:
                 watch.take(event)
+                if found is not None and watch.ended:  # before it is passed on: who has the last event may not ask for another
+                    self._note(watch)
+                    self._copy(watch, ask, caller, found)
                 yield event
-        if found is None:
-            return
-        self._note(watch)
+
+    def _copy(self, watch: _Watch, ask: Ask, caller: Caller, found: Route) -> None:
+        """Gives the canary a copy of some of the requests that the stable variant has answered."""
         if watch.complete and ask.temperature == 0 and len(self._copies) < MOST_COPIES and secrets.randbelow(10_000) < found.copies * 100:
             copy = asyncio.create_task(self._compare(ask, caller, watch.text))
             self._copies.add(copy)
@@ -120,13 +123,14 @@ class Routed:
             async for event in events:
                 watch.take(event)
                 if admitted is not None:
-                    if _is_fault(event):
+                    if watch.failed:
                         self._note_failure()
                         return
                     yield admitted
                     admitted = None
+                if watch.ended:
+                    self._note(watch)
                 yield event
-        self._note(watch)
 
     async def _compare(self, ask: Ask, caller: Caller, expected: str) -> None:
         """Gives the canary a copy, of which only the comparison remains."""
@@ -204,6 +208,11 @@ class _Watch:
         self.tokens = 0
         self.complete = False
         self.failed = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event was seen."""
+        return self.complete or self.failed
 
     def take(self, event: Event) -> None:
         if isinstance(event, Refusal):

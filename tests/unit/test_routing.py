@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import pytest
 
@@ -26,9 +27,12 @@ class FixedControl:
         self.seen: list[Observation] = []
         self.dead = asyncio.Event()
         self.compared = asyncio.Event()
+        self.told = asyncio.Event()
 
     async def exchange(self, seen: Sequence[Observation], dead: bool) -> Route | None:
         self.seen.extend(seen)
+        if seen:
+            self.told.set()
         if dead:
             self.dead.set()
         if any(one.agreement is not None for one in seen):
@@ -86,6 +90,22 @@ def test_a_dead_canary_is_not_asked_again_and_is_told_of() -> None:
 
 def test_without_word_of_the_rollout_the_stable_variant_answers() -> None:
     assert _answers(ScriptedBackend(*CANARY), FixedControl(share=100, silent=True)) == [STABLE]
+
+
+@pytest.mark.parametrize(("share", "arm"), [(0, "stable"), (100, "canary")])
+def test_a_caller_who_leaves_with_the_last_event_counts(share: float, arm: str) -> None:
+    control = FixedControl(share=share)
+
+    async def run() -> None:
+        routed = Routed(ScriptedBackend(*STABLE), ScriptedBackend(*CANARY), control)
+        async with aclosing(routed.generate(Ask(prompt="hi"), Caller(session="s"))) as events:
+            async for event in events:
+                if isinstance(event, Piece):
+                    break
+        await asyncio.wait_for(control.told.wait(), timeout=10)
+
+    asyncio.run(run())
+    assert [one.arm for one in control.seen] == [arm]
 
 
 def test_copies_are_compared_and_not_returned() -> None:
