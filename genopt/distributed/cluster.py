@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -201,3 +202,5 @@ def measuring_nodes() -> tuple[Node, ...]:
 def disconnect() -> None:
     """Leaves the cluster; an embedded one ends with it."""
     ray.shutdown()
+    # Ray numbers the actors of every cluster alike: a handle that is let go of later would end an actor of the next one.
+    gc.collect()

@@ -7,32 +7,26 @@ deadline both end with a report of the best so far.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.exceptions import RayError
 
 from genopt import catalog, clock
-from genopt.clock import Moment
 from genopt.distributed import cluster, rollout, sensitivity, stages
 from genopt.distributed.benches import Benches, Slot, budget_error
 from genopt.distributed.earlier import EarlierRuns, measure_finalists
 from genopt.distributed.fanout import TICK_S, FanOut
 from genopt.distributed.finalists import confirm, items_of
+from genopt.distributed.first_node import FirstNode
 from genopt.distributed.observers import JournalListener, RayMetrics
 from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
-from genopt.distributed.searcher import SearchRequest
+from genopt.distributed.search_phase import SearchPhase
 from genopt.distributed.sharing import share
-from genopt.distributed.tuning import search
 from genopt.environments.declaration import declared
-from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageCrashedError, StageError, StageTimeoutError, from_wire
+from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError
 from genopt.models.gguf import original_traits
 from genopt.plan import Artifact, Candidate, Plan, plan_of
 from genopt.progress import Broadcast, Listener
@@ -41,16 +35,12 @@ from genopt.search import precision
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
 from genopt.search.predict import runtime_of
-from genopt.search.propose import pool
-from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
 from genopt.store.shared import open_store
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, environments_of, failed, fits, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
-SEARCH_END_S = 3.0
-"""Ray Tune needs this long to end after its last trial has."""
 PROFILE_LIMIT_S = 60.0
 """The profile is stopped after this many seconds; it needs a fraction of them."""
 
@@ -119,6 +109,11 @@ class _Run:
         self._predictions = Predictions(self._task, self._expected_s)
         self._benches = Benches(lambda node: stages.start_bench(node, self._task.name, self._bench_config(node)), self._references_on)
         self._references_s = 0.0
+        self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick)
+        self._search = SearchPhase(
+            self._spec, self._task, budget, self._outcome, self._predictions, self._benches,
+            expected_s=self._expected_s, started=self._started, finished=self._ended, tick=self._tick,
+        )  # fmt: skip
 
     def go(self) -> RunFolder:
         """Does all that the budget allows and writes the report, whatever happens."""
@@ -161,14 +156,14 @@ class _Run:
             late = fan_out.run(self._catalogue(order), until, self._deadline())
         found = self._sensitivity(prepared)
         with self._phase("search", "Ray Tune proposes further candidates"):
-            self._search(facts, found)
+            self._search.go(facts, found)
         if late:
             with self._phase("candidates", "those that were put off"):
                 for plan in fan_out.run(late, self._deadline(), self._deadline()):
                     self._skip(plan)
         self._measure_again(fan_out)
         self._confirm(prepared)
-        return "the search space was exhausted" if self._budget.left_s > self._typical_s() + SEARCH_END_S else "the budget was used up"
+        return "the search space was exhausted" if self._search.has_time else "the budget was used up"
 
     @contextmanager
     def _phase(self, name: str, detail: str) -> Iterator[None]:
@@ -188,30 +183,6 @@ class _Run:
         self._listener.budget(self._budget.spent_s, self._budget.total_s)
         self._listener.activity(self._benches.states(TICK_S))
 
-    def _wait(self, reference: ray.ObjectRef[Any], deadline: float) -> dict[str, Any]:
-        """Waits for a stage's answer; Ctrl-C gets through. What is stopped at its deadline may say so, but not for long."""
-        while not ray.wait([reference], timeout=TICK_S)[0]:
-            self._tick()
-            if clock.now() > deadline + 2 * stages.GRACE_S:
-                ray.cancel(reference, force=True)
-                raise StageTimeoutError("A stage did not end in time and was stopped; see `ray status`, or give a larger --budget.")
-        try:
-            answer: dict[str, Any] = ray.get(reference)
-        except RayError as error:
-            raise StageCrashedError(f"The node or worker of a stage was lost ({type(error).__name__}); go on with `genopt resume`.") from None
-        if "error" in answer:
-            raise from_wire(answer["error"])
-        return answer
-
-    def _stage(self, kind: str, payload: dict[str, Any], deadline: float, cpus: float, gpus: float = 0.0) -> dict[str, Any]:
-        log, wire = str(self._folder.logs / f"{kind}.log"), Moment.of(deadline).model_dump(mode="json")
-        options = stages.run_stage_task.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=stages.on_node(self._nodes[0]))
-        found: dict[str, Any] = self._wait(options.remote(kind, payload, log, wire, self._threads()), deadline)["result"]
-        return found
-
-    def _threads(self) -> int:
-        return max(1, int(self._nodes[0].cpus))
-
     def _prepare(self) -> Prepared:
         payload = {
             "model": self._model.path, "eval_data": self._spec.eval_data, "calib_data": self._spec.calib_data, "seed": self._spec.seed,
@@ -219,21 +190,21 @@ class _Run:
             "max_context": self._model.max_context, "eval_tasks": self._spec.eval_tasks,
             "destination": str((self._folder.path / "data").absolute()),
         }  # fmt: skip
-        return Prepared.model_validate(self._stage(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))
+        return Prepared.model_validate(self._first.run(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))
 
     def _profile(self, prepared: Prepared) -> list[str]:
         """Profiles the original and returns the order of remedies that follows; a profile that fails costs only itself."""
         earlier = next((event["profile"] for event in self._folder.events() if event["event"] == "profile"), None)
         if earlier is None:
             payload = {
-                "model": self._model.path, "data": prepared.data, "threads": self._threads(),
+                "model": self._model.path, "data": prepared.data, "threads": self._first.threads,
                 "concurrency": self._spec.concurrency, "trace_folder": str((self._folder.path / "profile").absolute()),
                 "ceilings": str(self._store / "ceilings"),
             }  # fmt: skip
             # A long download may have used up the profile's share; it may then take a little of what is left.
             deadline = clock.now() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))
             try:
-                earlier = self._stage(self._task.profile_stage, payload, deadline, stages.node_cpus(self._nodes[0]), min(1.0, self._nodes[0].gpus))
+                earlier = self._first.run(self._task.profile_stage, payload, deadline, stages.node_cpus(self._first.node), self._first.gpus)
             except StageError as error:
                 self._listener.activity(f"no profile: {error}")
                 self._folder.append("profile_failed", reason=str(error))
@@ -267,7 +238,7 @@ class _Run:
         found: list[References | GenoptError] = []
         for reference in waiting:
             try:
-                found.append(References.model_validate(self._wait(reference, deadline)["result"]))
+                found.append(References.model_validate(self._first.wait(reference, deadline)["result"]))
             except GenoptError as error:
                 found.append(error)
         return found
@@ -291,7 +262,7 @@ class _Run:
         return stages.BuildFacts(
             store=self._location, shared=self._shared, original=self._original(), calibration=prepared.calibration,
             calibration_digest=prepared.calibration_digest,
-            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=self._threads(), gpus=self._nodes[0].gpus,
+            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=self._first.threads, gpus=self._nodes[0].gpus,
             libraries=self._libraries,
         )  # fmt: skip
 
@@ -311,9 +282,9 @@ class _Run:
             return None
         conditions = {
             "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._computing,
-            "hardware": self._hardware, "threads": self._threads(), "references": [plan.identity() for plan in self._task.references()],
+            "hardware": self._hardware, "threads": self._first.threads, "references": [plan.identity() for plan in self._task.references()],
         }  # fmt: skip
-        environment = {"cpu": self._cpu, "threads": self._threads(), "libraries": self._computing}
+        environment = {"cpu": self._cpu, "threads": self._first.threads, "libraries": self._computing}
         return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment)
 
     def _fresh(self) -> str:
@@ -343,70 +314,10 @@ class _Run:
 
     def _sensitivity(self, prepared: Prepared) -> precision.Sensitivity | None:
         """Which parts of the model bear fewer bits; None where that is of no use, or the budget is too short for it."""
-        if not self._task.sensitivity_stage or not precision.tells_families(self._task.space()) or self._trials_left() == 0:
+        if not self._task.sensitivity_stage or not precision.tells_families(self._task.space()) or self._search.trials_left() == 0:
             return None
-        earlier = next((event["sensitivity"] for event in self._folder.events() if event["event"] == "sensitivity"), None)
-        if earlier is not None:
-            return precision.Sensitivity.model_validate(earlier)
-        limit_s = sensitivity.allowed_s(self._budget.total_s, self._budget.left_s)
-        if not limit_s:
-            reason = f"the budget is too short to try the model's parts one by one, which takes {sensitivity.LEAST_S:.0f} s of it or more"
-            self._folder.append("sensitivity_skipped", reason=reason)
-            return None
-        with self._phase("sensitivity", "which parts of the model bear fewer bits"):
-            payload = {"model": self._model.path, "calibration": prepared.calibration}
-            found = sensitivity.measure(
-                self._task.sensitivity_stage, payload, self._nodes, lambda number: str(self._folder.logs / f"sensitivity-{number}.log"), limit_s,
-                self._tick,
-            )  # fmt: skip
-        if found is None or not found.parts:
-            self._folder.append("sensitivity_skipped", reason="no part could be tried in its time; see logs/sensitivity-0.log")
-            return None
-        self._folder.append("sensitivity", sensitivity=found.model_dump(mode="json"))
-        return found
-
-    def _search(self, facts: stages.BuildFacts, found: precision.Sensitivity | None) -> None:
-        if self._trials_left() == 0 or self._budget.left_s <= self._typical_s() + SEARCH_END_S:
-            return
-        space = self._task.space()
-        candidates = pool(
-            space, self._spec.seed, predict=lambda point: self._foreseen(space, point, found),
-            wanted=lambda point: self._spec.wants(space.plan(point)),
-        )  # fmt: skip
-        seeds = self._task.seeds()
-        if found is not None:
-            seeds[1:1] = precision.proposals(space, precision.solve(found), self._spec.quality)
-        references = {plan.identity() for plan in self._task.references()}
-        runtimes = {runtime_of(plan): plan for plan in map(space.plan, (*candidates.points, *seeds))}
-        while self._trials_left() != 0 and self._budget.left_s > self._typical_s() + SEARCH_END_S:
-            request = SearchRequest(
-                spec=self._spec, task=self._task.name, seeds=tuple(seeds), outcomes=tuple(self._outcome.of_points(space)),
-                known=tuple(sorted(self._outcome.identities() | references)), deadline=Moment.of(self._deadline() - SEARCH_END_S),
-                expected_s={runtime: self._expected_s(plan) for runtime, plan in runtimes.items()}, guard_s=self._budget.guard_s,
-                trials=self._trials_left(),
-            )  # fmt: skip
-            lost = search(
-                request, candidates, facts, self._benches.slots, finished=self._ended,
-                started=lambda plan: self._started(plan, self._expected_s(plan)), tick=self._tick,
-            )  # fmt: skip
-            if not lost:
-                break
-            for slot in tuple(self._benches.slots):
-                self._benches.recover(slot)
-
-    def _foreseen(self, space: Space, point: Point, found: precision.Sensitivity | None) -> tuple[float, ...]:
-        """What can be said of a point before it is tried: the logarithm of its expected pace, and what its bits are expected to cost."""
-        expected = self._predictions.predict(space.plan(point))
-        pace = math.log(expected.value) if expected is not None else math.nan
-        return (pace,) if found is None else (pace, precision.predicted_kl(space, point, found))
-
-    def _trials_left(self) -> int | None:
-        """How many candidates the search may still add, those of earlier sessions counted; None for any number."""
-        if self._spec.max_trials is None:
-            return None
-        first = {plan.identity() for plan in self._task.catalogue()}
-        first |= {plan_of(one).identity() for one in self._outcome.candidates if one.earlier and not one.is_measured}
-        return max(0, self._spec.max_trials - len(self._outcome.identities() - first))
+        payload = {"model": self._model.path, "calibration": prepared.calibration}
+        return sensitivity.of_run(self._folder, self._budget, self._task.sensitivity_stage, payload, self._nodes, self._phase, self._tick)
 
     def _confirm(self, prepared: Prepared) -> None:
         """Lets those who would win do tasks, where the spec names some."""
@@ -416,13 +327,12 @@ class _Run:
 
         def score(plan: Plan, artifact: Artifact) -> list[TaskScores]:
             request = TaskRequest(
-                model=self._model.path, artifact=artifact, engine=plan.engine, options=session_options(plan, self._threads()), items=own,
+                model=self._model.path, artifact=artifact, engine=plan.engine, options=session_options(plan, self._first.threads), items=own,
                 tasks=self._spec.eval_tasks, limit=self._spec.eval_limit, context=self._model.max_context, data=prepared.data,
                 seed=self._spec.seed, store=self._location, libraries=self._computing, fresh=self._fresh(),
             )  # fmt: skip
-            node = self._nodes[0]
-            payload, cpus = request.model_dump(mode="json"), stages.node_cpus(node)
-            found = self._stage(self._task.tasks_stage, payload, self._deadline(), cpus, min(1.0, node.gpus))
+            payload, cpus = request.model_dump(mode="json"), stages.node_cpus(self._first.node)
+            found = self._first.run(self._task.tasks_stage, payload, self._deadline(), cpus, self._first.gpus)
             return [TaskScores.model_validate(item) for item in found["tasks"]]
 
         with self._phase("finalists", "tasks for those who would win"):
@@ -435,10 +345,6 @@ class _Run:
     def _revised(self, candidate: Candidate) -> None:
         self._outcome.revise(candidate)
         self._listener.finished(candidate)
-
-    def _typical_s(self) -> float:
-        """Expected seconds of one searched candidate."""
-        return self._expected_s(self._task.space().plan(self._task.seeds()[0]))
 
     def _expected_s(self, plan: Plan) -> float:
         references = self._outcome.references

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
@@ -13,7 +14,9 @@ from genopt.clock import Moment
 from genopt.distributed import stages
 from genopt.distributed.cluster import Node
 from genopt.distributed.fanout import TICK_S
+from genopt.search.budget import Budget
 from genopt.search.precision import FAMILIES, Sensitivity, joined
+from genopt.store.run_folder import RunFolder
 
 SHARE = 0.05
 """Most of the whole budget that the pass may take."""
@@ -32,6 +35,43 @@ def allowed_s(total_s: float, left_s: float) -> float:
     """
     found = min(SHARE * total_s, left_s / 4)
     return found if found >= LEAST_S else 0.0
+
+
+def of_run(
+    folder: RunFolder,
+    budget: Budget,
+    kind: str,
+    payload: dict[str, Any],
+    nodes: Sequence[Node],
+    phase: Callable[[str, str], AbstractContextManager[None]],
+    tick: Callable[[], None],
+) -> Sensitivity | None:
+    """What an earlier session of a run found, else what a pass finds now; None where there is no time for one, which the journal then says.
+
+    Args:
+        folder: The run's folder.
+        budget: The run's clock.
+        kind: The task's stage.
+        payload: As for `measure`.
+        nodes: As for `measure`.
+        phase: Opens a phase of the run.
+        tick: Called about once a second.
+    """
+    earlier = next((event["sensitivity"] for event in folder.events() if event["event"] == "sensitivity"), None)
+    if earlier is not None:
+        return Sensitivity.model_validate(earlier)
+    limit_s = allowed_s(budget.total_s, budget.left_s)
+    if not limit_s:
+        reason = f"the budget is too short to try the model's parts one by one, which takes {LEAST_S:.0f} s of it or more"
+        folder.append("sensitivity_skipped", reason=reason)
+        return None
+    with phase("sensitivity", "which parts of the model bear fewer bits"):
+        found = measure(kind, payload, nodes, lambda number: str(folder.logs / f"sensitivity-{number}.log"), limit_s, tick)
+    if found is None or not found.parts:
+        folder.append("sensitivity_skipped", reason="no part could be tried in its time; see logs/sensitivity-0.log")
+        return None
+    folder.append("sensitivity", sensitivity=found.model_dump(mode="json"))
+    return found
 
 
 def measure(

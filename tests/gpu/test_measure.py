@@ -41,14 +41,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stranger() -> Iterator[int]:
     """Process id of one that computes on the GPU and is no child of ours, since its parent ended at once."""
-    reading, writing = os.pipe()
-    os.set_inheritable(reading, True)
-    with subprocess.Popen(["sh", "-c", f'{{ "$0" -c "$1" <&{reading} & }}', sys.executable, STRANGER], stdout=subprocess.PIPE, text=True,
-                          pass_fds=[reading]) as shell:  # fmt: skip
-        os.close(reading)
-        assert shell.stdout is not None
-        yield int(shell.stdout.readline())
-        os.close(writing)
+    leave = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+    with subprocess.Popen([sys.executable, "-c", leave, STRANGER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        yield int(parent.stdout.readline())
 
 
 def test_the_state_of_every_gpu_is_read() -> None:

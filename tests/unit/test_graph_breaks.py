@@ -72,6 +72,8 @@ def test_a_break_has_its_reason_and_its_place_and_equal_layers_are_traced_once(t
     assert len(model.model.layers) == 4
 
 
+# The alarm may ring while the garbage collector calls Hypothesis, which swallows it; it rings again.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tracing_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("genopt.profiling.graph_breaks.START_S", 0.0)
     monkeypatch.setattr("genopt.profiling.graph_breaks.MODULE_S", 0.0)
