@@ -6,9 +6,9 @@ engine. A session is used by one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from pydantic import Field
 
@@ -76,6 +76,12 @@ class Scores(Record):
 
     log_probs: tuple[tuple[float, ...], ...]
     top_ids: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, found: Iterable[Distributions]) -> Self:
+        """Those of sequences whose distributions are known."""
+        rows = [(tuple(one.log_probs.tolist()), tuple(one.top_ids.tolist())) for one in found]
+        return cls(log_probs=tuple(log_probs for log_probs, _ in rows), top_ids=tuple(ids for _, ids in rows))
 
 
 class Memory(Record):

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from genopt.engines.base import Generation, GenerationRequest, OnToken, StepOutcome, TokenLogProbs
+from genopt.engines.base import Generation, GenerationRequest, OnToken, RunningBatch, StepOutcome, TokenLogProbs
 from genopt.engines.rows import Logits, Row
 
 
@@ -148,7 +148,7 @@ def _length(row: Row) -> int:
     return len(row.request.prompt_ids) + row.request.max_new_tokens
 
 
-def generate_together(batch: DecodingBatch, requests: Sequence[GenerationRequest], on_token: OnToken | None) -> list[Generation]:
+def generate_together(batch: RunningBatch, requests: Sequence[GenerationRequest], on_token: OnToken | None) -> list[Generation]:
     """Continues requests that come at once, as `TextSession.generate` promises.
 
     Raises:

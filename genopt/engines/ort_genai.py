@@ -80,10 +80,7 @@ class OrtGenaiSession:
         """
         for sequence in sequences:
             self._check(sequence, len(sequence) - 1)
-        results = [self._distributions(sequence, 0) for sequence in sequences]
-        return Scores(
-            log_probs=tuple(tuple(found.log_probs.tolist()) for found in results), top_ids=tuple(tuple(found.top_ids.tolist()) for found in results)
-        )  # fmt: skip
+        return Scores.of([self._distributions(sequence, 0) for sequence in sequences])
 
     def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
         """See `TextSession.distributions`.

@@ -202,10 +202,7 @@ class TorchSession:
         for sequence in sequences:
             require_fit(sequence, len(sequence) - 1, context=self._context, vocabulary=self._vocabulary)
         with products.by_fp32(self._slow):
-            results = [self._distributions(sequence, 0) for sequence in sequences]
-        return Scores(
-            log_probs=tuple(tuple(found.log_probs.tolist()) for found in results), top_ids=tuple(tuple(found.top_ids.tolist()) for found in results)
-        )  # fmt: skip
+            return Scores.of([self._distributions(sequence, 0) for sequence in sequences])
 
     @torch.inference_mode()
     def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:

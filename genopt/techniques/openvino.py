@@ -87,7 +87,7 @@ class OpenVino:
                     source, export=True, compile=False, local_files_only=True, load_in_8bit=False, quantization_config=config
                 )  # fmt: skip
             except (ValueError, KeyError, NotImplementedError) as error:
-                raise InfeasibleError(f"OpenVINO cannot take this model ({str(error)[:200].rstrip('.')}); use another engine for it.") from None
+                raise InfeasibleError(f"OpenVINO cannot take this model ({str(error)[:200].rstrip('.')}); use another engine for it.") from error
             model.save_pretrained(scratch)
             shutil.move(Path(scratch, "openvino_model.bin"), destination / WEIGHTS)
             shutil.move(Path(scratch, "openvino_model.xml"), destination / GRAPH)

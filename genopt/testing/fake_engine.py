@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, StepOutcome, TokenLogProbs
+from genopt.engines.decoding import generate_together
 from genopt.engines.distribution import Distributions, Wanted
 from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record
@@ -127,17 +128,7 @@ class FakeSession:
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
         """See `TextSession.generate`."""
-        batch = self.running_batch(len(requests))
-        for index, request in enumerate(requests):
-            batch.join(index, request)
-        found: dict[int, Generation] = {}
-        while batch.busy:
-            outcome = batch.step()
-            found.update(outcome.ended)
-            for index, token, log_probs in outcome.tokens:
-                if on_token is not None and not on_token(index, token, log_probs):
-                    batch.leave(index)
-        return [found[index] for index in range(len(requests))]
+        return generate_together(self.running_batch(len(requests)), requests, on_token)
 
     def running_batch(self, slots: int) -> FakeBatch:
         """See `Joinable.running_batch`."""

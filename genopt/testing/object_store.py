@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from genopt.errors import StageError
+
 _SERVER = """
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -28,8 +30,10 @@ def object_store(bucket: str = "genopt-test") -> Iterator[str]:
     from pyarrow import fs
 
     with subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None  # noqa: S101 - it is a pipe
-        address = f"127.0.0.1:{int(server.stdout.readline())}"
+        line = next(iter(server.stdout or ()), "")
+        if not line:
+            raise StageError("The S3 server for tests did not start; install genopt with its test extra.")
+        address = f"127.0.0.1:{int(line)}"
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}.items():
                 patch.setenv(name, value)

@@ -16,7 +16,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -83,8 +83,8 @@ class Grid:
             found[1:1] = proposals(self.space, solve(self.sensitivity), BAR)
         return [point for point in (*first, *found) if key(point) in self.values]
 
-    def _volume(self, values: object, axes: int) -> float:
-        return hypervolume([value[:axes] for value in values], tuple(self._worst[:axes]))  # type: ignore[attr-defined]
+    def _volume(self, values: Collection[tuple[float, ...]], axes: int) -> float:
+        return hypervolume([value[:axes] for value in values], tuple(self._worst[:axes]))
 
     def share(self, found: Sequence[Point], axes: int) -> float:
         """Hypervolume of what was found, as a share of the grid's."""

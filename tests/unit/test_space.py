@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from genopt.plan import Plan, Step
 from genopt.search.propose import encoded, pool
 from genopt.search.rules import ORIGINAL, Rule, objection, reaches
-from genopt.search.space import Dimension, Owner, Space, Tunable
+from genopt.search.space import Choice, Dimension, Owner, Space, Tunable
 from genopt.tasks.text_generation import TextGeneration
 from genopt.testing.contracts import check_space
 from genopt.testing.fake_task import FakeTask
@@ -69,8 +70,8 @@ def test_points_are_found_again_and_strangers_are_not() -> None:
 
 
 @given(st.randoms(use_true_random=False))
-def test_a_walk_gives_a_point_that_completes_to_itself(random: object) -> None:
-    point = SPACE.walk(lambda dimension: random.choice(dimension.choices))  # type: ignore[attr-defined]
+def test_a_walk_gives_a_point_that_completes_to_itself(random: Random) -> None:
+    point = SPACE.walk(lambda dimension: random.choice(dimension.choices))
     assert SPACE.complete(point) == point
     assert point in list(SPACE.points())
 
@@ -115,5 +116,10 @@ def test_dimensions_are_all_that_points_have() -> None:
     asked: list[Dimension] = []
     for point in SPACE.points():
         assert point.keys() <= known.keys()
-    SPACE.walk(lambda dimension: asked.append(dimension) or dimension.choices[-1])  # type: ignore[func-returns-value]
+
+    def last(dimension: Dimension) -> Choice:
+        asked.append(dimension)
+        return dimension.choices[-1]
+
+    SPACE.walk(last)
     assert all(known[dimension.name] == dimension for dimension in asked)
