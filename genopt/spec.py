@@ -20,14 +20,21 @@ Reuse = Literal["nothing", "quality", "everything"]
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+def duration_s(text: str) -> float:
+    """Seconds of `90s`, `10m`, `1.5h`, `300ms` or a plain number of seconds.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)?\s*", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m or 1h")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
 def parse_duration(value: object) -> object:
-    """Turns `90s`, `10m`, `1.5h`, `300ms` or a plain number of seconds into seconds; leaves anything else alone."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)?\s*", value)
-        if match is None:
-            raise ValueError(f"{value!r} is not a duration; write for example 90s, 10m or 1h")
-        return float(match[1]) * _UNITS[match[2] or "s"]
-    return value
+    """Turns text into seconds as `duration_s` does; leaves anything else alone."""
+    return duration_s(value) if isinstance(value, str) else value
 
 
 def parse_share(value: object) -> object:

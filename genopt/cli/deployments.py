@@ -61,10 +61,10 @@ def deploy(
 
 def _policy(share: str, shadow: bool, step_time: str, step_requests: int) -> Policy:
     from genopt.serving.canary import Policy, steps_from
-    from genopt.spec import parse_duration
+    from genopt.spec import duration_s
 
     try:
-        first, step_s = float(share.removesuffix("%")), float(str(parse_duration(step_time)))
+        first, step_s = float(share.removesuffix("%")), duration_s(step_time)
     except ValueError:
         first, step_s = 0.0, 0.0
     if not 0 < first <= 100:

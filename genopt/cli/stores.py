@@ -71,12 +71,12 @@ def gc(
 
 def _seconds(text: str | None) -> float | None:
     from genopt.errors import SpecError
-    from genopt.spec import parse_duration
+    from genopt.spec import duration_s
 
     if text is None:
         return None
     try:
-        return float(str(parse_duration(text)))
+        return duration_s(text)
     except ValueError as error:
         raise SpecError(f"Bad value for --older-than: {error}.") from None
 

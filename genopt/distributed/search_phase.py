@@ -99,7 +99,7 @@ class SearchPhase:
             seeds[1:1] = precision.proposals(space, precision.solve(found), self._spec.quality)
         references = {plan.identity() for plan in self._task.references()}
         runtimes = {runtime_of(plan): plan for plan in map(space.plan, (*candidates.points, *seeds))}
-        lost = _Lost(self._finished)
+        lost = LostCandidates(self._finished)
         while self._goes_on():
             for slot in tuple(self._benches.slots):  # a node that died is dropped before anything waits for it
                 self._benches.recover(slot)
@@ -125,7 +125,7 @@ class SearchPhase:
         return (pace,) if found is None else (pace, precision.predicted_kl(space, point, found))
 
 
-class _Lost:
+class LostCandidates:
     """Candidates whose node or worker was lost, which says nothing about them: each is tried once more.
 
     Args:

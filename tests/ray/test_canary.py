@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-import ray
 import yaml
-from ray import serve
 
 from genopt.errors import DeploymentError
 from genopt.plan import Plan
@@ -22,7 +19,6 @@ from genopt.serving.canary import Policy
 from genopt.serving.canary_app import CANARY
 from genopt.serving.manifest import Scaling, serve_config
 from genopt.serving.rollout import read_progress
-from genopt.testing.plugin import write_plugin
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.ray
@@ -33,11 +29,9 @@ SLOW = Policy(steps=(50.0, 100.0), step_s=3600, step_requests=5)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("canary")
-    write_tiny_tokenizer(path / "model", context=400)
-    write_plugin(path / "plugin")
-    return path
+def folder(embedded_ray: Path) -> Path:
+    write_tiny_tokenizer(embedded_ray / "model", context=400)
+    return embedded_ray
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +59,8 @@ def config(folder: Path, port: int) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="module")
-def url(folder: Path, config: Callable[..., Path]) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        source = str(Path(deployment.__file__).parents[2])
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "plugin"), source]))
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
-        try:
-            path = config("old")
-            yield deployment.deploy(path, wait_s=WAIT_S, progress=print).url
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+def url(config: Callable[..., Path]) -> str:
+    return deployment.deploy(config("old"), wait_s=WAIT_S, progress=print).url
 
 
 def _ask(url: str, session: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import threading
 import time
@@ -24,7 +23,6 @@ from genopt.plan import Plan
 from genopt.serving import client, deployment
 from genopt.serving.batching import EngineLoad
 from genopt.serving.manifest import Scaling, serve_config
-from genopt.testing.plugin import write_plugin
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.ray
@@ -56,33 +54,13 @@ def _config(folder: Path, *, variant: str = "fast", port: int, host: str = "127.
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("serving")
-    write_tiny_tokenizer(path / "model", context=CONTEXT)
-    write_plugin(path / "plugin")
-    return path
+def folder(embedded_ray: Path) -> Path:
+    write_tiny_tokenizer(embedded_ray / "model", context=CONTEXT)
+    return embedded_ray
 
 
 @pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        source = str(Path(deployment.__file__).parents[2])
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "plugin"), source]))
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_metrics_report_interval_ms", "500")
-        ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
-        try:
-            yield
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def endpoint(cluster: None, folder: Path) -> deployment.Endpoint:
+def endpoint(folder: Path) -> deployment.Endpoint:
     said: list[str] = []
     found = deployment.deploy(_config(folder, port=_free_port()), wait_s=WAIT_S, progress=said.append)
     assert said[-1] == "genopt: running"
@@ -366,7 +344,7 @@ def test_undeploying_frees_the_port_and_a_foreign_listener_is_noticed(endpoint: 
             deployment.deploy(config, wait_s=5, progress=lambda text: None)
 
 
-def test_a_variant_that_cannot_start_is_a_deployment_error_with_its_cause(cluster: None, folder: Path) -> None:
+def test_a_variant_that_cannot_start_is_a_deployment_error_with_its_cause(folder: Path) -> None:
     config = _config(folder, variant="broken", port=_free_port(), model_folder=folder / "nothing")
     with pytest.raises(DeploymentError, match=r"has no tokenizer\.json"):
         deployment.deploy(config, wait_s=WAIT_S, progress=lambda text: None)
