@@ -295,15 +295,15 @@ class _Run:
         """Takes over what the spec allows of earlier runs, and measures again who would win by that."""
         if self._earlier is None or self._spec.reuse == "nothing":
             return
-        found = self._earlier.take_over(self._outcome.identities())
-        for one in found:
-            self._ended(one)
-        known = self._earlier.count([plan for plan in self._catalogue([]) if self._spec.reuse != "everything"])
-        if found:
-            self._listener.activity(f"{len(found)} candidates are taken over from earlier runs")
-        elif known:
+        if self._spec.reuse == "everything":
+            found = self._earlier.take_over(self._outcome.identities())
+            for one in found:
+                self._ended(one)
+            if found:
+                self._listener.activity(f"{len(found)} candidates are taken over from earlier runs")
+            self._measure_again(fan_out)
+        elif known := self._earlier.count(self._catalogue([])):
             self._listener.activity(f"earlier runs measured {known} of the candidates alike; --reuse everything would take their numbers over")
-        self._measure_again(fan_out)
 
     def _measure_again(self, fan_out: FanOut) -> None:
         """No number of another run makes a winner."""

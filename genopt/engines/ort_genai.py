@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from pydantic import Field
 
 from genopt.engines.base import SPARE_THREADS, Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.engines.decoding import DecodingBatch, generate_together
-from genopt.engines.distribution import Distributions, Wanted, distributions, require_rows
+from genopt.engines.distribution import Distributions, Wanted, require_rows
+from genopt.engines.normalizer import Normalizer
 from genopt.engines.ort_model import OrtDecoder, OrtModel
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import require_fit
@@ -47,8 +46,7 @@ class OrtGenaiSession:
         self._model = OrtModel(folder, threads=options.threads, spin=options.spin)
         self._context = min(self._model.shape.context, options.max_context or self._model.shape.context)
         self._held_bytes = 0
-        self._workers = options.threads or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="log-softmax")
+        self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
 
     def warm_up(self) -> None:
         """Runs a prompt and a decode step once."""
@@ -94,18 +92,8 @@ class OrtGenaiSession:
         return self._distributions(sequence, wanted)
 
     def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        targets = np.asarray(sequence[1:], np.int64)
-        cache = self._model.cache(1, len(targets))
-        found: list[Distributions] = []
-        done = 0
-        for logits in self._model.read(sequence[:-1], cache, 0):
-            share = -(-len(logits) // self._workers)
-            cuts = [slice(start, min(start + share, len(logits))) for start in range(0, len(logits), share)]
-            of_text = [slice(done + cut.start, done + cut.stop) for cut in cuts]
-            asked = [wanted if isinstance(wanted, int) else wanted[part] for part in of_text]
-            found += self._pool.map(distributions, [logits[cut] for cut in cuts], [targets[part] for part in of_text], asked)
-            done += len(logits)
-        return Distributions.joined(found)
+        cache = self._model.cache(1, len(sequence) - 1)
+        return self._normalizer.text(self._model.read(sequence[:-1], cache, 0), sequence[1:], wanted)
 
     def _check(self, ids: Sequence[int], length: int) -> None:
         require_fit(ids, length, context=self._context, vocabulary=self._model.shape.vocabulary)
@@ -117,7 +105,7 @@ class OrtGenaiSession:
 
     def close(self) -> None:
         """See `TextSession.close`."""
-        self._pool.shutdown()
+        self._normalizer.close()
         del self._model
 
 
