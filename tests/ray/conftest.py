@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,22 +10,29 @@ from pathlib import Path
 import pytest
 import ray
 from ray import serve
-from ray.serve._private.router import SharedRouterLongPollClient
+from ray._private import state
 
 import genopt
 from genopt.testing.nodes import Nodes, several_nodes
 from genopt.testing.plugin import write_plugin
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_of_earlier_clusters() -> None:
-    """Lets go of handles of actors in clusters that this process was connected to before.
+@pytest.fixture(scope="session", autouse=True)
+def no_two_clusters_number_alike() -> Iterator[None]:
+    """Gives this process a job number of its own in each cluster that it connects to, and so its actors numbers of their own.
 
-    Ray numbers the actors of every cluster alike. A handle that goes out of scope later ends the actor of that number in the cluster
-    of that time, and Serve goes on asking the controller that it knows by that number.
+    Ray numbers the actors of every cluster alike. A handle of an earlier cluster that goes out of scope later, be it that Serve's
+    threads hold it, would end the actor of that number in the cluster of that time.
     """
-    SharedRouterLongPollClient.get_or_create.cache_clear()
-    gc.collect()
+    connections = itertools.count(1)
+    draw = state.next_job_id
+
+    def next_job_id() -> ray.JobID:
+        return [draw() for _ in range(next(connections))][-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "next_job_id", next_job_id)
+        yield
 
 
 @pytest.fixture(scope="module")
