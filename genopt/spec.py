@@ -92,7 +92,7 @@ class RunSpec(Record):
         budget: Wall-clock seconds from start to written report (accepts `60m`).
         quality: Quality bar as a share of the original's (accepts `99%`).
         objective: What the winner is chosen by among accepted candidates.
-        slo: Latency limits in seconds by name (accepts `ttft_p99=300ms`).
+        slo: Latency limits in seconds by name (accepts `ttft_p99=300ms`); where `arrivals` is set, of requests that arrive so.
         eval_data: Text, JSON lines or Parquet file for the quality gate, or JSON lines with a `prompt` and its `answer`, or
             `choices` with a `label`, that finalists are also asked; None uses Python's own help texts.
         eval_tasks: Tasks of lm-evaluation-harness that finalists do: names, or paths of YAML files.

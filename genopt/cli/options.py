@@ -30,7 +30,7 @@ TaskName = Annotated[str | None, typer.Option(help="Task; inferred from the mode
 BudgetTime = Annotated[str | None, typer.Option(help="Wall-clock time from start to report, such as 10m.  [default: 60m]")]
 Quality = Annotated[str | None, typer.Option(help="Share of the original's quality that must be held.  [default: 99%]")]
 ObjectiveName = Annotated[str | None, typer.Option(help="latency, throughput, memory or balanced.  [default: latency]")]
-Slo = Annotated[str | None, typer.Option(help="Latency limits, such as ttft_p99=300ms,tpot_p99=30ms.")]
+Slo = Annotated[str | None, typer.Option(help="Latency limits, such as ttft_p99=300ms,tpot_p99=30ms; with --arrivals, queueing included.")]
 EvalData = Annotated[str | None, typer.Option(help="Text (txt, jsonl, parquet) or questions (jsonl) to judge on.  [default: Python's help texts]")]
 EvalTask = Annotated[list[str] | None, typer.Option(help="Task of lm-evaluation-harness for finalists: a name or a YAML file; repeatable.")]
 EvalLimit = Annotated[int | None, typer.Option(help="Most items of each task.  [default: all]")]
