@@ -35,10 +35,14 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "llamacpp": "genopt.engines.llamacpp:LlamaCppEngine",
         "openvino": "genopt.engines.openvino:OpenVinoEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
+        "vllm": "genopt.engines.vllm:VllmEngine",
+        "vllm_cpu": "genopt.engines.vllm:VllmCpuEngine",
     },
     "environments": {
         "llamacpp": "genopt.environments.built_in:LLAMACPP",
         "openvino": "genopt.environments.built_in:OPENVINO",
+        "vllm": "genopt.environments.built_in:VLLM",
+        "vllm-cpu": "genopt.environments.built_in:VLLM_CPU",
     },
 }
 

@@ -56,7 +56,7 @@ class Preparation(Record):
         location: The store as every machine finds it.
         nodes: Nodes that measure.
         libraries: Versions that decide the bytes of artifacts.
-        environments: Engine environments that every one of them has.
+        environments: Engine environments that every one of them has, with digests of what they consist of.
         hardware: Digest of the measuring nodes' hardware; empty where they differ.
         cpu: What their processors are called.
     """
@@ -71,7 +71,7 @@ class Preparation(Record):
     location: str
     nodes: tuple[cluster.Node, ...]
     libraries: dict[str, str]
-    environments: frozenset[str]
+    environments: dict[str, str]
     hardware: str
     cpu: str
 
@@ -182,19 +182,25 @@ def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict
     if not found:
         raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
     facts = next(iter(found.values()))
-    shared = _on_every_node([answer["environment"]["engine_environments"] for answer in found.values()])
+    shared = _on_every_node(list(found.values()))
     digests = {machine.hardware_digest(answer["hardware"]) for answer in found.values()}
     digest = digests.pop() if len(digests) == 1 else ""
     return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}, "digest": digest}
 
 
-def _on_every_node(states: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What can be said of each engine environment for all nodes: built where each has it, else how the first that has not puts it."""
-    return {name: next((here.get(name, "absent") for here in states if here.get(name) != "built"), "built") for name in states[0]}
+def _on_every_node(answers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What can be said of each engine environment for all nodes.
+
+    Built where each has it, else how the first that has not puts it; outdated where they have different versions in it.
+    """
+    states = [answer["environment"]["engine_environments"] for answer in answers]
+    shared = {name: next((here.get(name, "absent") for here in states if here.get(name) != "built"), "built") for name in states[0]}
+    alike = {name for name, digest in answers[0]["engines"].items() if all(other["engines"].get(name) == digest for other in answers)}
+    return {name: "outdated" if state == "built" and name not in alike else state for name, state in shared.items()}
 
 
-def _built(facts: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(name for name, state in facts["environment"]["engine_environments"].items() if state == "built")
+def _built(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {name: facts["engines"][name] for name, state in facts["environment"]["engine_environments"].items() if state == "built"}
 
 
 def interrupted(folder: RunFolder, budget: Budget, found: str) -> InterruptedRunError:

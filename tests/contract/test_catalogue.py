@@ -36,6 +36,8 @@ ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "llamacpp": ("gguf", {"threads": 2}),
     "openvino": ("openvino", {"threads": 2}),
     "ort_genai": ("onnx_genai", {"threads": 2}),
+    "vllm": ("hf", {"threads": 2}),
+    "vllm_cpu": ("hf", {"threads": 2, "precision": "float32"}),
 }
 
 
