@@ -1,8 +1,8 @@
-"""The one place where tasks, techniques, engines and their environments are registered.
+"""The one place where tasks, techniques, engines, their sessions and environments are registered.
 
 A name maps to "module:Class", so that looking a name up imports only what it names. Other
 distributions add entries through the entry-point groups `genopt.tasks`, `genopt.techniques`,
-`genopt.engines` and `genopt.environments`.
+`genopt.engines`, `genopt.sessions` and `genopt.environments`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from genopt.errors import SpecError
 
-Kind = Literal["tasks", "techniques", "engines", "environments"]
+Kind = Literal["tasks", "techniques", "engines", "sessions", "environments"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "tasks": {"text-generation": "genopt.tasks.text_generation:TextGeneration"},
@@ -32,11 +32,16 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     },
     "engines": {
         "torch": "genopt.engines.torch_engine:TorchEngine",
+        "diffusers": "genopt.engines.diffusers_engine:DiffusersEngine",
         "llamacpp": "genopt.engines.llamacpp:LlamaCppEngine",
         "openvino": "genopt.engines.openvino:OpenVinoEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
         "vllm": "genopt.engines.vllm:VllmEngine",
         "vllm_cpu": "genopt.engines.vllm:VllmCpuEngine",
+    },
+    "sessions": {
+        "text": "genopt.text_calls:TextCalls",
+        "image": "genopt.image_calls:ImageCalls",
     },
     "environments": {
         "llamacpp": "genopt.environments.built_in:LLAMACPP",

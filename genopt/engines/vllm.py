@@ -53,6 +53,7 @@ class VllmEngine:
     """See `genopt.engines.base.Engine`; on NVIDIA GPUs."""
 
     name = "vllm"
+    modality = "text"
     accepts = frozenset({"hf"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm"
@@ -78,6 +79,7 @@ class VllmCpuEngine:
     """See `genopt.engines.base.Engine`; the same library, built for CPUs."""
 
     name = "vllm_cpu"
+    modality = "text"
     accepts = frozenset({"hf"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm-cpu"
