@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genopt.engines.base import Memory
 from genopt.engines.diffusers_engine import SCHEDULERS, DiffusersOptions
@@ -31,9 +31,11 @@ GUIDED: Mapping[str, tuple[str, ...]] = {
 ATTENTION_STEPS, ATTENTION_EVERY = (100, 850), 2
 """Pyramid Attention Broadcast: between which timesteps, and how often attention is computed there."""
 WARM_UP_STEPS = 2
+NO_STEP = 10**9
+"""A timestep outside of every range."""
 
 
-class _Cancelled(Exception):  # noqa: N818 - nothing failed
+class _Cancelled(Exception):
     """Leaves the pipeline where nobody waits for any image of a batch."""
 
 
@@ -55,18 +57,18 @@ class DiffusersSession:
         self._options = options
         self._pipeline = pipelines.load_pipeline(folder, options.dtype)
         self._denoiser_name = pipelines.denoiser_name(self._pipeline.components)
-        self._denoiser: nn.Module = self._pipeline.components[self._denoiser_name]
+        self._denoiser: Any = self._pipeline.components[self._denoiser_name]
         self._longest_prompt = pipelines.longest_prompt(self._pipeline)
         self._steps: int = options.num_inference_steps or pipelines.default(self._pipeline, "num_inference_steps")
         self._guidance: float | None = options.guidance_scale
         if self._guidance is None:
             self._guidance = pipelines.default(self._pipeline, "guidance_scale")
-        self._timestep = 0.0
+        self._timestep = NO_STEP
         self._set_scheduler()
         self._require_guided()
         self._set_cache()
         self._lay_out()
-        self._alone: nn.Module | None = self._compiled()
+        self._alone = self._compiled()
 
     @property
     def pipeline(self) -> Any:
@@ -90,12 +92,8 @@ class DiffusersSession:
             raise InfeasibleError(f"{type(self._pipeline).__name__} cannot end its guidance early; leave the option guidance_end out.")
 
     def _set_cache(self) -> None:
-        from diffusers.hooks import (
-            FirstBlockCacheConfig,
-            PyramidAttentionBroadcastConfig,
-            apply_first_block_cache,
-            apply_pyramid_attention_broadcast,
-        )
+        from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first_block_cache
+        from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
         if self._options.cache == "first_block":
             try:
@@ -123,19 +121,19 @@ class DiffusersSession:
         if self._options.vae_tiling:
             self._pipeline.vae.enable_tiling()
 
-    def _compiled(self) -> nn.Module | None:
+    def _compiled(self) -> Any:
         """The denoiser for images that are made alone; batches of every size would be compiled again."""
         if self._options.compile == "regional":
             self._denoiser.compile_repeated_blocks(dynamic=False)
         if self._options.compile != "denoiser":
             return None
         mode = "max-autotune-no-cudagraphs" if self._device.type == "cuda" else None
-        compiled: nn.Module = torch.compile(self._denoiser, dynamic=False, mode=mode)
-        return compiled
+        return torch.compile(self._denoiser, dynamic=False, mode=mode)
 
     @property
     def _device(self) -> torch.device:
-        return next(self._denoiser.parameters()).device
+        found: torch.device = next(self._denoiser.parameters()).device
+        return found
 
     def warm_up(self) -> None:
         """Makes an image, with all of its steps where they are compiled: guided ones and others are two kinds."""
@@ -188,17 +186,17 @@ class DiffusersSession:
         names = GUIDED.get(type(self._pipeline).__name__, ())
         return lambda step: names if self._options.guidance_end < 1 and step == last else ()
 
-    def _noted(self, timestep: float) -> None:
+    def _noted(self, timestep: int) -> None:
         self._timestep = timestep
 
     @contextmanager
     def _prepared(self, count: int) -> Iterator[None]:
         """With the denoiser for so many images, and caches that know of no earlier ones."""
-        from diffusers.hooks import HookRegistry
+        from diffusers.hooks.hooks import HookRegistry
 
         if self._options.cache != "none":
             HookRegistry.check_if_exists_or_initialize(self._denoiser).reset_stateful_hooks(recurse=True)
-        self._timestep = math.inf
+        self._timestep = NO_STEP
         alone = self._alone if count == 1 else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # images of pixels that are no numbers, which are looked at afterwards
@@ -221,7 +219,7 @@ class _Run:
     """One batch on its way through the pipeline."""
 
     def __init__(
-        self, count: int, on_step: OnStep | None, ending: Callable[[int], tuple[str, ...]], noted: Callable[[float], None]
+        self, count: int, on_step: OnStep | None, ending: Callable[[int], tuple[str, ...]], noted: Callable[[int], None]
     ) -> None:  # fmt: skip
         self._on_step, self._ending, self._noted = on_step, ending, noted
         self._wanted = dict.fromkeys(range(count), True)
@@ -233,7 +231,7 @@ class _Run:
         """Called by the pipeline after each step."""
         self._times.append(time.monotonic_ns())
         self._latents = tensors["latents"]
-        self._noted(float(timestep))
+        self._noted(int(timestep))
         if self._on_step is not None:
             for request, wanted in self._wanted.items():
                 self._wanted[request] = wanted and self._on_step(request, index + 1, pipeline.num_timesteps)
