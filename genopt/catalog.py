@@ -17,7 +17,10 @@ from genopt.errors import SpecError
 Kind = Literal["tasks", "techniques", "engines", "sessions", "environments"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
-    "tasks": {"text-generation": "genopt.tasks.text_generation:TextGeneration"},
+    "tasks": {
+        "text-generation": "genopt.tasks.text_generation:TextGeneration",
+        "text-to-image": "genopt.tasks.text_to_image:TextToImage",
+    },
     "techniques": {
         "torchao_int8_weight_only": "genopt.techniques.torchao_int8:Int8WeightOnly",
         "torchao_int8_dynamic": "genopt.techniques.torchao_int8:Int8Dynamic",
@@ -29,6 +32,9 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",
         "distill": "genopt.techniques.distill:Distill",
+        "diffusers_int8_weight_only": "genopt.techniques.diffusers_denoiser:DenoiserInt8WeightOnly",
+        "diffusers_int8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserInt8Dynamic",
+        "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
     },
     "engines": {
         "torch": "genopt.engines.torch_engine:TorchEngine",

@@ -66,7 +66,7 @@ def write_serve_config(
     if is_shared(spec.store):  # the path is that of the machine that measured it
         with open_store(spec.store).local(artifact) as here:
             artifact = here
-    knee = {int(name.partition("@")[2]): metric.value for name, metric in chosen.metrics.items() if name.startswith("throughput_tok_s@")}
+    knee = {streams: metric.value for streams, metric in chosen.rates.items()}
     config = serve_config(
         application=APPLICATION, model_id=Path(report.model.id).name, variant=plan_of(chosen).model_copy(update={"options": options}),
         artifact=Path(artifact.path), model_folder=Path(report.model.path), host=where.host or spec.host, port=where.port or spec.port,

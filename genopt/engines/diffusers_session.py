@@ -58,7 +58,7 @@ class DiffusersSession:
         self._pipeline = pipelines.load_pipeline(folder, options.dtype)
         self._denoiser_name = pipelines.denoiser_name(self._pipeline.components)
         self._denoiser: Any = self._pipeline.components[self._denoiser_name]
-        self._longest_prompt = pipelines.longest_prompt(self._pipeline)
+        self._tokenizers = pipelines.Tokenizers.of_pipeline(self._pipeline)
         self._steps: int = options.num_inference_steps or pipelines.default(self._pipeline, "num_inference_steps")
         self._guidance: float | None = options.guidance_scale
         if self._guidance is None:
@@ -172,13 +172,9 @@ class DiffusersSession:
         return run.images([_png(image) for image in images])
 
     def _require_prompt(self, prompt: str) -> None:
-        if self._longest_prompt is None:
-            return
-        tokens = pipelines.prompt_tokens(self._pipeline, prompt)
-        if tokens > self._longest_prompt:
-            raise SpecError(
-                f"The prompt has {tokens} tokens and this pipeline reads {self._longest_prompt}; shorten it.", {"param": "prompt"}
-            )  # fmt: skip
+        problem = self._tokenizers.objection(prompt)
+        if problem:
+            raise SpecError(problem, {"param": "prompt"})
 
     def _ending(self, steps: int | None) -> Callable[[int], tuple[str, ...]]:
         """What of the pipeline's inputs is halved after a step because guidance ends there."""

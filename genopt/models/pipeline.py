@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +94,43 @@ def default(pipeline: Any, parameter: str) -> Any:
     return None if found is None or found.default is inspect.Parameter.empty else found.default
 
 
-def longest_prompt(pipeline: Any) -> int | None:
-    """Tokens that the pipeline's most patient tokenizer keeps of a prompt; None where none has a limit."""
-    limits = [part.model_max_length for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None]
-    known = [limit for limit in limits if limit < LONGEST_PROMPT]
-    return max(known) if known and len(known) == len(limits) else None
+class Tokenizers:
+    """A pipeline's tokenizers: how long a prompt may be.
 
+    Args:
+        tokenizers: Those of the components.
+    """
 
-def prompt_tokens(pipeline: Any, prompt: str) -> int:
-    """Tokens of a prompt with the most patient tokenizer, special ones included."""
-    counts = [
-        len(part(prompt, truncation=False, verbose=False).input_ids) for name, part in pipeline.components.items()
-        if name.startswith("tokenizer") and part is not None and part.model_max_length == longest_prompt(pipeline)
-    ]  # fmt: skip
-    return max(counts, default=0)
+    def __init__(self, tokenizers: Sequence[Any]) -> None:
+        limits = [one.model_max_length for one in tokenizers]
+        known = bool(limits) and max(limits) < LONGEST_PROMPT
+        self._limit: int = max(limits) if known else 0
+        # The most patient one counts: pipelines with several give the others the beginning.
+        self._patient = next((one for one in tokenizers if one.model_max_length == self._limit), None) if known else None
+
+    @classmethod
+    def of_pipeline(cls, pipeline: Any) -> Tokenizers:
+        """Those of an open pipeline."""
+        return cls([part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None])
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Tokenizers:
+        """Those of a pipeline's folder."""
+        from transformers import AutoTokenizer
+
+        names = [name for name in components(folder) if name.startswith("tokenizer")]
+        try:
+            return cls([AutoTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names])
+        except (OSError, ValueError) as error:
+            cause = str(error).splitlines()[0].rstrip(".")
+            raise ModelError(f"A tokenizer of {folder} cannot be loaded ({cause}); fetch the whole pipeline again.") from None
+
+    def objection(self, prompt: str) -> str:
+        """Why a prompt is too long, in a sentence; an empty text where it is not."""
+        if self._patient is None:
+            return ""
+        tokens = len(self._patient(prompt, truncation=False, verbose=False).input_ids)
+        return f"The prompt has {tokens} tokens and this pipeline reads {self._limit}; shorten it." if tokens > self._limit else ""
 
 
 def matrices(denoiser: nn.Module) -> dict[str, nn.Linear]:

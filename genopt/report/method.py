@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genopt.plan import Candidate
+from genopt.plan import RATES, Candidate
 from genopt.quality.preference import FEWEST, SIGNIFICANT, TOLERATED
 from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
@@ -10,7 +10,6 @@ from genopt.report.model import REFERENCES, Report
 _COLUMNS = (("Decode", "decode_tok_s"), ("TTFT", "ttft_ms"), ("Latency", "latency_ms"), ("Step", "step_ms"))
 _RESOURCES = (("Peak memory", "peak_memory_bytes"), ("Load", "load_s"))
 _STATUSES = ("accepted", "inconclusive", "rejected", "failed", "infeasible", "skipped")
-_RATES = ("throughput_tok_s@", "images_per_s@")
 
 
 def ordered(report: Report) -> list[Candidate]:
@@ -31,7 +30,7 @@ def kind(candidate: Candidate, report: Report) -> str:
 def columns(report: Report) -> list[tuple[str, str]]:
     """Headings and metric names of the table of candidates: what was measured of this modality, throughput at the most streams."""
     names = {name for candidate in report.candidates for name in candidate.metrics}
-    rates = sorted((name for name in names if name.startswith(_RATES)), key=_streams)
+    rates = sorted((name for name in names if name.startswith(RATES)), key=_streams)
     throughput = [(f"Throughput @{_streams(rates[-1])}", rates[-1])] if rates else []
     return [column for column in (*_COLUMNS, *throughput, *_RESOURCES) if column[1] in names]
 

@@ -25,7 +25,7 @@ from genopt.plan import JsonValue, Plan
 from genopt.process import SessionProcess, run_stage
 from genopt.quality.audit import audit
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
-from genopt.search.rules import ORIGINAL, objection, rule_of
+from genopt.search.rules import objection, rule_of
 from genopt.search.space import Space
 from genopt.store.artifacts import folder_digest
 from genopt.tasks.base import session_options
@@ -154,7 +154,7 @@ def check_space(task: Any) -> None:
     engines = {name: catalog.load("engines", name) for name in catalog.names("engines")}
     rules = {name: rule_of(catalog.load("techniques", name)) for name in catalog.names("techniques")}
 
-    def unfit(plan: Plan, original: frozenset[str] = ORIGINAL) -> str:
+    def unfit(plan: Plan, original: frozenset[str] = space.original) -> str:
         return objection(plan, [rules[step.technique] for step in plan.steps], engines[plan.engine].accepts, original)
 
     names: set[str] = set()
@@ -171,7 +171,7 @@ def check_space(task: Any) -> None:
     assert all(space.complete(seed) == seed for seed in task.seeds())
     assert not any(map(unfit, task.references()))
     for plan in task.catalogue():  # runs leave out those whose first step asks more of an original than this one has
-        special = ORIGINAL | (rules[plan.steps[0].technique].requires if plan.steps else frozenset())
+        special = space.original | (rules[plan.steps[0].technique].requires if plan.steps else frozenset())
         assert not unfit(plan, special), f"{plan.name}: {unfit(plan, special)}"
     assert len({plan.name for plan in task.catalogue()}) == len(task.catalogue())
 
