@@ -1,8 +1,8 @@
-"""The one place where tasks, techniques, engines, their sessions and environments are registered.
+"""The one place where tasks, techniques, engines, their sessions, served APIs and environments are registered.
 
 A name maps to "module:Class", so that looking a name up imports only what it names. Other
 distributions add entries through the entry-point groups `genopt.tasks`, `genopt.techniques`,
-`genopt.engines`, `genopt.sessions` and `genopt.environments`.
+`genopt.engines`, `genopt.sessions`, `genopt.apis` and `genopt.environments`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from genopt.errors import SpecError
 
-Kind = Literal["tasks", "techniques", "engines", "sessions", "environments"]
+Kind = Literal["tasks", "techniques", "engines", "sessions", "apis", "environments"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "tasks": {
@@ -48,6 +48,10 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "sessions": {
         "text": "genopt.text_calls:TextCalls",
         "image": "genopt.image_calls:ImageCalls",
+    },
+    "apis": {
+        "text": "genopt.serving.text_api:TextApi",
+        "image": "genopt.serving.image_api:ImageApi",
     },
     "environments": {
         "llamacpp": "genopt.environments.built_in:LLAMACPP",
