@@ -60,6 +60,7 @@ def optimize(
     eval_task: options.EvalTask = None,
     eval_limit: options.EvalLimit = None,
     calib_data: options.CalibData = None,
+    scorer: options.Scorer = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     prompts: options.Prompts = None,
@@ -84,7 +85,7 @@ def optimize(
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
     spec = spec_of(
         model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data,
-        eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data,
+        eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data, scorer=scorer,
         include=include, exclude=exclude, prompts=prompts, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
         concurrency=listed(concurrency), arrivals=arrivals, precision=precision, address=address, store=store, out=out,
         deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code, reuse=reuse_of(fresh, reuse),

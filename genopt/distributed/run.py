@@ -188,7 +188,7 @@ class _Run:
         payload = {
             "model": self._model.path, "eval_data": self._spec.eval_data, "calib_data": self._spec.calib_data, "seed": self._spec.seed,
             "prompts": self._spec.prompts, "prompt_tokens": self._spec.prompt_tokens, "output_tokens": self._spec.output_tokens,
-            "max_context": self._model.max_context, "eval_tasks": self._spec.eval_tasks,
+            "max_context": self._model.max_context, "eval_tasks": self._spec.eval_tasks, "scorer": self._spec.scorer,
             "destination": str((self._folder.path / "data").absolute()),
         }  # fmt: skip
         return Prepared.model_validate(self._first.run(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))

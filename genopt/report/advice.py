@@ -51,7 +51,10 @@ def _inconclusive(report: Report) -> str | None:
     undecided = _with(report, "inconclusive")
     if not undecided:
         return None
-    return f"Decide {_names(undecided)} with more evaluation text (a longer `--eval-data`) or more time (a larger `--budget`)."
+    if report.model.modality == "image" and not report.evaluation.get("scorer"):
+        return f"Decide {_names(undecided)} with a scorer of images: `--scorer` takes a CLIP model, a classifier or a Python function."
+    more = "more prompts" if report.model.modality == "image" else "more evaluation text (a longer `--eval-data`)"
+    return f"Decide {_names(undecided)} with {more} or more time (a larger `--budget`)."
 
 
 def _skipped(report: Report) -> str | None:

@@ -42,7 +42,7 @@ def _streams(name: str) -> int:
 def speed(report: Report) -> str:
     """What a speedup is."""
     text = report.model.modality == "text"
-    unit = "time per output token of a single stream, that is (end-to-end latency - TTFT) / (tokens - 1)" if text else "latency"
+    unit = "time per output token of a single stream, that is (end-to-end latency - TTFT) / (tokens - 1)" if text else "time from request to image"
     return (
         "Every candidate was timed in turns with the baseline in the same run, so that drift of the machine hits both alike. A speedup is the "
         f"baseline's median {unit}, over the candidate's, with a bootstrap 95% interval; above 1 is faster. Speed against the original is that "
@@ -64,8 +64,8 @@ def noise(report: Report) -> str:
 def quality(report: Report) -> str:
     """What a quality ratio is, and on what data."""
     bar = wording.percent(report.quality_bar)
-    if report.model.modality != "text":
-        return f"The quality ratio is each candidate's metric divided by the original's on the same prompts and seeds; the bar is {bar}."
+    if report.model.modality == "image":
+        return _image_quality(report, bar)
     text = (
         "The quality ratio is exp(-(mean NLL of the candidate - mean NLL of the original)) over the same evaluation text, that is the original's "
         f"perplexity divided by the candidate's, with a paired bootstrap 95% interval. Accepted: the lower bound holds {bar}. Rejected: the upper "
@@ -78,6 +78,27 @@ def quality(report: Report) -> str:
         text += f" Evaluation text: {facts['source']}, {facts['available_tokens']} tokens{_digest(facts.get('digest'))}."
     if "calibration_source" in facts:
         text += f" Calibration text, which shares nothing with it: {facts['calibration_source']}{_digest(facts.get('calibration_digest'))}."
+    return text
+
+
+def _image_quality(report: Report, bar: str) -> str:
+    """The same for images."""
+    facts = report.evaluation
+    scorer = facts.get("scorer")
+    if scorer:
+        text = (
+            f"The quality ratio is the mean {scorer} of a candidate's images over that of the original's, on the same prompts and seeds, with a "
+            f"paired bootstrap 95% interval. Accepted: the lower bound holds {bar}. Rejected: the upper bound misses it at one of the looks, which "
+            "share one error rate; only the last look accepts."
+        )
+    else:
+        text = (
+            "No scorer was given, so quality is fidelity: the mean structural similarity (SSIM) to the original's images of the same prompts and "
+            f"seeds, whose 95% lower bound has to hold {bar}. What makes other images stays undecided, since nothing says whether they are as good."
+        )
+    text += " How far images differ (SSIM, PSNR, a perceptual distance) is difference, not damage: it tells the same images from different ones."
+    if "source" in facts and "available_images" in facts:
+        text += f" Prompts: {facts['source']}, {facts['available_images']} images of {facts['prompts']} prompts{_digest(facts.get('digest'))}."
     return text
 
 
