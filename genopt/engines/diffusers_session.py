@@ -75,6 +75,16 @@ class DiffusersSession:
         """The opened pipeline."""
         return self._pipeline
 
+    @property
+    def denoiser(self) -> Any:
+        """Its component that every step runs."""
+        return self._denoiser
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of requests that name none."""
+        return self._steps
+
     def _set_scheduler(self) -> None:
         if self._options.scheduler is None:
             return

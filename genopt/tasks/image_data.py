@@ -139,3 +139,25 @@ def _require_short(folder: Path, texts: Sequence[str]) -> None:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def profile(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
+    """Profiles the original; see `genopt.profiling.images.profile_pipeline`.
+
+    Args:
+        payload: `model` (folder), `data` (the prepare stage's file), `threads`, `trace_folder`, `ceilings` (folder of their cache).
+    """
+    from genopt.profiling.ceiling_cache import CeilingCache
+    from genopt.profiling.images import profile_pipeline
+
+    prompt = ImageSet.model_validate_json(Path(payload["data"]).read_text(encoding="utf-8")).prompts[0]
+    found = profile_pipeline(
+        Path(payload["model"]), prompt=prompt, threads=payload["threads"], progress=_print, trace_folder=Path(payload["trace_folder"]),
+        cache=CeilingCache(Path(payload["ceilings"])),
+    )  # fmt: skip
+    content: dict[str, Any] = found.model_dump(mode="json")
+    return content
+
+
+def _print(message: str) -> None:
+    print(message, flush=True)
