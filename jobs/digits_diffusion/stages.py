@@ -37,7 +37,7 @@ def train_classifier(model: ResNetForImageClassification, data: Digits, stage: S
     for _ in stage:
         index = _draw(len(data.labels), BATCH, generator)
         logits = model(as_rgb(vary(data.images[index], generator))).logits
-        stage.loss = _step(functional.cross_entropy(logits, data.labels[index]), optimizer, 3e-3, stage)
+        stage.loss = _step(functional.cross_entropy(logits, data.labels[index]), optimizer, stage)
     model.eval()
 
 
@@ -57,7 +57,7 @@ def train_vae(model: AutoencoderKL, data: Digits, stage: Stage, generator: torch
         noise = torch.randn(posterior.mean.shape, generator=generator, device=images.device)
         restored = model.decode(posterior.mean + posterior.std * noise).sample
         loss = functional.l1_loss(restored, images) + functional.mse_loss(restored, images) + KL_WEIGHT * posterior.kl().mean()
-        stage.loss = _step(loss, optimizer, 1e-3, stage)
+        stage.loss = _step(loss, optimizer, stage)
     model.eval()
     latents = torch.cat([mean for mean, _ in _encoded(model, data.images)])
     model.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
@@ -91,7 +91,7 @@ def train_denoiser(
         ratio = signal[time] / (1 - signal[time])
         weight = ratio.clamp(max=SNR_LIMIT) / ratio
         loss = (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
-        stage.loss = _step(loss, optimizer, 1e-3, stage)
+        stage.loss = _step(loss, optimizer, stage)
         _follow(average, both, min(AVERAGE_OVER, (1 + step) / (10 + step)))
     both.load_state_dict(average.state_dict())
     both.eval()
@@ -112,10 +112,10 @@ def _optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-2, fused=True)
 
 
-def _step(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float, stage: Stage) -> Tensor:
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer, stage: Stage) -> Tensor:
     """One step; the rate rises over the first steps and falls as a cosine to the stage's end."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * min(1.0, (stage.done + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * stage.share))
+        group["lr"] = optimizer.defaults["lr"] * min(1.0, (stage.done + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * stage.share))
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)

@@ -53,7 +53,7 @@ def test_equal_families_have_equal_bytes(tmp_path: Path) -> None:
 def test_a_clip_tokenizer_reads_words_whole_and_anything_else_in_pieces() -> None:
     from genopt.testing.clip_tokenizer import clip_tokenizer
 
-    tokenizer = clip_tokenizer(["seven", "a"], context=8)
-    assert tokenizer.tokenize("A seven") == ["a</w>", "seven</w>"]
+    tokenizer = clip_tokenizer(["in", "thin", "nine", "a"], context=8)
+    assert tokenizer.tokenize("A thin nine in") == ["a</w>", "thin</w>", "nine</w>", "in</w>"]
     assert tokenizer.unk_token not in tokenizer.tokenize("Zürich 7!")
     assert len(tokenizer("a", padding="max_length").input_ids) == 8
