@@ -20,7 +20,7 @@ from genopt.engines.diffusers_engine import SCHEDULERS, DiffusersOptions
 from genopt.engines.images import GeneratedImage, ImageRequest, OnStep, require_shape
 from genopt.engines.process_memory import process_memory
 from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageError
-from genopt.models import pipeline as pipelines
+from genopt.models import pipeline_loading as pipelines
 
 GUIDED: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionPipeline": ("prompt_embeds",),

@@ -1,138 +1,123 @@
-"""Text-to-image pipelines in diffusers: one way to load them, and to tell their parts."""
+"""Diffusion pipelines as diffusers saves them: their components, and which of these denoises."""
 
 from __future__ import annotations
 
-import inspect
-import json
-import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import Any, Literal
 
 from genopt.errors import ModelError
-from genopt.models import quantized
+from genopt.models.headers import TAKES, has_pickles, no_weights, read_json, weights
+from genopt.plan import Record
 
-DENOISERS = ("unet", "transformer")
-"""Names of the component that every step runs."""
-LONGEST_PROMPT = 1_000_000
-"""Tokenizers without a limit give a larger number than this."""
+Denoiser = Literal["unet", "transformer"]
+
+DENOISERS: Mapping[str, Denoiser] = {
+    "UNet2DConditionModel": "unet",  # Stable Diffusion 1 and 2, SDXL, and what was distilled from them
+    "PixArtTransformer2DModel": "transformer",
+    "Transformer2DModel": "transformer",  # DiT, and PixArt as it was saved first
+    "SD3Transformer2DModel": "transformer",
+    "FluxTransformer2DModel": "transformer",
+}
+"""The kind of denoiser by its class in diffusers; those whose blocks are known."""
+
+_COMPONENT_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_NOT_TEXT_TO_IMAGE = ("Img2Img", "Inpaint", "Upscale", "Video", "Audio", "Edit", "Depth2Img", "Super")
 
 
-def denoiser_name(names: Iterable[str]) -> str:
-    """Which of a pipeline's components denoises.
+class Component(Record):
+    """A part of a pipeline.
 
-    Raises:
-        ModelError: None of them is known to.
+    Attributes:
+        name: Its folder.
+        architecture: Class name.
+        library: What loads it.
+        dtype: The dtype that most parameters have, or an empty text for a part without weights.
+        parameters: Elements of all stored tensors.
+        bytes: Size of the weight files.
     """
-    found = next((name for name in DENOISERS if name in set(names)), None)
-    if found is None:
-        raise ModelError(f"The pipeline has neither of {', '.join(DENOISERS)}; give a pipeline whose denoiser has one of these names.")
-    return found
+
+    name: str
+    architecture: str
+    library: str
+    dtype: str = ""
+    parameters: int = 0
+    bytes: int = 0
 
 
-def components(folder: Path) -> dict[str, str]:
-    """Class name by component, of those that have one."""
-    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    return {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]}
+class Pipeline(Record):
+    """What a pipeline's folder holds.
+
+    Attributes:
+        architecture: Class name.
+        components: In the order of model_index.json.
+        dtype: The dtype that most parameters of all components have.
+        denoiser: Kind of the component that denoises; None where its class is unknown.
+    """
+
+    architecture: str
+    components: tuple[Component, ...]
+    dtype: str
+    denoiser: Denoiser | None
 
 
-def load_pipeline(folder: Path, dtype: str | None = None) -> Any:
-    """Loads a pipeline for inference, on the GPU where there is one; components that a transform quantized stay so.
+def inspect_pipeline(folder: Path, *, trust_remote_code: bool) -> Pipeline:
+    """Reads a pipeline's folder and proves that its components are there and whole.
 
     Args:
-        folder: Folder that `save_pretrained` wrote.
-        dtype: Name of a dtype, or None for the checkpoint's.
+        folder: Folder with a model_index.json.
+        trust_remote_code: Accept a pipeline that brings its own Python code.
 
     Raises:
-        ModelError: A component is missing or cannot be loaded.
+        ModelError: Something is missing, corrupt, pickled, or makes no images from text.
     """
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    wanted = stored_dtype(folder) if dtype is None else getattr(torch, dtype)
-    try:
-        given = {name: quantized.load(folder / name, wanted) for name in components(folder) if quantized.is_quantized(folder / name)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what libraries deprecate among themselves
-            pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=wanted, local_files_only=True, **given)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelError(f"The pipeline in {folder} cannot be loaded ({cause}); fetch all of its component folders again.") from None
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """What most of the denoiser's floating-point parameters are stored in."""
-    from safetensors import safe_open
-
-    counts: dict[torch.dtype, int] = {}
-    for path in sorted((folder / denoiser_name(components(folder))).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - it is no mapping
-                tensor = weights.get_slice(name)
-                dtype = _DTYPES.get(tensor.get_dtype())
-                if dtype is not None:
-                    counts[dtype] = counts.get(dtype, 0) + int(torch.Size(tensor.get_shape()).numel())
-    found = max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
-    # Kernels of half precision are missing or slow on CPUs; checkpoints come in it to be small.
-    return torch.float32 if found == torch.float16 and not torch.cuda.is_available() else found
+    index = read_json(folder / "model_index.json")
+    classes = dict(_classes(index))
+    named = index.get("_class_name")
+    architecture = str(named[-1] if isinstance(named, list) and named else named)
+    if not any(name.startswith("text_encoder") for name in classes) or any(word in architecture for word in _NOT_TEXT_TO_IMAGE):
+        raise ModelError(f"{folder} is {architecture}; {TAKES}, so give one of those.")
+    own_code = isinstance(named, list) or any((folder / name / f"{library}.py").is_file() for name, (library, _) in classes.items())
+    if own_code and not trust_remote_code:
+        raise ModelError(f"{folder} brings Python code of its own; read that code, then add --trust-remote-code if you trust it.")
+    elements: Counter[str] = Counter()
+    components = []
+    for name, (library, class_name) in classes.items():
+        found, size = _component_weights(folder, name)
+        dtype = found.most_common(1)[0][0] if found else ""
+        components.append(Component(name=name, architecture=class_name, library=library, dtype=dtype, parameters=found.total(), bytes=size))
+        elements.update(found)
+    if not elements:
+        raise no_weights(folder)
+    return Pipeline(
+        architecture=architecture, components=tuple(components), dtype=elements.most_common(1)[0][0], denoiser=_denoiser(tuple(components))
+    )
 
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+def _classes(index: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Library and class by component; [null, null] stands for one that was left out, such as a safety checker."""
+    for name, entry in index.items():
+        if not name.startswith("_") and isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
+            yield name, (entry[0], entry[1])
 
 
-def default(pipeline: Any, parameter: str) -> Any:
-    """What a call of the pipeline takes for a parameter that it is not given."""
-    found = inspect.signature(type(pipeline).__call__).parameters.get(parameter)
-    return None if found is None or found.default is inspect.Parameter.empty else found.default
+def _component_weights(folder: Path, name: str) -> tuple[Counter[str], int]:
+    """Elements by dtype and bytes of a component; what has a config.json is a model and must have weights."""
+    component = folder / name
+    if not component.is_dir():
+        raise ModelError(f"{folder} names the component {name!r} but has no such folder; fetch the whole pipeline again.")
+    found, size = weights(component, _COMPONENT_WEIGHTS)
+    if found:
+        return found, size
+    variants = sorted(path.name for path in component.glob("*.*.safetensors"))
+    if variants:
+        raise ModelError(f"{component} has a variant of its weights only ({variants[0]}); load it with diffusers' `variant` and save it again.")
+    if (component / "config.json").is_file() or has_pickles(component):
+        raise no_weights(component)
+    return found, size
 
 
-class Tokenizers:
-    """A pipeline's tokenizers: how long a prompt may be.
-
-    Args:
-        tokenizers: Those of the components.
-    """
-
-    def __init__(self, tokenizers: Sequence[Any]) -> None:
-        limits = [one.model_max_length for one in tokenizers]
-        known = bool(limits) and max(limits) < LONGEST_PROMPT
-        self._limit: int = max(limits) if known else 0
-        # The most patient one counts: pipelines with several give the others the beginning.
-        self._patient = next((one for one in tokenizers if one.model_max_length == self._limit), None) if known else None
-
-    @classmethod
-    def of_pipeline(cls, pipeline: Any) -> Tokenizers:
-        """Those of an open pipeline."""
-        return cls([part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None])
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Tokenizers:
-        """Those of a pipeline's folder."""
-        from transformers import AutoTokenizer
-
-        names = [name for name in components(folder) if name.startswith("tokenizer")]
-        try:
-            return cls([AutoTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names])
-        except (OSError, ValueError) as error:
-            cause = str(error).splitlines()[0].rstrip(".")
-            raise ModelError(f"A tokenizer of {folder} cannot be loaded ({cause}); fetch the whole pipeline again.") from None
-
-    def objection(self, prompt: str) -> str:
-        """Why a prompt is too long, in a sentence; an empty text where it is not."""
-        if self._patient is None:
-            return ""
-        tokens = len(self._patient(prompt, truncation=False, verbose=False).input_ids)
-        return f"The prompt has {tokens} tokens and this pipeline reads {self._limit}; shorten it." if tokens > self._limit else ""
-
-
-def matrices(denoiser: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of a denoiser by name."""
-    return {name: module for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
+def _denoiser(components: tuple[Component, ...]) -> Denoiser | None:
+    kinds = [DENOISERS[component.architecture] for component in components if component.architecture in DENOISERS]
+    return kinds[0] if len(kinds) == 1 else None

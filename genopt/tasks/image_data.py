@@ -128,7 +128,7 @@ def _divided(texts: list[str], seed: int) -> tuple[list[str], list[str]]:
 
 
 def _require_short(folder: Path, texts: Sequence[str]) -> None:
-    from genopt.models.pipeline import Tokenizers
+    from genopt.models.pipeline_loading import Tokenizers
 
     tokenizers = Tokenizers.of_folder(folder)
     for text in texts:

@@ -159,7 +159,7 @@ def _denoiser(folder: Path) -> tuple[str, Any]:
     """Name and module of a pipeline's denoiser, on the CPU in the checkpoint's precision."""
     import diffusers
 
-    from genopt.models.pipeline import components, denoiser_name, stored_dtype
+    from genopt.models.pipeline_loading import components, denoiser_name, stored_dtype
 
     parts = components(folder)
     name = denoiser_name(parts)
@@ -168,7 +168,7 @@ def _denoiser(folder: Path) -> tuple[str, Any]:
 
 
 def _inner_matrices(denoiser: nn.Module, least_features: int) -> frozenset[str]:
-    from genopt.models.pipeline import matrices
+    from genopt.models.pipeline_loading import matrices
 
     return frozenset(
         path for path, module in matrices(denoiser).items() if _is_inner(path) and min(module.in_features, module.out_features) >= least_features

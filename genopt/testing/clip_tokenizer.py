@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from genopt.testing.tiny_tokenizer import byte_characters
@@ -23,13 +24,21 @@ def clip_tokenizer(words: Sequence[str], *, context: int) -> CLIPTokenizer:
     """
     from transformers import CLIPTokenizer
 
-    merges: list[Any] = list(dict.fromkeys(pair for word in words for pair in _merges(word)))  # annotated as texts, read as pairs
+    merges: list[Any] = list(_merges(words))  # annotated as texts, read as pairs
     characters = byte_characters()
     tokens = [*characters, *(character + WORD_END for character in characters), *dict.fromkeys("".join(pair) for pair in merges), START, END]
     return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges, model_max_length=context)
 
 
-def _merges(word: str) -> list[tuple[str, str]]:
-    """The pairs that join a word's characters from left to right."""
-    parts = [*word[:-1], word[-1] + WORD_END]
-    return [("".join(parts[:end]), parts[end]) for end in range(1, len(parts))]
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs that join each word's characters, most urgent first; no later word's pairs come before those that an earlier one needs."""
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        parts = [*word[:-1], word[-1] + WORD_END]
+        while len(parts) > 1:
+            pairs = list(pairwise(parts))
+            pair = min(pairs, key=lambda known: ranks.get(known, len(ranks)))  # the first one where none is known
+            ranks.setdefault(pair, len(ranks))
+            place = pairs.index(pair)
+            parts[place : place + 2] = ["".join(pair)]
+    return list(ranks)
