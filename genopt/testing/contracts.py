@@ -76,8 +76,9 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     result = scratch / "first"
     assert not [path for path in result.rglob("*") if path.name.startswith(".") or path.suffix in UNSAFE]
     assert audit(result, 0).problems == ()
-    written, original = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (result, source))
-    assert written.get_vocab() == original.get_vocab(), "the tokenizer comes along"
+    for path in source.rglob("tokenizer.json"):
+        written, original = (Tokenizer.from_file(str(file)) for file in (result / path.relative_to(source), path))
+        assert written.get_vocab() == original.get_vocab(), "the tokenizer comes along"
     return result
 
 
@@ -111,16 +112,7 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
         context: Tokens that the model can hold.
     """
     engine = catalog.load("engines", name)
-    assert engine.name == name
-    assert engine.accepts
-    assert engine.environment is None or engine.environment in catalog.names("environments")
-    assert engine.layer_overhead_s >= 0
-    engine.check(options)
-    with pytest.raises(SpecError, match=name):
-        engine.check({**options, "no_such_option": 1})
-    for tunable in engine.tunables:
-        for choice in tunable.choices:
-            engine.check(session_options(Plan(name="any", engine=name, options={**options, tunable.name: choice}), threads=2))
+    check_declarations(engine, name, options)
     with tempfile.TemporaryDirectory(prefix="genopt-contract-") as scratch:
         elsewhere = SessionProcess(name, artifact, options, log=Path(scratch, "log.txt"), timeout_s=300)
         session: TextSession = engine.open(artifact, options) if engine.environment is None else elsewhere.open()
@@ -136,6 +128,27 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
             assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
         finally:
             session.close()
+
+
+def check_declarations(engine: Any, name: str, options: dict[str, JsonValue]) -> None:
+    """Checks what an engine says about itself without opening anything.
+
+    Args:
+        engine: The engine.
+        name: Its catalogue name.
+        options: Options that it takes.
+    """
+    assert engine.name == name
+    assert engine.accepts
+    assert engine.environment is None or engine.environment in catalog.names("environments")
+    assert engine.layer_overhead_s >= 0
+    engine.check(options)
+    with pytest.raises(SpecError, match=name):
+        engine.check({**options, "no_such_option": 1})
+    for tunable in engine.tunables:
+        for choice in tunable.choices:
+            engine.check(session_options(Plan(name="any", engine=name, options={**options, tunable.name: choice}), threads=2))
+    assert engine.modality in catalog.names("sessions")
 
 
 def runs_here(kind: catalog.Kind, name: str) -> bool:
