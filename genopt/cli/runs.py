@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def quickstart(
+    model: Annotated[str, typer.Option(help="A model that comes without a hub.")] = "smollm2-135m",
     budget: Annotated[str, typer.Option(help="Wall-clock time of the optimization.")] = "10m",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="End after the first answer instead of serving until Ctrl-C.")] = False,
     out: options.Out = None,
@@ -32,12 +33,12 @@ def quickstart(
     max_trials: options.MaxTrials = None,
     fresh: options.Fresh = False,
 ) -> None:
-    """Fetches SmolLM2-135M-Instruct, optimizes it, serves the winner and asks it one question."""
+    """Fetches SmolLM2-135M-Instruct, or what --model names, optimizes it, serves the winner and asks it once."""
     from genopt.distributed.preparation import default_folder
 
     folder = str(out or default_folder("", prefix="quickstart"))
     chosen = {"include": include, "max_trials": max_trials, "reuse": reuse_of(fresh, None)}
-    spec = spec_of("smollm2-135m", None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True, **chosen)
+    spec = spec_of(model, None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True, **chosen)
     found, report = _optimize(spec, Progress.auto)
     with deployed_winner(found, report, address) as endpoint:
         ask_once(endpoint)

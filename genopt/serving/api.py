@@ -57,5 +57,27 @@ class Api(Protocol):
         """
 
     @staticmethod
+    def curl_line(url: str, model: str) -> str:
+        """A line for a shell that asks for something.
+
+        Args:
+            url: Base URL without `/v1`.
+            model: Name to ask for.
+        """
+
+    @staticmethod
+    def ask_once(url: str, model: str, on_text: Callable[[str], None]) -> None:
+        """Asks for something once.
+
+        Args:
+            url: Base URL without `/v1`.
+            model: Name to ask for.
+            on_text: Called with what is asked and answered, piece by piece as it comes.
+
+        Raises:
+            DeploymentError: Nothing answers there, or the answer is an error.
+        """
+
+    @staticmethod
     def replica() -> Callable[..., Any]:
         """The class of the engine replica, made of `ServeArguments`; importing it may need Ray."""

@@ -7,11 +7,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from genopt.serving import openapi
+from genopt.serving import client, openapi
 from genopt.serving.answer import Answer
 from genopt.serving.api import Front
 from genopt.serving.exchange import Refusal
 from genopt.serving.wire import ChatRequest, CompletionSettings, TextRequest, parse_request
+
+QUESTION = "What is machine learning?"
 
 
 class TextApi:
@@ -52,6 +54,18 @@ class TextApi:
     def describe(model: str) -> dict[str, Any]:
         """See `Api.describe`."""
         return openapi.describe(model)
+
+    @staticmethod
+    def curl_line(url: str, model: str) -> str:
+        """See `Api.curl_line`."""
+        return client.curl_line(url, model, QUESTION)
+
+    @staticmethod
+    def ask_once(url: str, model: str, on_text: Callable[[str], None]) -> None:
+        """See `Api.ask_once`; the answer is short."""
+        on_text(f"question {QUESTION}\nanswer   ")
+        client.ask(url, QUESTION, model=model, max_tokens=64, on_text=on_text)
+        on_text("\n")
 
     @staticmethod
     def replica() -> Callable[..., Any]:

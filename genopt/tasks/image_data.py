@@ -72,6 +72,7 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
     """
     folder, destination, seed = Path(payload["model"]), Path(payload["destination"]), int(payload["seed"])
     texts, source = _evaluation(folder, payload["eval_data"])
+    _require_short(folder, texts if payload["prompts"] is None else [*texts, *plain_prompts(Path(payload["prompts"]).expanduser())])
     if payload["calib_data"] is None:
         evaluated, calibrated = _divided(texts, seed)
         calibration_source = source
@@ -81,12 +82,11 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         if shared:
             raise DataError(f"{len(shared)} prompts are in the evaluation and the calibration data, such as {min(shared)!r}; take them out of one.")
     timed = evaluated if payload["prompts"] is None else plain_prompts(Path(payload["prompts"]).expanduser())
-    _require_short(folder, [*evaluated, *timed])
     pairs = tuple((evaluated[index % len(evaluated)], seed + index) for index in range(MOST_PAIRS))
     destination.mkdir(parents=True, exist_ok=True)
     table = destination / "calibration.parquet"
     pq.write_table(pa.table({"prompt": pa.array(calibrated, pa.string())}), table)
-    scorer = payload.get("scorer") or (str(folder / SCORER) if (folder / SCORER / "config.json").is_file() else "")
+    scorer = _scorer(folder, payload.get("scorer"))
     image_set = ImageSet(
         pairs=pairs, prompts=tuple(timed), source=source, digest=_digest(list(pairs)), scorer=scorer, calibration_source=calibration_source,
         calibration_digest=_digest(calibrated),
@@ -97,6 +97,14 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         digest=_digest(image_set.model_dump(mode="json")),
     )  # fmt: skip
     return found.model_dump(mode="json")
+
+
+def _scorer(folder: Path, given: str | None) -> str:
+    """The user's, by a path that holds in other folders too; else the pipeline's own classifier."""
+    if given is not None:
+        here = Path(given).expanduser()
+        return str(here.absolute()) if here.is_dir() else given
+    return str(folder / SCORER) if (folder / SCORER / "config.json").is_file() else ""
 
 
 def plain_prompts(path: Path) -> list[str]:
@@ -117,7 +125,22 @@ def _evaluation(folder: Path, eval_data: str | None) -> tuple[list[str], str]:
         return plain_prompts(Path(eval_data).expanduser()), eval_data
     if (folder / FILE).is_file():
         return plain_prompts(folder / FILE), f"{FILE} of the pipeline"
-    return list(SUBJECTS), "generic prompts that come with genopt"
+    return _that_fit(folder), "generic prompts that come with genopt"
+
+
+def _that_fit(folder: Path) -> list[str]:
+    """Of the generic prompts those that the pipeline reads whole.
+
+    Raises:
+        DataError: It reads none of them.
+    """
+    from genopt.models.pipeline_loading import Tokenizers
+
+    tokenizers = Tokenizers.of_folder(folder)
+    found = [text for text in SUBJECTS if not tokenizers.objection(text)]
+    if not found:
+        raise DataError(f"{folder} reads prompts too short for the generic ones; give some with --eval-data, or in a {FILE} beside its components.")
+    return found
 
 
 def _divided(texts: list[str], seed: int) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from genopt.errors import DataError, SpecError
 from genopt.plan import JsonValue, Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.spec import RunSpec
@@ -47,10 +48,14 @@ class TextToImage:
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
-        """Prompts."""
+        """Prompts and a scorer."""
         for given in (spec.eval_data, spec.calib_data, spec.prompts):
             if given is not None:
                 plain_prompts(Path(given).expanduser())
+        if spec.eval_tasks:
+            raise SpecError("--eval-task is for models that write text; score images with --scorer.")
+        if spec.scorer is not None and ":" not in spec.scorer and not Path(spec.scorer).expanduser().is_dir():
+            raise DataError(f"There is no scorer {spec.scorer}; give a folder with a CLIP model or classifier, or module:callable.")
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:
