@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from genopt import catalog
 from genopt.environments.declaration import declared
 from genopt.environments.place import build_command
 from genopt.plan import Candidate
@@ -87,9 +88,11 @@ def _failed(report: Report) -> str | None:
 
 
 def _environments(report: Report) -> list[str]:
-    """Engine environments that the nodes lacked."""
+    """Engine environments that the nodes lacked, of those whose engines run such models."""
     lacking = [name for name, state in report.environment.get("engine_environments", {}).items() if state != "built"]
-    known = [environment for environment in declared() if environment.name in lacking]
+    engines = [catalog.load("engines", name) for name in catalog.names("engines")]
+    fitting = {engine.environment for engine in engines if engine.modality == report.model.modality}
+    known = [environment for environment in declared() if environment.name in lacking and environment.name in fitting]
     return [f"Add {one.name} with `{build_command(one.name)}` and optimize again: {one.about}." for one in known]
 
 

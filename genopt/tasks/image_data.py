@@ -23,8 +23,8 @@ FILE = "prompts.txt"
 """Prompts that come with a pipeline, one a line."""
 SCORER = "classifier"
 """Folder of a pipeline with a classifier that reads its images."""
-MOST_PAIRS = 256
-"""Images of each candidate that may be judged; the bench takes as many as its time allows."""
+MOST_PAIRS, SEEDS = 256, 8
+"""Images of each candidate that may be judged, and of each prompt; the bench takes as many as its time allows."""
 CALIBRATION_SHARE = 0.2
 SUBJECTS = (
     "a lighthouse at dusk", "a red bicycle leaning against a brick wall", "a bowl of ripe oranges", "a cat asleep on a windowsill",
@@ -82,7 +82,7 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         if shared:
             raise DataError(f"{len(shared)} prompts are in the evaluation and the calibration data, such as {min(shared)!r}; take them out of one.")
     timed = evaluated if payload["prompts"] is None else plain_prompts(Path(payload["prompts"]).expanduser())
-    pairs = tuple((evaluated[index % len(evaluated)], seed + index) for index in range(MOST_PAIRS))
+    pairs = tuple((evaluated[index % len(evaluated)], seed + index) for index in range(min(MOST_PAIRS, SEEDS * len(evaluated))))
     destination.mkdir(parents=True, exist_ok=True)
     table = destination / "calibration.parquet"
     pq.write_table(pa.table({"prompt": pa.array(calibrated, pa.string())}), table)
