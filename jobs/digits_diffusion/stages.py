@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer, ResNetForImageClassification
 
-BATCH = 64
+BATCH = 32
 KL_WEIGHT = 1e-5
 UNCONDITIONAL = 0.12
 """Share of training images without a prompt, for classifier-free guidance."""

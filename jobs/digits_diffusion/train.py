@@ -1,7 +1,7 @@
 """Trains the pipeline that genopt knows as `digits-diffusion`: python jobs/digits_diffusion/train.py OUT --device cuda
 
-Takes less than an hour on two cores, and minutes on a GPU. Needs torch, diffusers, transformers, and scikit-learn for its digits; where the
-latter is missing, give a file that `--export-data` wrote elsewhere as `--data`.
+Meant for a GPU; --minutes bounds it anywhere. Needs torch, diffusers, transformers, and scikit-learn for its digits; where the latter is
+missing, give a file that `--export-data` wrote elsewhere as `--data`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal weights on equal devices, where time is not limited")
     parser.add_argument("--steps", type=int, default=4000, help="of the denoiser")
-    parser.add_argument("--vae-steps", type=int, default=600)
+    parser.add_argument("--vae-steps", type=int, default=500)
     parser.add_argument("--classifier-steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=stages.BATCH, help="images in a step of the denoiser")
     parser.add_argument("--images", type=int, default=4, help="images of each prompt that are read at the end")
