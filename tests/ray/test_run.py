@@ -134,12 +134,6 @@ def test_the_folder_is_whole(finished: tuple[Path, Any]) -> None:
     assert not list((run / "data").glob(".*"))
 
 
-def test_the_same_seed_chooses_the_same_winner(folder: Path, finished: tuple[Path, Any]) -> None:
-    again = ended(optimize(folder, folder / "again"), 0)
-    assert again["winner"] == finished[1]["winner"]
-    assert {one["name"]: one["status"] for one in again["candidates"]} == {one["name"]: one["status"] for one in finished[1]["candidates"]}
-
-
 def test_an_existing_folder_is_refused_and_a_finished_run_not_resumed(folder: Path, finished: tuple[Path, Any]) -> None:
     before = (finished[0] / "journal.jsonl").read_bytes()
     assert "already exists" in ended(optimize(folder, finished[0]), 2)["error"]["message"]
@@ -147,12 +141,15 @@ def test_an_existing_folder_is_refused_and_a_finished_run_not_resumed(folder: Pa
     assert (finished[0] / "journal.jsonl").read_bytes() == before
 
 
-def test_without_a_winner_the_baseline_is_kept(folder: Path) -> None:
+def test_without_a_winner_the_baseline_is_kept_unless_nothing_is_asked_of_quality(folder: Path) -> None:
     run = folder / "none"
-    document = ended(optimize(folder, run, "--include", "fast-but-wrong"), 3)
+    document = ended(optimize(folder, run, "--include", "fast-but-wrong", "--max-trials", "0"), 3)
     assert report_of(run)["winner"] is None
     assert "baseline is kept" in report_of(run)["decision"]
     assert document["winner"] is None
+    whatever = ended(optimize(folder, folder / "off", "--include", "fast-but-wrong", "--max-trials", "0", "--quality", "off"), 0)
+    assert whatever["winner"] == "fast-but-wrong"
+    assert "Nothing was asked of its quality" in whatever["decision"]
 
 
 def test_interrupted_and_resumed(folder: Path) -> None:
