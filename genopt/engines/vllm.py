@@ -53,7 +53,7 @@ class VllmEngine:
     """See `genopt.engines.base.Engine`; on NVIDIA GPUs."""
 
     name = "vllm"
-    accepts = frozenset({"hf"})
+    accepts = frozenset({"hf", "compressed_tensors"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm"
     layer_overhead_s = 1e-5
@@ -78,7 +78,7 @@ class VllmCpuEngine:
     """See `genopt.engines.base.Engine`; the same library, built for CPUs."""
 
     name = "vllm_cpu"
-    accepts = frozenset({"hf"})
+    accepts = frozenset({"hf", "compressed_tensors"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm-cpu"
     layer_overhead_s = 3e-4
