@@ -72,32 +72,43 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", default="512")
     parser.add_argument("--output-tokens", default="128")
     parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--scratch", type=Path, help="keep model and artifacts there; another call with the same folders goes on")
+    parser.add_argument("--only", choices=("optimize", "serve"), help="do half of it")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="genopt-gpu-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="genopt-gpu-") as temporary:
+        scratch = asked.scratch or Path(temporary)
         os.environ.setdefault("GENOPT_STORE", f"{scratch}/store")
         os.environ.setdefault("GENOPT_ENVS", f"{scratch}/envs")
-        if asked.vllm is not None:
-            subprocess.run(genopt("env", "use", "vllm", str(asked.vllm)), check=True)
-        began = time.monotonic()
-        model = write_random_llama(Path(scratch, asked.shape), asked.shape)
-        print(f"The model was written in {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
-        run = asked.out / "run"
-        leave_out = [word for name in LEFT_OUT for word in ("--exclude", name)]
-        optimized = subprocess.run(
-            genopt("optimize", str(model), "--quality", "off", "--objective", "throughput", "--budget", asked.budget, "--concurrency", asked.streams,
-                   "--prompt-tokens", asked.prompt_tokens, "--output-tokens", asked.output_tokens, "--out", str(run), *leave_out),
-            check=False,
-        )  # fmt: skip
-        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        print(f"{report['hardware'].get('gpus')}\n\n{report['decision']}\n")
-        print("\n".join(table(report, asked.streams.split(","))), flush=True)
-        if optimized.returncode:
-            return optimized.returncode
-        with deployed(run, asked.port) as url:
-            load = genopt("bench", url, "--concurrency", asked.streams, "--requests", "256", "--prompt-tokens", asked.prompt_tokens,
-                          "--max-tokens", asked.output_tokens, "--out", str(asked.out / "load.json"))  # fmt: skip
-            return subprocess.run(load, check=False).returncode
+        code = 0 if asked.only == "serve" else optimize(asked, scratch)
+        return code if code or asked.only == "optimize" else serve(asked)
+
+
+def optimize(asked: argparse.Namespace, scratch: Path) -> int:
+    """Makes the model and the run; prints the table."""
+    if asked.vllm is not None:
+        subprocess.run(genopt("env", "use", "vllm", str(asked.vllm)), check=True)
+    began = time.monotonic()
+    model = write_random_llama(scratch / asked.shape, asked.shape)
+    print(f"The model was written in {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
+    left_out = [word for name in LEFT_OUT for word in ("--exclude", name)]
+    done = subprocess.run(
+        genopt("optimize", str(model), "--quality", "off", "--objective", "throughput", "--budget", asked.budget, "--concurrency", asked.streams,
+               "--prompt-tokens", asked.prompt_tokens, "--output-tokens", asked.output_tokens, "--out", str(asked.out / "run"), *left_out),
+        check=False,
+    )  # fmt: skip
+    report = json.loads((asked.out / "run" / "report.json").read_text(encoding="utf-8"))
+    print(f"{report['hardware'].get('gpus')}\n\n{report['decision']}\n")
+    print("\n".join(table(report, asked.streams.split(","))), flush=True)
+    return done.returncode
+
+
+def serve(asked: argparse.Namespace) -> int:
+    """Serves the winner and loads it."""
+    with deployed(asked.out / "run", asked.port) as url:
+        load = genopt("bench", url, "--concurrency", asked.streams, "--requests", "256", "--prompt-tokens", asked.prompt_tokens,
+                      "--max-tokens", asked.output_tokens, "--out", str(asked.out / "load.json"))  # fmt: skip
+        return subprocess.run(load, check=False).returncode
 
 
 if __name__ == "__main__":
