@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from genopt.errors import InfeasibleError
-from genopt.measure import gpu
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.space import Tunable
 
@@ -62,7 +61,7 @@ class VllmEngine:
     def check(options: dict[str, JsonValue]) -> None:
         """See `Engine.check`."""
         chosen = parse_settings(VllmOptions, options, "vllm")
-        capability = gpu.capability()
+        capability = _capability()
         if capability is None:
             raise InfeasibleError("vLLM's kernels for NVIDIA need a GPU and there is none here; on CPUs use the engine vllm_cpu.")
         if "fp8" in (chosen.quantization, chosen.cache_type) and capability < FP8_CAPABILITY:
@@ -94,6 +93,13 @@ class VllmCpuEngine:
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
         """See `Engine.open`."""
         return _opened(artifact, parse_settings(VllmOptions, options, "vllm_cpu"))
+
+
+def _capability() -> tuple[int, int] | None:
+    """Compute capability of the GPU; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def _opened(artifact: Path, options: VllmOptions) -> VllmSession:

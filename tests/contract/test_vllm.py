@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
 from genopt.errors import InfeasibleError, SpecError
-from genopt.measure import gpu
 from genopt.process import SessionProcess
 from genopt.techniques.base import TransformContext
 from genopt.techniques.compressed_tensors import CompressedTensors
@@ -37,10 +37,11 @@ def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         VllmCpuEngine.check({"quantization": "fp8"})
     with pytest.raises(SpecError, match="precision"):
         VllmCpuEngine.check({"precision": "int8"})
-    monkeypatch.setattr(gpu, "capability", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InfeasibleError, match="there is none here; on CPUs use the engine vllm_cpu"):
         VllmEngine.check({})
-    monkeypatch.setattr(gpu, "capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     VllmEngine.check({})
     with pytest.raises(InfeasibleError, match=r"compute capability 8\.9"):
         VllmEngine.check({"cache_type": "fp8"})
