@@ -26,6 +26,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "torchao_int8_dynamic": "genopt.techniques.torchao_int8:Int8Dynamic",
         "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
         "onnx_weight_only": "genopt.techniques.onnx_weight_only:OnnxWeightOnly",
+        "compressed_tensors": "genopt.techniques.compressed_tensors:CompressedTensors",
         "gguf": "genopt.techniques.gguf:Gguf",
         "gguf_as_given": "genopt.techniques.gguf_as_given:GgufAsGiven",
         "openvino": "genopt.techniques.openvino:OpenVino",

@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Config = Annotated[Path | None, typer.Option(help="YAML file with a key per flag; flags on the command line win.")]
 TaskName = Annotated[str | None, typer.Option(help="Task; inferred from the model unless given.")]
 BudgetTime = Annotated[str | None, typer.Option(help="Wall-clock time from start to report, such as 10m.  [default: 60m]")]
-Quality = Annotated[str | None, typer.Option(help="Share of the original's quality that must be held.  [default: 99%]")]
+Quality = Annotated[str | None, typer.Option(help="Share of the original's quality that must be held; off holds none.  [default: 99%]")]
 ObjectiveName = Annotated[str | None, typer.Option(help="latency, throughput, memory or balanced.  [default: latency]")]
 Slo = Annotated[str | None, typer.Option(help="Latency limits, such as ttft_p99=300ms,tpot_p99=30ms; with --arrivals, queueing included.")]
 EvalData = Annotated[str | None, typer.Option(help="Text (txt, jsonl, parquet) or questions (jsonl) to judge on.  [default: Python's help texts]")]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from genopt.errors import InfeasibleError
-from genopt.measure import gpu
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.space import Tunable
 
@@ -54,7 +53,7 @@ class VllmEngine:
 
     name = "vllm"
     modality = "text"
-    accepts = frozenset({"hf"})
+    accepts = frozenset({"hf", "compressed_tensors"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm"
     layer_overhead_s = 1e-5
@@ -63,7 +62,7 @@ class VllmEngine:
     def check(options: dict[str, JsonValue]) -> None:
         """See `Engine.check`."""
         chosen = parse_settings(VllmOptions, options, "vllm")
-        capability = gpu.capability()
+        capability = _capability()
         if capability is None:
             raise InfeasibleError("vLLM's kernels for NVIDIA need a GPU and there is none here; on CPUs use the engine vllm_cpu.")
         if "fp8" in (chosen.quantization, chosen.cache_type) and capability < FP8_CAPABILITY:
@@ -80,7 +79,7 @@ class VllmCpuEngine:
 
     name = "vllm_cpu"
     modality = "text"
-    accepts = frozenset({"hf"})
+    accepts = frozenset({"hf", "compressed_tensors"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm-cpu"
     layer_overhead_s = 3e-4
@@ -96,6 +95,13 @@ class VllmCpuEngine:
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
         """See `Engine.open`."""
         return _opened(artifact, parse_settings(VllmOptions, options, "vllm_cpu"))
+
+
+def _capability() -> tuple[int, int] | None:
+    """Compute capability of the GPU; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def _opened(artifact: Path, options: VllmOptions) -> VllmSession:

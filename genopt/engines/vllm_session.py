@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, RunningBatch, Scores
+from genopt.engines.decoding import generate_together
 from genopt.engines.distribution import Distributions, Wanted, require_rows
 from genopt.engines.normalizer import Normalizer
 from genopt.engines.process_memory import process_memory
@@ -77,17 +78,7 @@ class VllmSession:
         """
         for request in requests:
             self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
-        for key, request in enumerate(requests):
-            self._batch.join(key, request)
-        found: dict[int, Generation] = {}
-        while len(found) < len(requests):
-            outcome = self._batch.step()
-            found.update(outcome.ended)
-            if on_token is not None:
-                for key, token, scored in outcome.tokens:
-                    if not on_token(key, token, scored):
-                        self._batch.leave(key)
-        return [found[key] for key in range(len(requests))]
+        return generate_together(self._batch, requests, on_token)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
         """See `TextSession.score`.

@@ -23,7 +23,7 @@ from genopt.store.files import exclusive, write_atomically
 
 INSPECTION = """
 import importlib.metadata, json, platform
-import numpy, pyarrow, pydantic, pynvml
+import numpy, pyarrow, pydantic
 installed = sorted({f"{one.name}=={one.version}" for one in importlib.metadata.distributions()})
 print(json.dumps({"python": platform.python_version(), "installed": installed}))
 """
@@ -101,9 +101,7 @@ def _inspected(python: Path) -> dict[str, Any]:
         raise SpecError(f"{python} does not run; give the path of a Python interpreter, such as /opt/venv/bin/python.") from None
     if answer.returncode:
         last = answer.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise SpecError(
-            f"{python} lacks what genopt's worker needs ({last[0][:160]}); install it there: pip install pydantic numpy pyarrow nvidia-ml-py."
-        )
+        raise SpecError(f"{python} lacks what genopt's worker needs ({last[0][:160]}); install it there: pip install pydantic numpy pyarrow.")
     found: dict[str, Any] = json.loads(answer.stdout)
     return found
 

@@ -18,7 +18,7 @@ OPENVINO = Environment(
 )  # fmt: skip
 VLLM = Environment(
     name="vllm", about="on NVIDIA GPUs vLLM continues many requests at once about twenty times faster than one by one", package=LOCKS,
-    lock="vllm.txt", disk_bytes=20_000_000_000,
+    lock="vllm.txt", disk_bytes=20_000_000_000, device="gpu",
 )  # fmt: skip
 VLLM_CPU = Environment(
     name="vllm-cpu", about="on CPUs vLLM continues many requests at once faster than the other engines, and takes minutes to start", package=LOCKS,

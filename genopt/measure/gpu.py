@@ -65,13 +65,6 @@ def states() -> tuple[GpuState, ...]:
         return tuple(_state(nvml, device) for device in devices)
 
 
-def capability() -> tuple[int, int] | None:
-    """The compute capability that all visible GPUs have; None where there is none."""
-    with _devices() as (nvml, devices):
-        found = [tuple(nvml.nvmlDeviceGetCudaComputeCapability(device)) for device in devices]
-    return min(found, default=None)
-
-
 def foreign_processes(ours: Collection[int]) -> int:
     """Processes that compute on our GPUs and are not among `ours`.
 

@@ -88,11 +88,12 @@ def _failed(report: Report) -> str | None:
 
 
 def _environments(report: Report) -> list[str]:
-    """Engine environments that the nodes lacked, of those whose engines run such models."""
+    """Engine environments that the nodes lacked, of those that are for such nodes and such models."""
     lacking = [name for name, state in report.environment.get("engine_environments", {}).items() if state != "built"]
+    device = "gpu" if report.hardware.get("gpus") else "cpu"
     engines = [catalog.load("engines", name) for name in catalog.names("engines")]
     fitting = {engine.environment for engine in engines if engine.modality == report.model.modality}
-    known = [environment for environment in declared() if environment.name in lacking and environment.name in fitting]
+    known = [one for one in declared() if one.name in lacking and one.name in fitting and one.device == device]
     return [f"Add {one.name} with `{build_command(one.name)}` and optimize again: {one.about}." for one in known]
 
 

@@ -179,7 +179,9 @@ def _point(one: Candidate) -> tuple[float, float, float]:
 
 def _won(winner: Candidate, tied: Sequence[Candidate], score: Ratio, bar: float, objective: Objective) -> str:
     sentences = [f"{winner.name} wins on {_GOALS[objective]}: {score.value:.2f}x the baseline [{score.ci_low:.2f}, {score.ci_high:.2f}]"]
-    if winner.quality is not None:
+    if not bar:
+        sentences.append("Nothing was asked of its quality, which is for you to judge")
+    elif winner.quality is not None:
         quality = winner.quality
         sentences[0] += f", with quality {quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] at a bar of {bar:g}"
     rivals = [one.name for one in tied if one is not winner]

@@ -284,8 +284,9 @@ def test_a_report_says_how_to_add_the_engines_that_were_not_built(tmp_path: Path
     from genopt.spec import RunSpec, dump
     from genopt.store.run_folder import RunFolder
 
-    states = {"llamacpp": "absent", "openvino": "built", "of another distribution": "absent"}
+    states = {"vllm": "absent", "llamacpp": "absent", "openvino": "built", "of another distribution": "absent"}
     folder = RunFolder.create(tmp_path / "run", dump(RunSpec(model="any")), {"hardware": {}, "environment": {"engine_environments": states}})
     said = " ".join(assemble(folder).next_steps)
     assert "`genopt env build llamacpp`" in said
     assert "openvino" not in said
+    assert "vllm" not in said, "there is no GPU in this run"
