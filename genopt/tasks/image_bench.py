@@ -165,6 +165,8 @@ def outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, st
     else:
         interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}]"
         score = f"{quality.metric} {interval} of the original over {quality.n} images, {likeness}"
+    if not bar and quality.verdict == "accept":
+        return "accepted", f"nothing is asked of its quality; {pace}"
     if quality.verdict == "accept":
         what = "the same images" if same else "different images, as good as the original's"
         return "accepted", f"{what} ({score}): holds the bar of {bar:g}; {pace}"

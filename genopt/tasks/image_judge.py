@@ -104,8 +104,11 @@ class ImageJudge:
         }  # fmt: skip
 
     def first_look(self, case: ImageCase, progress: Progress) -> Quality:
-        """Judges on few images: enough to reject what is clearly worse."""
-        return self._look(case, 0, progress)
+        """Judges on few images: enough to reject what is clearly worse. Where there is no bar, nothing is, and these are all."""
+        quality = self._look(case, 0, progress)
+        if not self._config.quality and quality.ratio > 0:  # of unusable images it is 0
+            case.quality = quality = quality.model_copy(update={"verdict": "accept", "details": {**quality.details, "reason": "there is no bar"}})
+        return quality
 
     def verdict(self, case: ImageCase, deadline: float, progress: Progress) -> Quality:
         """Asks for more images until the gate decides, there are no more or the time is up."""
