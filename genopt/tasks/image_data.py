@@ -19,8 +19,8 @@ from genopt.plan import Record
 from genopt.store.files import write_atomically
 from genopt.tasks.base import Prepared
 
-FILE = "prompts.txt"
-"""Prompts that come with a pipeline, one a line."""
+FILE, CARD = "prompts.txt", "card.json"
+"""Prompts that come with a pipeline: one a line, or a list under `prompts`."""
 SCORER = "classifier"
 """Folder of a pipeline with a classifier that reads its images."""
 MOST_PAIRS, SEEDS = 256, 8
@@ -125,7 +125,18 @@ def _evaluation(folder: Path, eval_data: str | None) -> tuple[list[str], str]:
         return plain_prompts(Path(eval_data).expanduser()), eval_data
     if (folder / FILE).is_file():
         return plain_prompts(folder / FILE), f"{FILE} of the pipeline"
+    if listed := _on_card(folder):
+        return listed, f"{CARD} of the pipeline"
     return _that_fit(folder), "generic prompts that come with genopt"
+
+
+def _on_card(folder: Path) -> list[str]:
+    """Prompts that the pipeline's card lists, if it has such."""
+    try:
+        listed = json.loads((folder / CARD).read_text(encoding="utf-8")).get("prompts")
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
 
 
 def _that_fit(folder: Path) -> list[str]:
