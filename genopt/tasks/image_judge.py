@@ -184,5 +184,5 @@ def thumbnail(image: Image) -> str:
     small = PillowImage.fromarray(image)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stream = io.BytesIO()
-    (small.quantize(128) if small.width * small.height > 64 * 64 else small).save(stream, format="png", optimize=True)
+    (small.quantize(128) if small.width * small.height > 32 * 32 else small).save(stream, format="png", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()
