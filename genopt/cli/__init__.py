@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from itertools import pairwise
 from types import FrameType
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer
 from genopt.cli import clusters, deployments, load, people, runs
 from genopt.cli.environments import environments
 from genopt.cli.keys import keys
-from genopt.cli.output import print_json, say, write_event
+from genopt.cli.output import document_alone, print_json, say, write_event
 from genopt.cli.stores import stores
 from genopt.errors import GenoptError
 
@@ -66,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     try:
-        app(args=words, prog_name="genopt")
+        with document_alone() if "--json" in words[:own] else nullcontext():
+            app(args=words, prog_name="genopt")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except GenoptError as error:

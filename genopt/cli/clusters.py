@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from genopt.cli import options
-from genopt.cli.output import print_json, say
+from genopt.cli.output import print_json
 
 
 def submit(
@@ -24,14 +24,17 @@ def submit(
 
 
 def doctor(address: options.Address = None, store: options.Store = None, as_json: options.Json = False) -> None:
-    """Checks this machine, or every node of a cluster; exit code 1 where something would go wrong."""
+    """Checks every node of the cluster that a run would join, or this machine; exit code 1 where something would go wrong.
+
+    Every node must have the same Python, Ray, genopt and libraries, memory, disk, a clock that agrees, and the same store; nodes must reach
+    each other, strangers nothing; an engine environment is of use where every node has it. Each fault comes with its remedy.
+    """
+    from genopt.console.diagnosis import print_diagnosis
     from genopt.distributed.diagnosis import diagnose
 
-    problems = diagnose(address, store)
+    found = diagnose(address, store)
     if as_json:
-        print_json([problem.model_dump(mode="json") for problem in problems])
-    for problem in problems:
-        say(f"✗ {problem.what}: {problem.remedy}")
-    if problems:
+        print_json(found.model_dump(mode="json"))
+    print_diagnosis(found)
+    if found.findings:
         raise typer.Exit(1)
-    say("✓ nothing to mend")

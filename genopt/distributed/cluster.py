@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -34,6 +35,8 @@ NAMESPACE = "genopt"
 CONNECT_S = 5.0
 HOST_LABEL = "genopt/host"
 """Label that says which machine a node is on, where host names do not: pods that share one, or nodes of a test that stand for several."""
+_VERSIONS = re.compile(r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
+"""What Ray says where the cluster's versions are not those of this process."""
 TOKEN_REMEDY = "put the cluster's token into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a sentence
 
 
@@ -64,6 +67,17 @@ def _running_local_cluster() -> str | None:
     return started if started in services.find_gcs_addresses() else None
 
 
+def _target(address: str | None) -> str | None:
+    """The cluster that is meant; None where there is none to join."""
+    asked = address or os.environ.get("RAY_ADDRESS")
+    return None if asked == "local" else asked or _running_local_cluster()
+
+
+def joins(address: str | None) -> bool:
+    """Whether `connect` would join a cluster rather than start an embedded Ray."""
+    return ray.is_initialized() or _target(address) is not None
+
+
 def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool = True) -> Connection:
     """Connects this process to Ray and says how.
 
@@ -79,8 +93,7 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
         return Connection(embedded=False, description="the Ray that this process is connected to")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    asked = address or os.environ.get("RAY_ADDRESS")
-    target = None if asked == "local" else asked or _running_local_cluster()
+    target = _target(address)
     if target is None and not embedded:
         raise ClusterError("No Ray cluster runs on this machine; start one with `ray start --head`, or give --address.")
     if target is not None:
@@ -100,6 +113,9 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
     except ray.exceptions.AuthenticationError:
         raise ClusterError(f"The Ray cluster at {target} refused the token; {TOKEN_REMEDY}.") from None
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if mismatch := _VERSIONS.search(str(error)):
+            there, here = (f"Ray {ray_version} on Python {python}" for ray_version, python in (mismatch.group(1, 2), mismatch.group(3, 4)))
+            raise ClusterError(f"The cluster at {target} runs {there}, and this process {here}; use the same on both, such as one image.") from None
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"No Ray cluster answers at {target} ({cause[:160]}); check --address, or leave it out to run on this machine.") from None
     finally:
