@@ -15,6 +15,7 @@ import typer
 from genopt.cli import clusters, deployments, load, people, runs
 from genopt.cli.environments import environments
 from genopt.cli.keys import keys
+from genopt.cli.manifests import manifests
 from genopt.cli.output import document_alone, print_json, say, write_event
 from genopt.cli.stores import stores
 from genopt.errors import GenoptError
@@ -32,10 +33,13 @@ for _verb in (
 ):  # fmt: skip
     app.command()(_verb)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.submit)
+app.command("jobs")(clusters.list_jobs)
+app.command()(clusters.stop)
 app.command()(clusters.doctor)
 app.add_typer(keys)
 app.add_typer(environments)
 app.add_typer(stores)
+app.add_typer(manifests)
 
 
 @app.callback()

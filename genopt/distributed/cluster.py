@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 
 from genopt.errors import ClusterError
 from genopt.plan import Record
@@ -100,6 +100,7 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
         present_token()
     if target is not None and target != "auto":
         _require_listener(target)
+        _require_token(target)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if target is None:
@@ -110,8 +111,6 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
                 )  # fmt: skip
             return Connection(embedded=True, description="an embedded Ray on this machine")
         ray.init(address=target, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_job_environment())
-    except ray.exceptions.AuthenticationError:
-        raise ClusterError(f"The Ray cluster at {target} refused the token; {TOKEN_REMEDY}.") from None
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if mismatch := _VERSIONS.search(str(error)):
             there, here = (f"Ray {ray_version} on Python {python}" for ray_version, python in (mismatch.group(1, 2), mismatch.group(3, 4)))
@@ -169,6 +168,16 @@ def _require_listener(target: str) -> None:
     except OSError as error:
         cause = error.strerror or str(error) or type(error).__name__
         raise ClusterError(f"No Ray cluster answers at {target} ({cause}); check --address, or leave it out to run on this machine.") from None
+
+
+def _require_token(target: str) -> None:
+    """Fails at once where the token is wrong: `ray.init` tries for long, and then says that nothing answers."""
+    try:
+        GcsClient(address=target)
+    except ray.exceptions.AuthenticationError:
+        raise ClusterError(f"The Ray cluster at {target} refused the token; {TOKEN_REMEDY}.") from None
+    except ray.exceptions.RayError:
+        return  # `ray.init` says what is wrong
 
 
 def _job_environment() -> dict[str, dict[str, str]]:

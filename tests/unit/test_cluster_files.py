@@ -82,7 +82,7 @@ def test_the_launchers_file_satisfies_rays_schema() -> None:
 
 
 def test_the_script_explains_itself() -> None:
-    done = subprocess.run(["bash", str(CLUSTER / "local-two-nodes.sh")], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", str(CLUSTER / "local.sh")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "start" in done.stdout
     assert "stop" in done.stdout
