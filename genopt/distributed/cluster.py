@@ -35,6 +35,8 @@ NAMESPACE = "genopt"
 CONNECT_S = 5.0
 HOST_LABEL = "genopt/host"
 """Label that says which machine a node is on, where host names do not: pods that share one, or nodes of a test that stand for several."""
+ROLE_LABEL = "genopt/role"
+"""Label that says what a node is for: on one that is for `compress` nothing is measured, since its provider may reclaim it."""
 _VERSIONS = re.compile(r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
 """What Ray says where the cluster's versions are not those of this process."""
 TOKEN_REMEDY = "put the cluster's token into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a sentence
@@ -48,12 +50,13 @@ class Connection(Record):
 
 
 class Node(Record):
-    """One node that can run stages; `hostname` tells machines apart."""
+    """One node that can run stages; `hostname` tells machines apart, and what is not `measures` builds only."""
 
     node_id: str
     hostname: str
     cpus: float
     gpus: float
+    measures: bool = True
 
 
 def _running_local_cluster() -> str | None:
@@ -200,7 +203,7 @@ def nodes() -> list[Node]:
     """
     found = [
         Node(node_id=item["NodeID"], hostname=item["Labels"].get(HOST_LABEL, item["NodeManagerHostname"]), cpus=item["Resources"].get("CPU", 0.0),
-             gpus=item["Resources"].get("GPU", 0.0))
+             gpus=item["Resources"].get("GPU", 0.0), measures=item["Labels"].get(ROLE_LABEL) != "compress")
         for item in ray.nodes() if item["Alive"] and item["Resources"].get("CPU", 0.0) > 0
     ]  # fmt: skip
     if not found:
@@ -209,14 +212,16 @@ def nodes() -> list[Node]:
 
 
 def measuring_nodes() -> tuple[Node, ...]:
-    """The largest node and all like it on other hosts: ratios are comparable only between equal machines.
+    """The largest node that may measure and all like it on other hosts: ratios are comparable only between equal machines.
 
     Two nodes of one host would disturb each other's timing, so that only one of them measures.
 
     Raises:
-        ClusterError: There is no node with processors.
+        ClusterError: There is no such node.
     """
-    found = nodes()
+    found = [node for node in nodes() if node.measures]
+    if not found:
+        raise ClusterError(f"Every node of the Ray cluster is labelled {ROLE_LABEL}=compress, so none may measure; start one without that label.")
     hosts: dict[str, Node] = {}
     for node in found:
         if (node.cpus, node.gpus) == (found[0].cpus, found[0].gpus):

@@ -168,7 +168,7 @@ def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict
     A dead node counts as alive until Ray misses its heartbeats.
 
     Raises:
-        ClusterError: None of them answers.
+        ClusterError: None of them answers, or they differ in what they have installed.
     """
     asked = {node: stages.machine_task.options(scheduling_strategy=stages.on_node(node)).remote() for node in cluster.measuring_nodes()}
     found: dict[cluster.Node, dict[str, Any]] = {}
@@ -182,10 +182,30 @@ def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict
     if not found:
         raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
     facts = next(iter(found.values()))
+    _require_alike(found)
     shared = _on_every_node([answer["environment"]["engine_environments"] for answer in found.values()])
     digests = {machine.hardware_digest(answer["hardware"]) for answer in found.values()}
     digest = digests.pop() if len(digests) == 1 else ""
     return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}, "digest": digest}
+
+
+def _require_alike(found: Mapping[cluster.Node, Mapping[str, Any]]) -> None:
+    """Refuses nodes whose artifacts and speeds could not be compared.
+
+    Raises:
+        ClusterError: They differ in a library, Python or genopt.
+    """
+    versions = {
+        node.hostname: {**answer["libraries"], **{key: answer["environment"][key] for key in ("python", "genopt")}} for node, answer in found.items()
+    }
+    (first, expected), *others = versions.items()
+    for other, here in others:
+        for name in sorted(expected.keys() | here.keys()):
+            if expected.get(name) != here.get(name):
+                raise ClusterError(
+                    f"{name} is {expected.get(name, 'missing')} on the node {first} and {here.get(name, 'missing')} on {other}; "
+                    "install the same on all nodes (`genopt doctor` shows every difference)."
+                )
 
 
 def _on_every_node(states: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -28,7 +28,8 @@ class Values(Record):
     Attributes:
         name: Of the cluster and what belongs to it.
         image: Built from cluster/Dockerfile, in a registry that the nodes can pull from.
-        store: Where artifacts are: a folder of the shared volume, or s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.
+        store: Where artifacts are: a folder of the shared volume, or s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, of which each node then keeps
+            a cache on its own disk; runs name the bucket with --store.
         compressing: Most nodes that build candidates and measure nothing; they start when builds wait, and may be reclaimed.
         gpus: GPUs of a node; 0 runs on processors.
     """
@@ -169,8 +170,9 @@ def values_of(kind: str, given: Mapping[str, str]) -> Values:
 
 def render(values: Values) -> dict[str, str]:
     """The files of a kind of cluster, by name."""
-    environment = Environment(  # noqa: S701 - it makes YAML, of values that are checked
-        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - it makes YAML, of values that are checked
     )  # fmt: skip
     folder = resources.files(__package__).joinpath("templates")
     facts = {"ray_version": metadata.version("ray"), "drain_s": DRAIN_S, "job_slack_s": JOB_SLACK_S}
