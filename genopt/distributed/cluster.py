@@ -118,8 +118,7 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
         if mismatch := _VERSIONS.search(str(error)):
             there, here = (f"Ray {ray_version} on Python {python}" for ray_version, python in (mismatch.group(1, 2), mismatch.group(3, 4)))
             raise ClusterError(f"The cluster at {target} runs {there}, and this process {here}; use the same on both, such as one image.") from None
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(f"No Ray cluster answers at {target} ({cause[:160]}); check --address, or leave it out to run on this machine.") from None
+        raise _no_answer(str(target), str(error).strip() or type(error).__name__) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends the process at once and leaves no report
@@ -169,8 +168,12 @@ def _require_listener(target: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
-        cause = error.strerror or str(error) or type(error).__name__
-        raise ClusterError(f"No Ray cluster answers at {target} ({cause}); check --address, or leave it out to run on this machine.") from None
+        raise _no_answer(target, error.strerror or str(error) or type(error).__name__) from None
+
+
+def _no_answer(target: str, cause: str) -> ClusterError:
+    what = cause.strip().splitlines()[0][:160].rstrip(".")
+    return ClusterError(f"No Ray cluster answers at {target} ({what}); check --address, or leave it out to run on this machine.")
 
 
 def _require_token(target: str) -> None:
@@ -179,8 +182,8 @@ def _require_token(target: str) -> None:
         GcsClient(address=target)
     except ray.exceptions.AuthenticationError:
         raise ClusterError(f"The Ray cluster at {target} refused the token; {TOKEN_REMEDY}.") from None
-    except ray.exceptions.RayError:
-        return  # `ray.init` says what is wrong
+    except ray.exceptions.RayError as error:
+        raise _no_answer(target, str(error)) from None
 
 
 def _job_environment() -> dict[str, dict[str, str]]:

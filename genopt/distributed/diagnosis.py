@@ -104,7 +104,7 @@ class _Examination:
 
     def __init__(self, location: str) -> None:
         self._location = location
-        self._nodes: dict[str, dict[str, Any]] = dict(_named([item for item in ray.nodes() if item["Alive"]]))
+        self._nodes: dict[str, dict[str, Any]] = dict(sorted(_named([item for item in ray.nodes() if item["Alive"]])))
         actor = ray.remote(num_cpus=0, max_restarts=0)(NodeProbe)  # so that it works beside a run and on nodes without processors
         self._probes: dict[str, ActorHandle[Any]] = {
             name: actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(item["NodeID"], soft=False)).remote(location)
@@ -188,7 +188,7 @@ class _Examination:
     def _exchange(self) -> None:
         """Every node and this process write to the store and read what all wrote."""
         session = uuid.uuid4().hex
-        names = {name: f"{session}/{place}" for place, name in enumerate((HERE, *self._probes))}
+        names = {name: f"{session}-{place}" for place, name in enumerate((HERE, *self._probes))}
         answers = self._answers(lambda name, actor: actor.write.remote(names[name]))
         written = {HERE: probe.write_note(self._location, names[HERE]), **_notes(answers)}
         order = [name for name in names if name in written]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
 from pydantic import Field
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from genopt.distributed.cluster import TOKEN_REMEDY, present_token
+from genopt.distributed.job_log import POLL_S, Write, follow
 from genopt.distributed.upload import working_folder
 from genopt.errors import ClusterError, SpecError
 from genopt.plan import Record
@@ -29,15 +28,10 @@ DASHBOARD = "http://127.0.0.1:8265"
 VERBS = ("optimize", "resume", "report", "deploy", "undeploy", "status", "doctor", "profile", "plan")
 OURS = "genopt"
 """Key of a job's metadata: the command."""
-SILENCE_S = 120.0
-"""How long a dashboard may not answer before a log is no longer followed: a restarting head takes tens of seconds."""
-POLL_S = 0.5
-"""How often the state of a job is asked for."""
 STOP_S = 90.0
 """Longest wait for a job that was told to stop; its report takes seconds, and the cluster kills it when its own patience ends."""
 CHATTY = ("ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 """Loggers of Ray that tell users of each connection that ended and each file that was packed."""
-Write = Callable[[str], object]
 
 
 class Entrypoint(Record):
@@ -149,7 +143,7 @@ class Jobs:
             ClusterError: The dashboard was silent for too long, or the cluster lost the job.
         """
         self.details(job)
-        asyncio.run(self._follow(job, _Log(write)))
+        asyncio.run(follow(self._client, job, write, lambda: JobStatus(self.details(job).status).is_terminal()))
         return _exit_code(self.details(job))
 
     def listed(self) -> list[Job]:
@@ -199,57 +193,6 @@ class Jobs:
 
     def _silent(self, error: Exception) -> ClusterError:
         return ClusterError(f"The Ray dashboard at {self.address} does not answer ({_first_line(error)}); see `ray status` on the cluster's head.")
-
-    async def _follow(self, job: str, log: _Log) -> None:
-        """Ray's own tail sees the end of a job seconds late, so that the end is asked for, and the rest of the log fetched then."""
-        tail = asyncio.create_task(self._tail(job, log))
-        try:
-            heard = time.monotonic()
-            while True:
-                try:
-                    if JobStatus((await asyncio.to_thread(self.details, job)).status).is_terminal():
-                        log.have(0, await asyncio.to_thread(self._client.get_job_logs, job))
-                        return
-                    heard = time.monotonic()
-                except (ClusterError, ConnectionError, RuntimeError) as error:
-                    if time.monotonic() - heard > SILENCE_S:
-                        raise ClusterError(
-                            f"The Ray dashboard at {self.address} has not answered for {SILENCE_S:.0f} s ({_first_line(error)}); "
-                            f"the job may go on: genopt jobs {job}."
-                        ) from None
-                await asyncio.sleep(POLL_S)
-        finally:
-            tail.cancel()
-            await asyncio.gather(tail, return_exceptions=True)
-
-    async def _tail(self, job: str, log: _Log) -> None:
-        """Connects as often as it takes; Ray sends the log from its beginning each time."""
-        while True:
-            position = 0
-            with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
-                async for text in self._client.tail_job_logs(job):
-                    log.have(position, text)
-                    position += len(text)
-            await asyncio.sleep(POLL_S)
-
-
-class _Log:
-    """Writes what it has not written yet.
-
-    Args:
-        write: Receives it.
-    """
-
-    def __init__(self, write: Write) -> None:
-        self._write = write
-        self._written = 0
-
-    def have(self, position: int, text: str) -> None:
-        """Takes the part of the log that begins at a position."""
-        fresh = text[max(0, self._written - position) :]
-        self._written = max(self._written, position + len(text))
-        if fresh:
-            self._write(fresh)
 
 
 def _interpreter(address: str) -> str:

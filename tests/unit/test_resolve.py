@@ -198,7 +198,7 @@ def foreign_shard(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (no_config, "config.json"), (adapter, "adapter"), (no_weights, "no safetensors weights"), (pickled, "from transformers import AutoModelForCausalLM"),
+        (no_config, "config.json"), (adapter, "adapter"), (no_weights, "no safetensors weights"), (pickled, "M.from_pretrained("),
         (no_tokenizer, "tokenizer.json"), (broken_config, "not valid JSON"), (listed_config, "JSON object"),
         (classifier, "BertForSequenceClassification"), (nameless, "architectures"), (own_code, "--trust-remote-code"),
         (truncated, "corrupt"), (extended, "corrupt"), (empty, "not a whole safetensors file"), (long_header, "not a whole safetensors file"),
