@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import socketserver
 import subprocess
@@ -26,7 +27,7 @@ from genopt.testing.sleep_task import CATALOGUE, sleep_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class Ended(NamedTuple):
@@ -117,25 +118,30 @@ def test_a_wrong_token_is_refused_with_what_to_do(cluster: Cluster) -> None:
         assert "Traceback" not in ended.err
 
 
-def test_a_job_that_is_stopped_keeps_its_journal_and_goes_on(cluster: Cluster) -> None:
+def test_a_job_that_ctrl_c_stops_keeps_its_journal_and_goes_on(cluster: Cluster) -> None:
     run, gate = cluster.folder / "stopped", cluster.folder / "gate"
     cluster.offer(sleep_plan("first", speed=2.0), sleep_plan("second", speed=3.0, wait_for=str(gate)))
-    begun = cluster.genopt("submit", "--detach", "--", "optimize", "--config", cluster.spec("stopped"))
-    assert begun.code == 0, begun.err
-    job = begun.out.strip()
-    wait_for(lambda: "first" in finished(run))
-    ended = cluster.genopt("stop", job, "--json")
-    assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["status"] == "STOPPED"
+    command = [sys.executable, "-m", "genopt", "submit", "--", "optimize", "--config", cluster.spec("stopped")]
+    with subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stderr=subprocess.PIPE, text=True) as submitted:
+        wait_for(lambda: "first" in finished(run))
+        submitted.send_signal(signal.SIGINT)
+        _, said = submitted.communicate(timeout=WAIT_S)
+    assert submitted.returncode == 130, said
+    (job,) = cluster.jobs()
+    assert job in said
+    assert cluster.jobs()[job]["status"] == "STOPPED"
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "first"
+    assert json.loads(cluster.genopt("stop", job, "--json").out)["status"] == "STOPPED", "it is no fault that it has ended"
     gate.touch()
-    resumed = cluster.genopt("submit", "--", "resume", str(run))
+    again = cluster.genopt("submit", "--detach", "--", "resume", str(run))
+    assert again.code == 0, again.err
+    resumed = cluster.genopt("jobs", again.out.strip())
     assert resumed.code == 0, resumed.out + resumed.err
+    assert "second" in resumed.out
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "second"
     assert finished(run).count("first") == 1
-    known = cluster.jobs()
-    assert known[job]["status"] == "STOPPED"
-    assert [one["exit_code"] for one in known.values() if one["command"] == f"resume {run}"] == [0]
+    known = cluster.jobs()[again.out.strip()]
+    assert (known["command"], known["exit_code"]) == (f"resume {run}", 0)
 
 
 def test_the_exit_code_of_the_verb_is_passed_on(cluster: Cluster) -> None:
