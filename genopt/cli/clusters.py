@@ -38,8 +38,9 @@ def submit(
     The model, data and the run's folder must be where the cluster's nodes find them: an id, a URI, or a folder that they share. Small files
     that the verb names by a relative path go along. Continue a job that was stopped with: genopt submit -- resume RUN
     """
-    from genopt.distributed.jobs import Entrypoint, Jobs
+    from genopt.distributed.jobs import Entrypoint, Jobs, require_verb
 
+    require_verb(verb)
     memory = options.size_bytes(entrypoint_memory) or 0
     entrypoint = Entrypoint(num_cpus=entrypoint_num_cpus, memory=memory, labels=options.pairs(entrypoint_label))
     jobs = Jobs(address)

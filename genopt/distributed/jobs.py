@@ -112,8 +112,7 @@ class Jobs:
             SpecError: The verb cannot be submitted, or what should go along cannot.
             ClusterError: The cluster refuses the job.
         """
-        if not words or words[0] not in VERBS:
-            raise SpecError(f"{' '.join(words) or 'nothing'!r} cannot be submitted; write for example: genopt submit -- optimize MODEL --budget 60m.")
+        require_verb(words)
         asked = entrypoint or Entrypoint()
         command = f"{_interpreter(self.address)} -m genopt {shlex.join(words)}"
         environment: dict[str, object] = {"env_vars": {"PYTHONUNBUFFERED": "1"}}
@@ -193,6 +192,16 @@ class Jobs:
 
     def _silent(self, error: Exception) -> ClusterError:
         return ClusterError(f"The Ray dashboard at {self.address} does not answer ({_first_line(error)}); see `ray status` on the cluster's head.")
+
+
+def require_verb(words: Sequence[str]) -> None:
+    """Refuses a command that makes no sense as a job.
+
+    Raises:
+        SpecError: Its verb is none of `VERBS`.
+    """
+    if not words or words[0] not in VERBS:
+        raise SpecError(f"{' '.join(words) or 'nothing'!r} cannot be submitted; write for example: genopt submit -- optimize MODEL --budget 60m.")
 
 
 def _interpreter(address: str) -> str:
