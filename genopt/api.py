@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from genopt.compare.voting import OpenPage
     from genopt.plan import Candidate
+    from genopt.report.export import Exported
     from genopt.report.model import Report
     from genopt.serving.deployment import Endpoint
 
@@ -90,6 +91,21 @@ class Run:
         file = Path(prompts).expanduser() if prompts is not None else None
         with comparing(self._folder, a=a, b=b, raters=raters, prompts=file, port=port, progress=_unheard) as (_, page):
             yield page
+
+    def export(self, out: str | os.PathLike[str], *, to: str | None = None, variant: str | None = None) -> Exported:
+        """Copies a variant out of the store, for other programs.
+
+        Args:
+            out: Folder to write; must not exist.
+            to: Program that must take it, as `genopt export --help` lists them; None takes any.
+            variant: Name of an accepted candidate; None takes the winner.
+
+        Raises:
+            GenoptError: See `genopt.report.export.export`.
+        """
+        from genopt.report.export import export
+
+        return export(self._folder, Path(out), to=to, variant=variant)
 
     def deploy(self, *, wait_s: float = 600.0, address: str | None = None) -> Endpoint:
         """Serves the winner on Ray Serve and returns where it answers.

@@ -23,6 +23,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "torchao_int8_dynamic": "genopt.techniques.torchao_int8:Int8Dynamic",
         "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
         "onnx_weight_only": "genopt.techniques.onnx_weight_only:OnnxWeightOnly",
+        "compressed_tensors": "genopt.techniques.compressed_tensors:CompressedTensors",
         "gguf": "genopt.techniques.gguf:Gguf",
         "gguf_as_given": "genopt.techniques.gguf_as_given:GgufAsGiven",
         "openvino": "genopt.techniques.openvino:OpenVino",
@@ -35,10 +36,14 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "llamacpp": "genopt.engines.llamacpp:LlamaCppEngine",
         "openvino": "genopt.engines.openvino:OpenVinoEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
+        "vllm": "genopt.engines.vllm:VllmEngine",
+        "vllm_cpu": "genopt.engines.vllm:VllmCpuEngine",
     },
     "environments": {
         "llamacpp": "genopt.environments.built_in:LLAMACPP",
         "openvino": "genopt.environments.built_in:OPENVINO",
+        "vllm": "genopt.environments.built_in:VLLM",
+        "vllm-cpu": "genopt.environments.built_in:VLLM_CPU",
     },
 }
 

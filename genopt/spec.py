@@ -80,6 +80,7 @@ def parse_arrivals(value: str) -> tuple[ArrivalKind, float] | None:
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Share = Annotated[float, BeforeValidator(parse_share)]
+Bar = Annotated[float, BeforeValidator(lambda value: 0.0 if value == "off" else parse_share(value))]
 SloName = Literal["ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "tpot_p99"]
 
 
@@ -90,9 +91,10 @@ class RunSpec(Record):
         model: Hugging Face id, local folder, `.gguf` file or built-in name.
         task: Catalogue name; None infers it from the model.
         budget: Wall-clock seconds from start to written report (accepts `60m`).
-        quality: Quality bar as a share of the original's (accepts `99%`).
+        quality: Quality bar as a share of the original's (accepts `99%`); 0, or `off`, looks at quality in passing and rejects nothing
+            for it, which is right where only speed means something: random weights, for example.
         objective: What the winner is chosen by among accepted candidates.
-        slo: Latency limits in seconds by name (accepts `ttft_p99=300ms`).
+        slo: Latency limits in seconds by name (accepts `ttft_p99=300ms`); where `arrivals` is set, of requests that arrive so.
         eval_data: Text, JSON lines or Parquet file for the quality gate, or JSON lines with a `prompt` and its `answer`, or
             `choices` with a `label`, that finalists are also asked; None uses Python's own help texts.
         eval_tasks: Tasks of lm-evaluation-harness that finalists do: names, or paths of YAML files.
@@ -128,7 +130,7 @@ class RunSpec(Record):
     model: str = Field(min_length=1)
     task: str | None = None
     budget: Duration = Field(default=3600.0, gt=0)
-    quality: Share = Field(default=0.99, gt=0, le=1)
+    quality: Bar = Field(default=0.99, ge=0, le=1)
     objective: Objective = "latency"
     slo: Annotated[dict[SloName, float], BeforeValidator(parse_slo)] = Field(default_factory=dict)
     eval_data: str | None = None

@@ -28,8 +28,8 @@ app = typer.Typer(
 )  # fmt: skip  # fmt: skip
 
 for _verb in (
-    runs.quickstart, runs.optimize, runs.resume, runs.plan, runs.profile, runs.report, people.compare, deployments.deploy, deployments.undeploy,
-    deployments.promote, deployments.rollback, deployments.status, load.bench,
+    runs.quickstart, runs.optimize, runs.resume, runs.plan, runs.profile, runs.report, runs.export, people.compare, deployments.deploy,
+    deployments.undeploy, deployments.promote, deployments.rollback, deployments.status, load.bench,
 ):  # fmt: skip
     app.command()(_verb)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.submit)

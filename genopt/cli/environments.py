@@ -12,7 +12,7 @@ from genopt.cli.output import print_json, say
 
 Name = Annotated[str, typer.Argument(help="Name in `genopt env list`.", show_default=False)]
 environments = typer.Typer(
-    name="env", no_args_is_help=True, help="Lists, builds, checks and removes engine environments (below GENOPT_ENVS or in the user's cache)."
+    name="env", no_args_is_help=True, help="Lists, builds, adopts, checks and removes engine environments (below GENOPT_ENVS or in the user's cache)."
 )
 
 
@@ -46,6 +46,21 @@ def build_environment(
 
     note = build(find(name), wheels=wheels, progress=lambda text: say(f"  {text}"))
     say(f"✓ {name} is built: {note.bytes / 1e9:.1f} GB with Python {note.python}, in {note.seconds:.0f} s; try it: genopt env check {name}")
+    if as_json:
+        print_json(note.model_dump(mode="json"))
+
+
+@environments.command("use")
+def use_environment(
+    name: Name, python: Annotated[Path, typer.Argument(help="An interpreter that finds the engine, such as that of a container image.")],
+    as_json: options.Json = False,
+) -> None:  # fmt: skip
+    """Takes an interpreter that you already have instead of building one; say so again after changing what is installed there."""
+    from genopt.environments.build import adopt
+    from genopt.environments.declaration import find
+
+    note = adopt(find(name), python)
+    say(f"✓ {name} is {note.installer} (Python {note.python}); try it: genopt env check {name}")
     if as_json:
         print_json(note.model_dump(mode="json"))
 

@@ -184,6 +184,26 @@ def report(
         typer.launch((folder.path / "report.html").absolute().as_uri())
 
 
+def export(
+    run: options.RunPath,
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.", show_default=False)],
+    to: Annotated[
+        str | None,
+        typer.Option(help="Program that must take it: transformers, vllm, llama.cpp, ollama, onnxruntime-genai or openvino.  [default: any]"),
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Another accepted candidate, `original` or `baseline`.  [default: the winner]")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Copies a run's winner out of the store, with what other programs need to run it and a note of where it comes from."""
+    from genopt.report.export import export as write
+    from genopt.store.run_folder import RunFolder
+
+    found = write(RunFolder.existing(run), out, to=to, variant=variant)
+    say(f"✓ {found.variant} ({found.bytes / 1e6:,.0f} MB) is in {found.folder}, for {' or '.join(found.formats)}; GENOPT.md says how to run it")
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+
+
 def _optimize(spec: RunSpec, progress: Progress) -> tuple[RunFolder, Report]:
     """Runs a spec and says how it ended."""
     from genopt.distributed.run import start_run

@@ -64,7 +64,7 @@ def devices(counted: Mapping[str, float], nodes: Mapping[str, NodeFacts]) -> Ite
 
 
 def environments(nodes: Mapping[str, NodeFacts]) -> Iterator[Finding]:
-    """Engine environments that some nodes have and others lack, or that were built from another lock."""
+    """Engine environments that some nodes have and others lack, that were built from another lock, or that differ."""
     names = sorted({name for facts in nodes.values() for name in facts.environments})
     for name in names:
         states = {node: facts.environments.get(name, "absent") for node, facts in nodes.items()}
@@ -76,6 +76,11 @@ def environments(nodes: Mapping[str, NodeFacts]) -> Iterator[Finding]:
         if absent and len(absent) < len(nodes):
             what = f"the engine environment {name!r}, which other nodes have, is not built, so runs do without it"
             yield Finding(nodes=absent, what=what, remedy=f"Run `{build_command(name)}` there.")
+        digests = {node: facts.engines[name] for node, facts in nodes.items() if name in facts.engines}
+        others = tuple(node for node, digest in digests.items() if digest != next(iter(digests.values())))
+        if others:
+            what = f"the engine environment {name!r} holds other versions than on {next(iter(digests))}, so runs do without it"
+            yield Finding(nodes=others, what=what, remedy=f"Run `genopt env remove {name}` and `{build_command(name)}` on all of them.")
 
 
 def clocks(found: Mapping[str, Clock]) -> Iterator[Finding]:

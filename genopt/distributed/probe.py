@@ -39,6 +39,7 @@ class NodeFacts(Record):
         hardware: See `genopt.measure.machine.hardware`.
         free_bytes: Of the store's disk, of the folder for temporary files and of shared memory.
         environments: State of every engine environment, by name.
+        engines: Digests of what those consist of that can be used, by name.
         token: Whether its Ray asks for a token.
         problems: What `genopt.measure.machine.check_machine` found.
     """
@@ -47,6 +48,7 @@ class NodeFacts(Record):
     hardware: dict[str, Any]
     free_bytes: dict[str, int]
     environments: dict[str, str]
+    engines: dict[str, str] = {}
     token: bool
     problems: tuple[Problem, ...]
 
@@ -69,8 +71,8 @@ def facts(location: str) -> NodeFacts:
     shared_memory = _free(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else 0
     free = {"store": _free(root), "temporary": _free(Path(tempfile.gettempdir())), "shared_memory": shared_memory}
     return NodeFacts(
-        versions=versions, hardware=hardware(), free_bytes=free, environments=place.states(), problems=tuple(check_machine(root)),
-        token=get_authentication_mode() == AuthenticationMode.TOKEN,
+        versions=versions, hardware=hardware(), free_bytes=free, environments=place.states(), engines=place.identities(),
+        problems=tuple(check_machine(root)), token=get_authentication_mode() == AuthenticationMode.TOKEN,
     )  # fmt: skip
 
 

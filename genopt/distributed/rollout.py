@@ -12,16 +12,16 @@ import yaml
 
 from genopt.distributed import cluster
 from genopt.errors import DeploymentError
-from genopt.plan import Artifact, Candidate, Record, plan_of
+from genopt.plan import Record, plan_of
+from genopt.report.accepted import accepted, files_of
 from genopt.report.assemble import assemble
-from genopt.report.model import REFERENCES, Report
+from genopt.report.model import Report
 from genopt.report.write import write_reports
 from genopt.serving import deployment
 from genopt.serving.manifest import autoscaling, serve_config
 from genopt.spec import build, load
 from genopt.store.files import write_atomically
 from genopt.store.run_folder import RunFolder
-from genopt.store.shared import is_shared, open_store
 from genopt.tasks.base import session_options
 
 APPLICATION = "genopt"
@@ -58,14 +58,11 @@ def write_serve_config(
         StorageError: Its artifact lies in an object store that does not have it any more.
     """
     where = listener or Listener()
-    spec, chosen = build(load(folder.path / "spec.yaml")), _candidate(report, variant or report.winner or "baseline")
+    spec, chosen = build(load(folder.path / "spec.yaml")), accepted(report, variant)
     shape = next(event["cluster"] for event in folder.events() if event["event"] == "run_started")
     threads = max(1, int(shape["cpus"]))
     options = session_options(plan_of(chosen), threads)
-    artifact = chosen.artifact or Artifact(digest=report.model.digest, path=report.model.path, bytes=report.model.bytes)
-    if is_shared(spec.store):  # the path is that of the machine that measured it
-        with open_store(spec.store).local(artifact) as here:
-            artifact = here
+    artifact = files_of(report, chosen, spec.store)
     knee = {int(name.partition("@")[2]): metric.value for name, metric in chosen.metrics.items() if name.startswith("throughput_tok_s@")}
     config = serve_config(
         application=APPLICATION, model_id=Path(report.model.id).name, variant=plan_of(chosen).model_copy(update={"options": options}),
@@ -78,16 +75,6 @@ def write_serve_config(
     path = folder.path / name
     write_atomically(path, yaml.safe_dump(config, sort_keys=False))
     return path
-
-
-def _candidate(report: Report, name: str) -> Candidate:
-    found = next((candidate for candidate in report.candidates if candidate.name == name), None)
-    if found is None:
-        known = ", ".join(candidate.name for candidate in report.candidates if candidate.status == "accepted") or "none yet"
-        raise DeploymentError(f"The run has no candidate {name!r}; it accepted {known}.")
-    if found.status != "accepted" and name not in REFERENCES:
-        raise DeploymentError(f"{name} is {found.status} ({found.reason}); deploy an accepted candidate.")
-    return found
 
 
 class Endpoint(deployment.Endpoint):

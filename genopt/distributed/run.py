@@ -100,7 +100,8 @@ class _Run:
         self._nodes, self._store, self._location = prepared.nodes, prepared.store, prepared.location
         self._task: Task = catalog.load("tasks", prepared.task)
         self._libraries, self._environments = prepared.libraries, prepared.environments
-        self._computing = self._libraries | {f"environment {one.name}": one.digest()[:12] for one in declared()}
+        engines = {f"environment {one.name}": self._environments.get(one.name, one.digest())[:12] for one in declared()}
+        self._computing = self._libraries | engines
         self._hardware, self._cpu = prepared.hardware, prepared.cpu
         self._earlier: EarlierRuns | None = None
         self._metrics = RayMetrics(prepared.folder.path.name)
@@ -272,7 +273,7 @@ class _Run:
         wanted = [plan for plan in self._task.catalogue() if self._spec.wants(plan) and plan.identity() not in done]
         traits = self._original().traits
         # The report says how to add the environments of others.
-        plans = [plan for plan in wanted if fits(plan, traits) and environments_of(plan) <= self._environments]
+        plans = [plan for plan in wanted if fits(plan, traits) and environments_of(plan) <= self._environments.keys()]
         ranks = {family: rank for rank, family in enumerate(order)}
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
 

@@ -24,7 +24,6 @@ from genopt.clock import Moment, Window
 from genopt.distributed.cluster import Node
 from genopt.distributed.sharing import Borrowed
 from genopt.environments import place
-from genopt.environments.declaration import find
 from genopt.errors import BudgetError, GenoptError, StageCrashedError, StorageError, to_wire
 from genopt.measure import machine
 from genopt.plan import Artifact, Plan, Record, Status
@@ -68,9 +67,9 @@ def on_node(node: Node) -> NodeAffinitySchedulingStrategy:
 
 @ray.remote(num_cpus=0.1)
 def machine_task() -> dict[str, Any]:
-    """What the node is: `hardware`, `environment` and the `libraries` that decide the bytes of artifacts."""
+    """What the node is: `hardware`, `environment`, the `libraries` that decide the bytes of artifacts, and those of other `engines`."""
     environment = {**machine.environment(), "engine_environments": place.states()}
-    return {"hardware": machine.hardware(), "environment": environment, "libraries": machine.libraries()}
+    return {"hardware": machine.hardware(), "environment": environment, "libraries": machine.libraries(), "engines": place.identities()}
 
 
 def _gpu_environment() -> dict[str, str]:
@@ -147,7 +146,7 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
             "device": "cuda" if technique.accelerated and facts.gpus else "cpu",  # they round differently
         }  # fmt: skip
         if technique.environment is not None:  # its libraries are those of the lock, not ours
-            context["environment"] = find(technique.environment).digest()
+            context["environment"] = place.identities().get(technique.environment, "")
         key = step_key(current.digest, step.technique, technique.version, step.params, context)
         source = current
 

@@ -1,20 +1,34 @@
-"""Builds and removes engine environments; a build leaves a whole one or nothing."""
+"""Builds, adopts and removes engine environments; a build leaves a whole one or nothing."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from genopt.environments import place
 from genopt.environments.declaration import Environment
 from genopt.environments.installer import Progress, install
 from genopt.errors import GenoptError, SpecError, StorageError
 from genopt.store.files import exclusive, write_atomically
+
+INSPECTION = """
+import importlib.metadata, json, platform
+import numpy, pyarrow, pydantic
+installed = sorted({f"{one.name}=={one.version}" for one in importlib.metadata.distributions()})
+print(json.dumps({"python": platform.python_version(), "installed": installed}))
+"""
+"""What an interpreter that somebody else made is asked."""
+INSPECTION_S = 60.0
 
 
 def build(environment: Environment, *, wheels: Path | None, progress: Progress) -> place.BuildNote:
@@ -43,6 +57,53 @@ def build(environment: Environment, *, wheels: Path | None, progress: Progress) 
                 return note
             _require_room(environment, folder)
             return _build(environment, folder, wheels, progress)
+
+
+def adopt(environment: Environment, python: Path) -> place.BuildNote:
+    """Makes an interpreter that somebody else made, such as that of a container image, an environment's own.
+
+    Results are told from those of other versions by what is installed there now; adopt it again after changing that.
+
+    Args:
+        environment: What it is to be used as.
+        python: The interpreter; the libraries that it finds by itself are used, whatever the lock says.
+
+    Raises:
+        SpecError: It does not run, or lacks what `genopt.worker` needs.
+        StorageError: The folder of environments cannot be written.
+    """
+    found = _inspected(python)
+    folder = place.folder_of(environment)
+    with _place_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder.with_suffix(".lock")):
+            started = time.monotonic()
+            shutil.rmtree(folder, ignore_errors=True)
+            launcher = place.interpreter(folder)
+            launcher.parent.mkdir(parents=True)
+            # Not a link: Python looks for its libraries beside the path by which it was called.
+            launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python.absolute()))} "$@"\n', encoding="utf-8")
+            launcher.chmod(0o755)
+            note = place.BuildNote(
+                name=environment.name, digest=hashlib.sha256(json.dumps([environment.digest(), found]).encode()).hexdigest(),
+                python=found["python"], seconds=round(time.monotonic() - started, 1), bytes=_size(folder), installer=str(python.absolute()),
+            )  # fmt: skip
+            write_atomically(folder / place.NOTE, note.model_dump_json(indent=2))
+    return note
+
+
+def _inspected(python: Path) -> dict[str, Any]:
+    """The version and distributions of an interpreter."""
+    try:
+        variables = place.without_our_paths(os.environ)
+        answer = subprocess.run([str(python), "-c", INSPECTION], env=variables, capture_output=True, text=True, timeout=INSPECTION_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        raise SpecError(f"{python} does not run; give the path of a Python interpreter, such as /opt/venv/bin/python.") from None
+    if answer.returncode:
+        last = answer.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise SpecError(f"{python} lacks what genopt's worker needs ({last[0][:160]}); install it there: pip install pydantic numpy pyarrow.")
+    found: dict[str, Any] = json.loads(answer.stdout)
+    return found
 
 
 def _build(environment: Environment, folder: Path, wheels: Path | None, progress: Progress) -> place.BuildNote:

@@ -16,3 +16,11 @@ OPENVINO = Environment(
     name="openvino", about="on CPUs OpenVINO reads prompts fastest, and decodes 8-bit weights about as fast as ONNX Runtime", package=LOCKS,
     lock="openvino.txt", disk_bytes=5_000_000_000,
 )  # fmt: skip
+VLLM = Environment(
+    name="vllm", about="on NVIDIA GPUs vLLM continues many requests at once about twenty times faster than one by one", package=LOCKS,
+    lock="vllm.txt", disk_bytes=20_000_000_000, device="gpu",
+)  # fmt: skip
+VLLM_CPU = Environment(
+    name="vllm-cpu", about="on CPUs vLLM continues many requests at once faster than the other engines, and takes minutes to start", package=LOCKS,
+    lock="vllm-cpu.txt", disk_bytes=4_000_000_000,
+)  # fmt: skip

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib import resources
+from typing import Literal
 
 from genopt import catalog
 from genopt.plan import Record
@@ -22,6 +23,7 @@ class Environment(Record):
         package: Package that carries the lock file.
         lock: The file: every distribution with its version, dependencies too, as pip reads it.
         disk_bytes: Room that a build takes at its peak.
+        device: What its engines compute on; reports do not suggest it to others.
         variables: Environment variables of the build, such as options of a compilation.
     """
 
@@ -30,6 +32,7 @@ class Environment(Record):
     package: str
     lock: str
     disk_bytes: int
+    device: Literal["cpu", "gpu"] = "cpu"
     variables: dict[str, str] = {}
 
     def requirements(self) -> str:

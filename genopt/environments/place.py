@@ -30,11 +30,11 @@ class BuildNote(Record):
 
     Attributes:
         name: The environment.
-        digest: Of what was asked for.
+        digest: Of what was asked for; of what was found in an interpreter that somebody else made.
         python: Version of its interpreter.
         seconds: Time that building took.
         bytes: Size on disk.
-        installer: `uv` or `pip`.
+        installer: `uv` or `pip`, or the interpreter that somebody else made.
     """
 
     name: str
@@ -87,6 +87,12 @@ def state_of(environment: Environment) -> State:
 def states() -> dict[str, str]:
     """State of every declared environment on this machine, by name."""
     return {environment.name: state_of(environment) for environment in declared()}
+
+
+def identities() -> dict[str, str]:
+    """Digests of what every environment that can be used here consists of, by name."""
+    notes = {environment.name: note_of(folder_of(environment)) for environment in declared()}
+    return {name: note.digest for name, note in notes.items() if note is not None}
 
 
 def build_command(name: str) -> str:

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
@@ -26,15 +27,16 @@ def load_model(folder: Path, dtype: str | None = None) -> PreTrainedModel:
     return model
 
 
-def save_model(model: PreTrainedModel, source: Path, destination: Path) -> None:
+def save_model(model: PreTrainedModel, source: Path, destination: Path, state: dict[str, Tensor] | None = None) -> None:
     """Writes a changed model as safetensors, with the tokenizer and other files of the checkpoint that it came from.
 
     Args:
         model: What to write.
         source: The checkpoint that was changed.
         destination: An empty folder.
+        state: What to write instead of its own weights.
     """
-    model.save_pretrained(destination)
+    model.save_pretrained(destination, state_dict=state)
     for path in destination.glob("*.safetensors"):
         sort_metadata(path)
     for path in source.iterdir():

@@ -84,9 +84,10 @@ def _failed(report: Report) -> str | None:
 
 
 def _environments(report: Report) -> list[str]:
-    """Engine environments that the nodes lacked."""
+    """Engine environments that the nodes lacked, of those that are for such nodes."""
     lacking = [name for name, state in report.environment.get("engine_environments", {}).items() if state != "built"]
-    known = [environment for environment in declared() if environment.name in lacking]
+    device = "gpu" if report.hardware.get("gpus") else "cpu"
+    known = [environment for environment in declared() if environment.name in lacking and environment.device == device]
     return [f"Add {one.name} with `{build_command(one.name)}` and optimize again: {one.about}." for one in known]
 
 

@@ -65,6 +65,8 @@ def noise(report: Report) -> str:
 def quality(report: Report) -> str:
     """What a quality ratio is, and on what data."""
     bar = wording.percent(report.quality_bar)
+    if not report.quality_bar:
+        return "Nothing was asked of quality (`--quality off`): what stands under quality was read off little text in passing and decided nothing."
     if report.model.modality != "text":
         return f"The quality ratio is each candidate's metric divided by the original's on the same prompts and seeds; the bar is {bar}."
     text = (

@@ -127,13 +127,16 @@ def verdict(report: Report) -> str:
     if not report.candidates:
         return f"The run on {report.model.id} ended before there was a baseline, so nothing can be compared."
     if winner is None:
-        return f"The baseline is kept: no candidate is better than it at {percent(report.quality_bar)} of the original's quality."
+        at = f"at {percent(report.quality_bar)} of the original's quality" if report.quality_bar else "whatever their quality"
+        return f"The baseline is kept: no candidate is better than it {at}."
     parts = [winner.name]
     speed = winner.speedup.get("vs_original")
     if speed:
         does = "decodes" if report.model.modality == "text" else "runs"
         parts.append(f"{does} {speed.value:.2f}× as fast as the original (95% interval {speed.ci_low:.2f}–{speed.ci_high:.2f})")
-    if winner.quality:
+    if not report.quality_bar:
+        parts.append("with a quality that was not judged")
+    elif winner.quality:
         parts.append(f"at {quality_percent(winner.quality.ratio)} of its quality (lower bound {quality_percent(winner.quality.ci_low)})")
     return " ".join(parts) + "."
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 from genopt.plan import Candidate, Metric, Ratio, Record
 from genopt.search.pareto import front
-from genopt.spec import Objective
+from genopt.spec import ArrivalKind, Objective
 
 MEMORY_NOISE = 0.01
 """Peaks of memory that differ by less than this share are the same: allocators are not that repeatable."""
@@ -53,7 +54,7 @@ def choose(
         candidates: `original`, `baseline`, then the others.
         objective: What counts; each is scored as a ratio to the baseline.
         bar: Least quality ratio.
-        slo: Limits in seconds by name, such as `ttft_p99`.
+        slo: Limits in seconds by name, such as `ttft_p99`; of what callers wait with the queue, where that was measured.
         aa: `ci_low` and `ci_high` of the A/A ratio, or None if it was not measured.
     """
     original, baseline, *known = candidates
@@ -157,11 +158,17 @@ def _misses(one: Candidate, slo: Mapping[str, float]) -> list[str]:
     missed = []
     for name, limit_s in slo.items():
         kind, _, percentile = name.partition("_")
-        metric = one.metrics.get(f"{kind}_ms")
+        metric = _waiting(one, f"{kind}_ms")
         value = {"p50": metric.p50, "p90": metric.p90, "p99": metric.p99}[percentile] if metric is not None else None
         if value is None or value / 1e3 > limit_s:
             missed.append(name)
     return missed
+
+
+def _waiting(one: Candidate, name: str) -> Metric | None:
+    """What callers wait: where requests were let arrive by themselves, with the queue; else one at a time."""
+    arrived = (one.metrics.get(f"{name}@{kind}") for kind in get_args(ArrivalKind))
+    return next(filter(None, arrived), one.metrics.get(name))
 
 
 def _point(one: Candidate) -> tuple[float, float, float]:
@@ -173,7 +180,9 @@ def _point(one: Candidate) -> tuple[float, float, float]:
 
 def _won(winner: Candidate, tied: Sequence[Candidate], score: Ratio, bar: float, objective: Objective) -> str:
     sentences = [f"{winner.name} wins on {_GOALS[objective]}: {score.value:.2f}x the baseline [{score.ci_low:.2f}, {score.ci_high:.2f}]"]
-    if winner.quality is not None:
+    if not bar:
+        sentences.append("Nothing was asked of its quality, which is for you to judge")
+    elif winner.quality is not None:
         quality = winner.quality
         sentences[0] += f", with quality {quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] at a bar of {bar:g}"
     rivals = [one.name for one in tied if one is not winner]

@@ -183,6 +183,8 @@ def _outcome(quality: Quality, speed: Comparison, bar: float, earlier: Sequence[
     if earlier:
         interval += f" (scored by {', '.join(map(told, earlier))})"
     pace = _pace(speed)
+    if not bar and quality.verdict == "accept":
+        return "accepted", f"nothing is asked of its quality; {pace}"
     if quality.verdict == "accept":
         return "accepted", f"quality {interval} holds the bar of {bar:g}; {pace}"
     if quality.verdict == "reject":

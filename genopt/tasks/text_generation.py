@@ -23,7 +23,8 @@ TECHNIQUES: Mapping[str, str] = {
 
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
-    "gguf": "quantization", "openvino": "quantization", "magnitude_prune": "pruning", "drop_layers": "pruning", "distill": "pruning",
+    "compressed_tensors": "quantization", "gguf": "quantization", "openvino": "quantization", "magnitude_prune": "pruning", "drop_layers": "pruning",
+    "distill": "pruning",
 }  # fmt: skip
 
 
@@ -53,6 +54,11 @@ def _gguf(name: str, number_format: str) -> Plan:
     return Plan(name=name, steps=(Step(technique="gguf", params={"format": number_format}),), engine="llamacpp")
 
 
+def _vllm(engine: str, scheme: str) -> Plan:
+    step = Step(technique="compressed_tensors", params={"scheme": scheme})
+    return Plan(name=f"{engine.replace('_', '-')}-{scheme.lower()}", steps=(step,), engine=engine)
+
+
 class TextGeneration:
     """See `genopt.tasks.base.Task`."""
 
@@ -79,6 +85,12 @@ class TextGeneration:
             _gguf("llamacpp-native", "native"),
             Plan(name="llamacpp-as-given", steps=(Step(technique="gguf_as_given"),), engine="llamacpp"),
             Plan(name="openvino-int8", steps=(Step(technique="openvino", params={"weights": "int8"}),), engine="openvino"),
+            Plan(name="vllm-native", engine="vllm"),
+            Plan(name="vllm-fp8", engine="vllm", options={"quantization": "fp8"}),
+            _vllm("vllm", "W4A16"),
+            _vllm("vllm", "W8A8"),
+            Plan(name="vllm-cpu-native", engine="vllm_cpu"),
+            _vllm("vllm_cpu", "W8A8"),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
             _named("ort-int4-g32", _int4(32)),
             _named("ort-int4-g128", _int4(128)),

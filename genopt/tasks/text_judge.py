@@ -70,8 +70,11 @@ class TextJudge:
         }  # fmt: skip
 
     def first_look(self, case: Case, progress: Progress) -> Quality:
-        """Judges on little text: enough to reject what is clearly worse."""
-        return self._look(case, 0, progress)
+        """Judges on little text: enough to reject what is clearly worse. Where there is no bar, nothing is, and this is all that is read."""
+        quality = self._look(case, 0, progress)
+        if not self._config.quality and quality.ratio > 0:  # of unusable scores it is 0
+            case.quality = quality = quality.model_copy(update={"verdict": "accept", "details": {**quality.details, "reason": "there is no bar"}})
+        return quality
 
     def verdict(self, case: Case, deadline: float, progress: Progress) -> Quality:
         """Spends more evaluation tokens until the gate decides, the text ends or the time is up; then checks what the candidate writes."""
@@ -85,7 +88,8 @@ class TextJudge:
                 quality = quality.model_copy(update={"details": {**quality.details, "stopped": stopped, "reason": stopped}})
                 break
             quality = self._look(case, look, progress)
-        if quality.verdict == "accept" or (quality.verdict == "inconclusive" and "stopped" not in quality.details):
+        held = quality.verdict == "accept" or (quality.verdict == "inconclusive" and "stopped" not in quality.details)
+        if held and self._config.quality:
             progress("checking what it writes")
             quality = self._checked(case, quality)
         shown = [item.model_dump(mode="json") for item in worst(case.found, self._data.windows, self._decode)]

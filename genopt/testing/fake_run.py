@@ -13,7 +13,7 @@ WINNER = "quick"
 REJECTED = "quick-but-wrong"
 
 
-def write_fake_run(folder: Path, *, answers: dict[str, str] | None = None, **options: JsonValue) -> RunFolder:
+def write_fake_run(folder: Path, *, answers: dict[str, str] | None = None, traits: tuple[str, ...] = ("hf",), **options: JsonValue) -> RunFolder:
     """Writes a run whose winner is `quick`, with a rejected, a failed and the two reference candidates; returns its folder.
 
     The model lies beside the run. Needs the fake engine's plugin (`genopt.testing.plugin`) where something is opened.
@@ -21,11 +21,12 @@ def write_fake_run(folder: Path, *, answers: dict[str, str] | None = None, **opt
     Args:
         folder: Of the run; must not exist.
         answers: What each candidate answers to everything, by name; its own name unless given.
+        traits: Of every candidate's artifact.
         options: Further options of the fake engine.
     """
     model = folder.parent / f"{folder.name}-model"
     write_fake_model(model)
-    artifact = Artifact(digest="d1" * 32, path=str(model.absolute()), bytes=2064)
+    artifact = Artifact(digest="d1" * 32, path=str(model.absolute()), bytes=2064, traits=traits)
 
     def candidate(name: str, speed: float, verdict: Verdict | None, status: Status = "accepted") -> Candidate:
         plan = fake_plan(name, text=(answers or {}).get(name, f"{name} says so. "), **options)

@@ -23,7 +23,7 @@ def write_tiny_llama(folder: Path, *, layers: int = 3) -> Path:
     write_tiny_tokenizer(folder, context=CONTEXT)
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=128, num_hidden_layers=layers,
+        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=128, num_hidden_layers=layers,
         vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.1, dtype="bfloat16",
         bos_token_id=BOS_ID, eos_token_id=EOS_ID,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
 TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
     "torchao_int8_dynamic": ("hf", {}),
+    "compressed_tensors": ("hf", {"scheme": "W4A16", "group_size": 32}),
     "gguf": ("hf", {"format": "Q8_0"}),
     "gguf_as_given": ("given_gguf", {}),
     "openvino": ("hf", {"weights": "int8"}),
@@ -36,6 +37,8 @@ ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "llamacpp": ("gguf", {"threads": 2}),
     "openvino": ("openvino", {"threads": 2}),
     "ort_genai": ("onnx_genai", {"threads": 2}),
+    "vllm": ("hf", {"threads": 2, "precision": "float32"}),
+    "vllm_cpu": ("hf", {"threads": 2, "precision": "float32"}),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from genopt.testing.fake_task import write_fake_model
 from genopt.testing.plugin import write_plugin
 
-pytestmark = [pytest.mark.ray, pytest.mark.alone]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,10 @@ def test_an_environment_is_of_use_where_every_node_has_it() -> None:
     assert found.nodes == ("two",)
     assert "genopt env build llamacpp" in found.remedy
     assert only(agreement.environments({"one": facts(environments={"llamacpp": "outdated"})})).nodes == ("one",)
+    built = facts(environments={"llamacpp": "built"})
+    differ = {name: built.model_copy(update={"engines": {"llamacpp": digest}}) for name, digest in (("one", "a"), ("two", "b"), ("three", "a"))}
+    found = only(agreement.environments(differ))
+    assert (found.nodes, "other versions than on one" in found.what) == (("two",), True)
 
 
 def test_a_clock_is_wrong_when_the_round_trip_cannot_explain_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from genopt import catalog, process
 from genopt.cli import main
 from genopt.environments import build as building
 from genopt.environments import place
-from genopt.environments.built_in import LLAMACPP, OPENVINO
+from genopt.environments.built_in import LLAMACPP, OPENVINO, VLLM, VLLM_CPU
 from genopt.environments.declaration import Environment, declared, find
 from genopt.environments.installer import failure
 from genopt.errors import GenoptError, InfeasibleError, SpecError, StageError, StorageError
@@ -218,14 +219,36 @@ def test_the_output_of_an_installer_is_said_in_one_sentence(said: str, kind: typ
         raise found
 
 
+def test_an_interpreter_that_is_there_can_be_used_instead(declare: Declare, wheels: Path, tmp_path: Path) -> None:
+    environment = declare(lock())
+    note = building.adopt(environment, Path(sys.executable))
+    assert place.state_of(environment) == "built"
+    assert place.identities()["tiny"] == note.digest != environment.digest(), "its results are not those of the lock"
+    answer = subprocess.run([*place.worker_command("tiny")[:1], "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == sys.prefix, "it finds its own libraries"
+    assert building.adopt(environment, Path(sys.executable)).digest == note.digest, "the same libraries are the same environment"
+    building.remove(environment)
+    assert building.build(environment, wheels=wheels, progress=quiet).digest == environment.digest() == place.identities()["tiny"]
+
+
+def test_an_interpreter_that_cannot_be_used_is_refused(declare: Declare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    declare(lock())
+    assert main(["env", "use", "tiny", str(tmp_path / "nothing")]) == 2
+    assert "does not run; give the path of a Python interpreter" in capsys.readouterr().err
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    assert main(["env", "use", "tiny", str(tmp_path / "bare/bin/python")]) == 2
+    assert "No module named 'numpy'); install it there: pip install pydantic numpy" in capsys.readouterr().err
+    assert place.states()["tiny"] == "absent"
+
+
 def test_every_lock_pins_everything_once() -> None:
-    for environment in (LLAMACPP, OPENVINO):
+    for environment in (LLAMACPP, OPENVINO, VLLM, VLLM_CPU):
         lines = [line for line in environment.requirements().splitlines() if line and not line.startswith("#")]
         names = [line.partition("==")[0] for line in lines]
         assert all(version for _, _, version in (line.partition("==") for line in lines))
         assert len(set(names)) == len(names)
         assert {"pydantic", "pydantic-core", "numpy", "pyarrow"} <= set(names)
-    assert {environment.name for environment in declared()} >= {"llamacpp", "openvino"}
+    assert {environment.name for environment in declared()} >= {"llamacpp", "openvino", "vllm", "vllm-cpu"}
 
 
 def test_the_command_line_lists_builds_and_removes(declare: Declare, wheels: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,8 +284,9 @@ def test_a_report_says_how_to_add_the_engines_that_were_not_built(tmp_path: Path
     from genopt.spec import RunSpec, dump
     from genopt.store.run_folder import RunFolder
 
-    states = {"llamacpp": "absent", "openvino": "built", "of another distribution": "absent"}
+    states = {"vllm": "absent", "llamacpp": "absent", "openvino": "built", "of another distribution": "absent"}
     folder = RunFolder.create(tmp_path / "run", dump(RunSpec(model="any")), {"hardware": {}, "environment": {"engine_environments": states}})
     said = " ".join(assemble(folder).next_steps)
     assert "`genopt env build llamacpp`" in said
     assert "openvino" not in said
+    assert "vllm" not in said, "there is no GPU in this run"

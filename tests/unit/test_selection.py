@@ -91,6 +91,24 @@ def test_limits_are_in_seconds_and_exclude() -> None:
     assert "none meets ttft_p99" in found.decision
 
 
+def test_where_nothing_is_asked_of_quality_the_fastest_wins_and_that_is_said() -> None:
+    fast = made("fast", speed=3.0, held=0.1)
+    assert pick(fast).winner is None
+    found = choose([ORIGINAL, BASELINE, fast], objective="latency", bar=0.0, slo={})
+    assert found.winner == "fast"
+    assert "Nothing was asked of its quality" in found.decision
+    assert "bar" not in found.decision
+
+
+def test_limits_are_of_what_callers_wait_where_requests_were_let_arrive() -> None:
+    fast, slow = made("fast", speed=3.0, ttft_ms=40.0), made("slow", speed=2.0, ttft_ms=40.0)
+    queued = Metric(value=90.0, unit="ms", p50=90.0, p90=300.0, p99=500.0)
+    waiting = fast.model_copy(update={"metrics": {**fast.metrics, "ttft_ms@poisson": queued}})
+    assert pick(fast, slow, slo={"ttft_p99": 0.1}).winner == "fast"
+    assert pick(waiting, slow, slo={"ttft_p99": 0.1}).winner == "slow"
+    assert pick(waiting, slow, slo={"ttft_p50": 0.1}).winner == "fast"
+
+
 def test_an_unmeasured_limit_is_not_met() -> None:
     assert pick(made("fast"), slo={"tpot_p99": 10.0}).winner is None
 

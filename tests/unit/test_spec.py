@@ -22,7 +22,7 @@ def test_durations(text: object, seconds: float) -> None:
     assert spec.build({"model": "m", "budget": text}).budget == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(("text", "share"), [("99%", 0.99), ("0.95", 0.95), (0.5, 0.5), ("100 %", 1.0)])
+@pytest.mark.parametrize(("text", "share"), [("99%", 0.99), ("0.95", 0.95), (0.5, 0.5), ("100 %", 1.0), ("off", 0.0)])
 def test_shares(text: object, share: float) -> None:
     assert spec.build({"model": "m", "quality": text}).quality == pytest.approx(share)
 
@@ -75,7 +75,7 @@ def test_a_spec_is_frozen() -> None:
 
 
 @given(
-    budget=st.floats(0.1, 1e6), quality=st.floats(0.01, 1.0), seed=st.integers(0, 2**31), objective=st.sampled_from(spec.OBJECTIVES),
+    budget=st.floats(0.1, 1e6), quality=st.floats(0.0, 1.0), seed=st.integers(0, 2**31), objective=st.sampled_from(spec.OBJECTIVES),
     include=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=8)),
 )  # fmt: skip
 def test_a_dumped_spec_builds_the_same_spec(budget: float, quality: float, seed: int, objective: str, include: list[str]) -> None:

@@ -1,0 +1,110 @@
+"""Runs Hugging Face folders in vLLM, which continues many requests at once faster than any other engine here, in environments of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from genopt.errors import InfeasibleError
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.space import Tunable
+
+if TYPE_CHECKING:
+    from genopt.engines.vllm_session import VllmSession
+
+FP8_CAPABILITY = (8, 9)
+"""Compute capability from which on GPUs multiply 8-bit floats."""
+
+
+class VllmOptions(Record):
+    """Options of the engine.
+
+    Attributes:
+        threads: CPU threads; None takes one per core.
+        max_context: Longest prompt with its answer, in tokens; None takes the model's.
+        precision: Arithmetic; None takes the checkpoint's.
+        quantization: Rounds the weights while it loads them, and activations as they come: `fp8` needs a GPU that multiplies them.
+        cache_type: Number format of keys and values; None takes that of the arithmetic.
+        max_streams: Most requests that are continued at once; more wait.
+        max_batched_tokens: Most tokens of a step, prompts included: longer ones are read in pieces between the steps of others.
+        prefix_caching: Keep what was read of prompts for those that begin alike.
+        graphs: Compile the model, and on GPUs replay its steps as graphs.
+        cache_gib: Room for keys and values on CPUs, in GiB; GPUs give most of what is free.
+        memory_share: Share of a GPU's free memory that weights, keys and values may take.
+    """
+
+    threads: int | None = Field(default=None, gt=0)
+    max_context: int | None = Field(default=None, ge=3)
+    precision: Literal["bfloat16", "float16", "float32"] | None = None
+    quantization: Literal["fp8"] | None = None
+    cache_type: Literal["fp8"] | None = None
+    max_streams: int = Field(default=128, gt=0)
+    max_batched_tokens: int = Field(default=2048, ge=16)
+    prefix_caching: bool = False
+    graphs: bool = True
+    cache_gib: int = Field(default=1, gt=0)
+    memory_share: float = Field(default=0.8, gt=0, le=1)
+
+
+class VllmEngine:
+    """See `genopt.engines.base.Engine`; on NVIDIA GPUs."""
+
+    name = "vllm"
+    accepts = frozenset({"hf", "compressed_tensors"})
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = "vllm"
+    layer_overhead_s = 1e-5
+
+    @staticmethod
+    def check(options: dict[str, JsonValue]) -> None:
+        """See `Engine.check`."""
+        chosen = parse_settings(VllmOptions, options, "vllm")
+        capability = _capability()
+        if capability is None:
+            raise InfeasibleError("vLLM's kernels for NVIDIA need a GPU and there is none here; on CPUs use the engine vllm_cpu.")
+        if "fp8" in (chosen.quantization, chosen.cache_type) and capability < FP8_CAPABILITY:
+            raise InfeasibleError("8-bit floats need a GPU of compute capability 8.9 or later; choose int8 weights instead.")
+
+    @staticmethod
+    def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
+        """See `Engine.open`."""
+        return _opened(artifact, parse_settings(VllmOptions, options, "vllm"))
+
+
+class VllmCpuEngine:
+    """See `genopt.engines.base.Engine`; the same library, built for CPUs."""
+
+    name = "vllm_cpu"
+    accepts = frozenset({"hf", "compressed_tensors"})
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = "vllm-cpu"
+    layer_overhead_s = 3e-4
+
+    @staticmethod
+    def check(options: dict[str, JsonValue]) -> None:
+        """See `Engine.check`."""
+        chosen = parse_settings(VllmOptions, options, "vllm_cpu")
+        if "fp8" in (chosen.quantization, chosen.cache_type):
+            raise InfeasibleError("vLLM has no 8-bit floats on CPUs; use the engine vllm on a GPU of compute capability 8.9 or later.")
+
+    @staticmethod
+    def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
+        """See `Engine.open`."""
+        return _opened(artifact, parse_settings(VllmOptions, options, "vllm_cpu"))
+
+
+def _capability() -> tuple[int, int] | None:
+    """Compute capability of the GPU; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def _opened(artifact: Path, options: VllmOptions) -> VllmSession:
+    from genopt.engines.vllm_session import VllmSession
+
+    session = VllmSession(artifact, options)
+    session.warm_up()
+    return session

@@ -1,0 +1,115 @@
+"""The whole job on a GPU: a model of a real shape with random weights is optimized for speed, its winner served and load-tested.
+
+    python tests/benchmarks/gpu/whole_job.py OUT [--shape llama-8b] [--vllm /opt/vllm/bin/python] [--budget 8m] [--streams 1,8,32,128]
+
+With `--vllm`, an interpreter that finds vLLM, its candidates take part. Writes the run folder to OUT/run (report.html, records as
+Parquet), the load test of the served winner to OUT/load.json, and the figures of every candidate as Markdown to standard output. The
+weights are Gaussian, so quality means nothing and nothing is asked of it (`--quality off`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
+
+LEFT_OUT = ("prune", "drop", "ort", "llamacpp", "openvino")
+"""Candidates for CPUs, and those of which quality is all that matters."""
+READY_S = 240.0
+
+
+def genopt(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "genopt", *arguments]
+
+
+@contextmanager
+def deployed(run: Path, port: int) -> Iterator[str]:
+    """The URL of a run's winner, served until the block ends."""
+    process = subprocess.Popen(genopt("deploy", str(run), "--port", str(port), "--json"), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        text = ""
+        while not text.rstrip().endswith("}"):
+            line = process.stdout.readline()
+            assert line, "the deployment ended before it was ready"
+            text += line
+        yield json.loads(text)["url"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(READY_S)
+
+
+def table(report: dict[str, Any], streams: list[str]) -> Iterator[str]:
+    """A line per candidate."""
+    yield f"| candidate | status | vs original | TPOT ms | {' | '.join(f'tok/s at {count}' for count in streams)} | load s |"
+    yield "| --- | --- | ---: " + "| ---: " * (len(streams) + 2) + "|"
+    for one in report["candidates"]:
+        metrics, speedup = one["metrics"], one["speedup"].get("vs_original")
+        values = [metrics.get("tpot_ms"), *(metrics.get(f"throughput_tok_s@{count}") for count in streams), metrics.get("load_s")]
+        shown = [f"{value['value']:,.2f}" if value and value["value"] < 100 else f"{value['value']:,.0f}" if value else "–" for value in values]
+        shown = [f"{speedup['value']:.2f}x" if speedup else "–", *shown]
+        yield f"| {one['name']} | {one['status']} | {' | '.join(shown)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=sorted(LLAMA_SHAPES), default="llama-8b")
+    parser.add_argument("--vllm", type=Path, help="interpreter that finds vLLM")
+    parser.add_argument("--budget", default="8m")
+    parser.add_argument("--streams", default="1,8,32,128")
+    parser.add_argument("--prompt-tokens", default="512")
+    parser.add_argument("--output-tokens", default="128")
+    parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--scratch", type=Path, help="keep model and artifacts there; another call with the same folders goes on")
+    parser.add_argument("--only", choices=("optimize", "serve"), help="do half of it")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="genopt-gpu-") as temporary:
+        scratch = asked.scratch or Path(temporary)
+        os.environ.setdefault("GENOPT_STORE", f"{scratch}/store")
+        os.environ.setdefault("GENOPT_ENVS", f"{scratch}/envs")
+        code = 0 if asked.only == "serve" else optimize(asked, scratch)
+        return code if code or asked.only == "optimize" else serve(asked)
+
+
+def optimize(asked: argparse.Namespace, scratch: Path) -> int:
+    """Makes the model and the run; prints the table."""
+    if asked.vllm is not None:
+        subprocess.run(genopt("env", "use", "vllm", str(asked.vllm)), check=True)
+    began = time.monotonic()
+    model = write_random_llama(scratch / asked.shape, asked.shape)
+    print(f"The model was written in {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
+    left_out = [word for name in LEFT_OUT for word in ("--exclude", name)]
+    done = subprocess.run(
+        genopt("optimize", str(model), "--quality", "off", "--objective", "throughput", "--budget", asked.budget, "--concurrency", asked.streams,
+               "--prompt-tokens", asked.prompt_tokens, "--output-tokens", asked.output_tokens, "--out", str(asked.out / "run"), *left_out),
+        check=False,
+    )  # fmt: skip
+    report = json.loads((asked.out / "run" / "report.json").read_text(encoding="utf-8"))
+    print(f"{report['hardware'].get('gpus')}\n\n{report['decision']}\n")
+    print("\n".join(table(report, asked.streams.split(","))), flush=True)
+    return done.returncode
+
+
+def serve(asked: argparse.Namespace) -> int:
+    """Serves the winner and loads it."""
+    with deployed(asked.out / "run", asked.port) as url:
+        load = genopt("bench", url, "--concurrency", asked.streams, "--requests", "256", "--prompt-tokens", asked.prompt_tokens,
+                      "--max-tokens", asked.output_tokens, "--out", str(asked.out / "load.json"))  # fmt: skip
+        return subprocess.run(load, check=False).returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

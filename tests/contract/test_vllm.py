@@ -1,0 +1,78 @@
+"""What vLLM is given and what it makes of it, where one of its environments is built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from genopt.engines.vllm import VllmCpuEngine, VllmEngine
+from genopt.errors import InfeasibleError, SpecError
+from genopt.process import SessionProcess
+from genopt.techniques.base import TransformContext
+from genopt.techniques.compressed_tensors import CompressedTensors
+from genopt.testing.contracts import runs_here
+from genopt.testing.tiny_models import write_tiny_llama
+
+TEXT = [(3 * place) % 256 for place in range(60)]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+def rounded(source: Path, destination: Path, scheme: str, group_size: int) -> Path:
+    destination.mkdir()
+    context = TransformContext(original=str(source), calibration=None, seed=0, threads=2, time_limit_s=60)
+    CompressedTensors.apply(source, destination, {"scheme": scheme, "group_size": group_size}, context, lambda _: None)
+    return destination
+
+
+def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    VllmCpuEngine.check({"threads": 2, "max_streams": 8})
+    with pytest.raises(InfeasibleError, match="no 8-bit floats on CPUs"):
+        VllmCpuEngine.check({"quantization": "fp8"})
+    with pytest.raises(SpecError, match="precision"):
+        VllmCpuEngine.check({"precision": "int8"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InfeasibleError, match="there is none here; on CPUs use the engine vllm_cpu"):
+        VllmEngine.check({})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    VllmEngine.check({})
+    with pytest.raises(InfeasibleError, match=r"compute capability 8\.9"):
+        VllmEngine.check({"cache_type": "fp8"})
+
+
+def test_groups_that_do_not_divide_a_width_are_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleError, match=r"Groups of 128 weights do not divide the 64 of model\.layers\.0\.self_attn\.q_proj"):
+        rounded(llama, tmp_path / "artifact", "W4A16", 128)
+
+
+def test_the_checkpoint_says_what_it_holds(llama: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    folder = rounded(llama, tmp_path / "artifact", "W8A8", 32)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["format"]) == ("compressed-tensors", "int-quantized")
+    assert config["config_groups"]["group_0"]["input_activations"]["dynamic"] is True
+    with safe_open(folder / "model.safetensors", "pt") as opened:
+        assert str(opened.get_tensor("model.layers.0.mlp.up_proj.weight").dtype) == "torch.int8"
+        assert opened.get_slice("model.layers.0.mlp.up_proj.weight_scale").get_shape() == [128, 1]
+        assert opened.get_slice("model.embed_tokens.weight").get_dtype() == "BF16"
+
+
+if runs_here("engines", "vllm_cpu"):
+
+    @pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
+    def test_a_rounded_model_says_about_what_the_original_says(scheme: str, llama: Path, tmp_path: Path) -> None:
+        artifact = rounded(llama, tmp_path / "artifact", scheme, 32)
+        with SessionProcess("torch", llama, {"threads": 2}, log=tmp_path / "torch.txt", timeout_s=120) as original:
+            (expected,) = original.score([TEXT]).log_probs
+        with SessionProcess("vllm_cpu", artifact, {"threads": 2}, log=tmp_path / "vllm.txt", timeout_s=300) as session:
+            (found,) = session.score([TEXT]).log_probs
+        apart = [abs(one - other) for one, other in zip(found, expected, strict=True)]
+        assert sum(apart) / len(apart) < (0.1 if scheme == "W8A8" else 0.5)
