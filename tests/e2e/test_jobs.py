@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import yaml
 
@@ -25,7 +26,7 @@ from genopt.testing.fake_task import write_fake_model
 from genopt.testing.plugin import write_plugin
 from genopt.testing.sleep_task import CATALOGUE, sleep_plan
 
-pytestmark = [pytest.mark.e2e, pytest.mark.alone]
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 WAIT_S = 120.0
 
@@ -127,9 +128,9 @@ def test_a_job_that_ctrl_c_stops_keeps_its_journal_and_goes_on(cluster: Cluster)
         submitted.send_signal(signal.SIGINT)
         _, said = submitted.communicate(timeout=WAIT_S)
     assert submitted.returncode == 130, said
-    (job,) = cluster.jobs()
+    ((job, known),) = cluster.jobs().items()
     assert job in said
-    assert cluster.jobs()[job]["status"] == "STOPPED"
+    assert known["status"] == "STOPPED"
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "first"
     assert json.loads(cluster.genopt("stop", job, "--json").out)["status"] == "STOPPED", "it is no fault that it has ended"
     gate.touch()
@@ -144,10 +145,17 @@ def test_a_job_that_ctrl_c_stops_keeps_its_journal_and_goes_on(cluster: Cluster)
     assert (known["command"], known["exit_code"]) == (f"resume {run}", 0)
 
 
-def test_the_exit_code_of_the_verb_is_passed_on(cluster: Cluster) -> None:
-    ended = cluster.genopt("submit", "--", "optimize", str(cluster.folder / "model"), "--budget", "5s")
+def test_the_exit_code_of_the_verb_is_passed_on_and_no_secret_goes_along(cluster: Cluster) -> None:
+    words = ("optimize", str(cluster.folder / "model"), "--budget", "5s")
+    ended = cluster.genopt("submit", "--", *words, AWS_SECRET_ACCESS_KEY="a-secret", HF_TOKEN="a-secret")
     assert ended.code == 4, ended.out + ended.err
     assert "budget" in ended.out
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8").strip()
+    url = f"{cluster.environment['RAY_API_SERVER_ADDRESS']}/api/jobs/"
+    assert httpx.get(url).status_code == 401
+    known = httpx.get(url, headers={"Authorization": f"Bearer {token}"}).text
+    assert "optimize" in known
+    assert not [secret for secret in ("a-secret", token) if secret in known + ended.out + ended.err]
 
 
 def test_what_cannot_be_submitted_is_refused_before_anything_is_sent(cluster: Cluster) -> None:

@@ -99,6 +99,16 @@ def test_nothing_is_measured_where_a_label_forbids_it(nodes: Nodes) -> None:
         cluster.disconnect()
 
 
+def test_a_node_that_cannot_use_the_store_costs_a_run_no_candidate(nodes: Nodes, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.add("storeless", env_vars={"GENOPT_STORE": "/dev/null/store"})
+    monkeypatch.setenv("GENOPT_STORE", str(nodes.folder / "driver"))
+    plans = [sleep_plan(f"s-{number}", {"label": f"s-{number}"}, speed=1 + number / 10) for number in range(1, 4)]
+    _, report = nodes.run("storeless", plans, store=bucket)
+    assert report.winner == "s-3"
+    assert {candidate.status for candidate in report.tried} == {"accepted"}, [candidate.reason for candidate in report.tried]
+    nodes.remove("storeless")
+
+
 def test_a_node_that_is_gone_costs_only_its_own_answers(nodes: Nodes, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     nodes.remove("spot")
     assert main(["doctor", "--address", nodes.address, "--store", str(tmp_path), "--json"]) == 1
