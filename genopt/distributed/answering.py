@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from genopt.distributed import cluster, stages
+from genopt.distributed.scaling import bring_up
 from genopt.errors import ClusterError
 from genopt.measure import machine
 from genopt.progress import Listener
@@ -24,8 +25,10 @@ def answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[
     A dead node counts as alive until Ray misses its heartbeats.
 
     Raises:
-        ClusterError: None of them answers, or they differ in what they have installed.
+        SpecError: The number of nodes to bring up is none.
+        ClusterError: None of them starts or answers, or they differ in what they have installed.
     """
+    bring_up(listener)
     asked = {node: stages.machine_task.options(scheduling_strategy=stages.on_node(node)).remote() for node in cluster.measuring_nodes()}
     found: dict[cluster.Node, dict[str, Any]] = {}
     cause, until = "", time.monotonic() + ANSWER_S

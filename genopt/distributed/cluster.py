@@ -36,7 +36,9 @@ CONNECT_S = 5.0
 HOST_LABEL = "genopt/host"
 """Label that says which machine a node is on, where host names do not: pods that share one, or nodes of a test that stand for several."""
 ROLE_LABEL = "genopt/role"
-"""Label that says what a node is for: on one that is for `compress` nothing is measured, since its provider may reclaim it."""
+"""Label that says what a node is for."""
+MEASURE, COMPRESS = "measure", "compress"
+"""Its values: what only compresses never measures, since its provider may reclaim it. Nodes without the label do both."""
 _VERSIONS = re.compile(r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
 """What Ray says where the cluster's versions are not those of this process."""
 TOKEN_REMEDY = "put the cluster's token into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a sentence
@@ -206,7 +208,7 @@ def nodes() -> list[Node]:
     """
     found = [
         Node(node_id=item["NodeID"], hostname=item["Labels"].get(HOST_LABEL, item["NodeManagerHostname"]), cpus=item["Resources"].get("CPU", 0.0),
-             gpus=item["Resources"].get("GPU", 0.0), measures=item["Labels"].get(ROLE_LABEL) != "compress")
+             gpus=item["Resources"].get("GPU", 0.0), measures=item["Labels"].get(ROLE_LABEL) != COMPRESS)
         for item in ray.nodes() if item["Alive"] and item["Resources"].get("CPU", 0.0) > 0
     ]  # fmt: skip
     if not found:
@@ -224,7 +226,7 @@ def measuring_nodes() -> tuple[Node, ...]:
     """
     found = [node for node in nodes() if node.measures]
     if not found:
-        raise ClusterError(f"Every node of the Ray cluster is labelled {ROLE_LABEL}=compress, so none may measure; start one without that label.")
+        raise ClusterError(f"Every node of the Ray cluster is labelled {ROLE_LABEL}={COMPRESS}, so none may measure; start one without that label.")
     hosts: dict[str, Node] = {}
     for node in found:
         if (node.cpus, node.gpus) == (found[0].cpus, found[0].gpus):

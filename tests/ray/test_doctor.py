@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import ray
 
 from genopt.cli import main
 from genopt.distributed import cluster
+from genopt.distributed.scaling import NODES, bring_up
 from genopt.environments import place
 from genopt.environments.declaration import find
-from genopt.errors import ClusterError
+from genopt.errors import ClusterError, SpecError
+from genopt.progress import Silent
 from genopt.testing.nodes import Nodes
 from genopt.testing.object_store import object_store
 from genopt.testing.sleep_task import sleep_plan
@@ -107,6 +111,39 @@ def test_a_node_that_cannot_use_the_store_costs_a_run_no_candidate(nodes: Nodes,
     assert report.winner == "s-3"
     assert {candidate.status for candidate in report.tried} == {"accepted"}, [candidate.reason for candidate in report.tried]
     nodes.remove("storeless")
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.waits = threading.Event()
+
+    def activity(self, text: str) -> None:
+        self.said.append(text)
+        self.waits.set()
+
+
+def test_a_run_brings_up_the_nodes_that_it_measures_on(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.connect(nodes.address)
+    try:
+        bring_up(Heard())
+        monkeypatch.setenv(NODES, "1")
+        with pytest.raises(ClusterError, match=r"0 of 1 nodes labelled genopt/role=measure started within 1 s; see `ray status`"):
+            bring_up(Heard(), wait_s=1)
+        heard = Heard()
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(bring_up, heard, wait_s=60)
+            assert heard.waits.wait(timeout=30)
+            nodes.add("late", labels={cluster.ROLE_LABEL: cluster.MEASURE})
+            coming.result()
+        assert "late" in {node.hostname for node in cluster.measuring_nodes()}
+        assert "waiting for 1 node(s) to start, of which 0 are there" in heard.said
+        monkeypatch.setenv(NODES, "many")
+        with pytest.raises(SpecError, match="number of nodes"):
+            bring_up(Heard())
+    finally:
+        cluster.disconnect()
+    nodes.remove("late")
 
 
 def test_a_node_that_is_gone_costs_only_its_own_answers(nodes: Nodes, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from genopt.cli import main
 from genopt.distributed.cluster import HOST_LABEL, ROLE_LABEL
+from genopt.distributed.scaling import NODES
 from genopt.manifests.render import KINDS, render, values_of
 from genopt.spec import build, load
 
@@ -101,7 +102,9 @@ def test_a_kubernetes_cluster_runs_our_ray_asks_for_a_token_and_measures_on_work
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
     roles = {group["labels"]["genopt/role"]: group for group in spec["workerGroupSpecs"]}
-    assert roles["measure"]["minReplicas"] == roles["measure"]["maxReplicas"] == 1
+    head = {item["name"]: item["value"] for item in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
+    assert roles["measure"]["maxReplicas"] == 1
+    assert str(roles["measure"]["minReplicas"] or head[NODES]) == "1", "they are there, or a run brings them up"
     assert "nodeSelector" not in roles["measure"]["template"]["spec"]
 
 
