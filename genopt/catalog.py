@@ -1,8 +1,8 @@
-"""The one place where tasks, techniques, engines and their environments are registered.
+"""The one place where tasks, techniques, engines, their sessions, served APIs and environments are registered.
 
 A name maps to "module:Class", so that looking a name up imports only what it names. Other
 distributions add entries through the entry-point groups `genopt.tasks`, `genopt.techniques`,
-`genopt.engines` and `genopt.environments`.
+`genopt.engines`, `genopt.sessions`, `genopt.apis` and `genopt.environments`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 from genopt.errors import SpecError
 
-Kind = Literal["tasks", "techniques", "engines", "environments"]
+Kind = Literal["tasks", "techniques", "engines", "sessions", "apis", "environments"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
-    "tasks": {"text-generation": "genopt.tasks.text_generation:TextGeneration"},
+    "tasks": {
+        "text-generation": "genopt.tasks.text_generation:TextGeneration",
+        "text-to-image": "genopt.tasks.text_to_image:TextToImage",
+    },
     "techniques": {
         "torchao_int8_weight_only": "genopt.techniques.torchao_int8:Int8WeightOnly",
         "torchao_int8_dynamic": "genopt.techniques.torchao_int8:Int8Dynamic",
@@ -30,14 +33,26 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",
         "distill": "genopt.techniques.distill:Distill",
+        "diffusers_int8_weight_only": "genopt.techniques.diffusers_denoiser:DenoiserInt8WeightOnly",
+        "diffusers_int8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserInt8Dynamic",
+        "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
     },
     "engines": {
         "torch": "genopt.engines.torch_engine:TorchEngine",
+        "diffusers": "genopt.engines.diffusers_engine:DiffusersEngine",
         "llamacpp": "genopt.engines.llamacpp:LlamaCppEngine",
         "openvino": "genopt.engines.openvino:OpenVinoEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
         "vllm": "genopt.engines.vllm:VllmEngine",
         "vllm_cpu": "genopt.engines.vllm:VllmCpuEngine",
+    },
+    "sessions": {
+        "text": "genopt.text_calls:TextCalls",
+        "image": "genopt.image_calls:ImageCalls",
+    },
+    "apis": {
+        "text": "genopt.serving.text_api:TextApi",
+        "image": "genopt.serving.image_api:ImageApi",
     },
     "environments": {
         "llamacpp": "genopt.environments.built_in:LLAMACPP",

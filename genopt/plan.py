@@ -17,6 +17,10 @@ Status = Literal["accepted", "rejected", "inconclusive", "infeasible", "failed",
 Verdict = Literal["accept", "reject", "inconclusive", "anomalous", "reference"]
 
 
+RATES = ("throughput_tok_s@", "images_per_s@")
+"""How the names of metrics of throughput begin; the number of streams follows."""
+
+
 class Record(BaseModel):
     """Base of all values that are stored or cross a process boundary: frozen, and strict about unknown keys."""
 
@@ -172,6 +176,11 @@ class Candidate(Record):
     speedup: dict[str, Ratio] = Field(default_factory=dict)
     predicted: Prediction | None = None
     earlier: tuple[Earlier, ...] = ()
+
+    @property
+    def rates(self) -> dict[int, Metric]:
+        """Units of work a second by number of simultaneous streams, of whatever its task generates."""
+        return {int(name.partition("@")[2]): metric for name, metric in self.metrics.items() if name.startswith(RATES)}
 
     @property
     def is_measured(self) -> bool:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -133,8 +133,12 @@ def run_stage(
     return value
 
 
-class SessionProcess:
-    """A `TextSession` whose engine lives in a process of its own.
+OnEvent = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+"""Told what a call says before its result; what it returns is sent to the engine's process."""
+
+
+class EngineProcess:
+    """A session of any modality in a process of its own; what calls there are is said by the classes that add them.
 
     Args:
         engine: Catalogue name.
@@ -251,9 +255,9 @@ class SessionProcess:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def call(self, method: str, *, on_token: OnToken | None = None, **arguments: Any) -> Any:
+    def call(self, method: str, *, on_event: OnEvent | None = None, **arguments: Any) -> Any:
         """Calls a method of the remote session and waits for its result."""
-        self.send({"method": method, "arguments": arguments, "stream": on_token is not None})
+        self.send({"method": method, "arguments": arguments, "stream": on_event is not None})
         began = time.monotonic()
         deadline = began + self.timeout_s if self._ends is None else min(began + self.timeout_s, self._ends)
         while True:
@@ -261,44 +265,16 @@ class SessionProcess:
             if answer is None:
                 self.close()
                 raise StageTimeoutError(f"The engine did not answer {method!r} within {max(0.0, deadline - began):.0f} s and was stopped.")
-            if "token" in answer:
-                index, token = answer["token"]
-                scored = TokenLogProbs.model_validate(answer["log_probs"]) if "log_probs" in answer else None
-                if on_token is not None and not on_token(index, token, scored):
-                    self.send({"cancel": index})
-                continue
             if "error" in answer:
                 raise from_wire(answer["error"])
-            return answer["result"]
-
-    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
-        """See `TextSession.generate`."""
-        payload = [request.model_dump(mode="json") for request in requests]
-        return [Generation.model_validate(item) for item in self.call("generate", on_token=on_token, requests=payload)]
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """See `TextSession.score`."""
-        return Scores.model_validate(self.call("score", sequences=[list(sequence) for sequence in sequences]))
-
-    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        """See `TextSession.distributions`; for whole texts `record` and `compare` keep the numbers on the other side."""
-        asked = wanted if isinstance(wanted, int) else wanted.tolist()
-        return Distributions.from_lists(self.call("distributions", sequence=list(sequence), wanted=asked))
-
-    def record(self, sequences: Sequence[Sequence[int]], path: Path, facts: Mapping[str, str]) -> None:
-        """Lets the engine's process write its distributions to a file; see `genopt.quality.reference.record`."""
-        self.call("record", sequences=[list(sequence) for sequence in sequences], path=str(path), facts=dict(facts))
-
-    def compare(self, sequences: Sequence[Sequence[int]], path: Path) -> Compared:
-        """Lets the engine's process compare itself with a written file; see `genopt.quality.reference.compare`."""
-        return Compared.model_validate(self.call("compare", sequences=[list(sequence) for sequence in sequences], path=str(path)))
-
-    def joinable(self, slots: int) -> bool:
-        """Whether requests can join a running batch of the engine; see `genopt.serving.joining` for how."""
-        return bool(self.call("joinable", slots=slots))
+            if "result" in answer:
+                return answer["result"]
+            reply = on_event(answer) if on_event is not None else None
+            if reply is not None:
+                self.send(reply)
 
     def memory(self) -> Memory:
-        """See `TextSession.memory`."""
+        """See `Session.memory`."""
         return Memory.model_validate(self.call("memory"))
 
     def tree_peak(self) -> TreePeak:
@@ -325,3 +301,40 @@ class SessionProcess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class SessionProcess(EngineProcess):
+    """A `TextSession` whose engine lives in a process of its own."""
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        """See `TextSession.generate`."""
+
+        def on_event(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            index, token = event["token"]
+            scored = TokenLogProbs.model_validate(event["log_probs"]) if "log_probs" in event else None
+            return None if on_token is None or on_token(index, token, scored) else {"cancel": index}
+
+        payload = [request.model_dump(mode="json") for request in requests]
+        found = self.call("generate", on_event=None if on_token is None else on_event, requests=payload)
+        return [Generation.model_validate(item) for item in found]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """See `TextSession.score`."""
+        return Scores.model_validate(self.call("score", sequences=[list(sequence) for sequence in sequences]))
+
+    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        """See `TextSession.distributions`; for whole texts `record` and `compare` keep the numbers on the other side."""
+        asked = wanted if isinstance(wanted, int) else wanted.tolist()
+        return Distributions.from_lists(self.call("distributions", sequence=list(sequence), wanted=asked))
+
+    def record(self, sequences: Sequence[Sequence[int]], path: Path, facts: Mapping[str, str]) -> None:
+        """Lets the engine's process write its distributions to a file; see `genopt.quality.reference.record`."""
+        self.call("record", sequences=[list(sequence) for sequence in sequences], path=str(path), facts=dict(facts))
+
+    def compare(self, sequences: Sequence[Sequence[int]], path: Path) -> Compared:
+        """Lets the engine's process compare itself with a written file; see `genopt.quality.reference.compare`."""
+        return Compared.model_validate(self.call("compare", sequences=[list(sequence) for sequence in sequences], path=str(path)))
+
+    def joinable(self, slots: int) -> bool:
+        """Whether requests can join a running batch of the engine; see `genopt.serving.joining` for how."""
+        return bool(self.call("joinable", slots=slots))

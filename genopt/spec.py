@@ -100,6 +100,8 @@ class RunSpec(Record):
         eval_tasks: Tasks of lm-evaluation-harness that finalists do: names, or paths of YAML files.
         eval_limit: Most items of each task; None takes all.
         calib_data: Likewise for calibration; never overlaps the evaluation text.
+        scorer: What says how good an image is: a folder with a CLIP model or an image classifier, or `module:callable`; None takes
+            the classifier that the pipeline brings, if it does.
         include: Keep only candidates whose technique, engine or name contains one of these.
         exclude: Drop candidates whose technique, engine or name contains one of these.
         prompts: File of the user's own prompts to measure speed with: `.txt` with one a line, `.jsonl` with `prompt` or chat
@@ -137,6 +139,7 @@ class RunSpec(Record):
     eval_tasks: tuple[str, ...] = ()
     eval_limit: int | None = Field(default=None, gt=0)
     calib_data: str | None = None
+    scorer: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     prompts: str | None = None

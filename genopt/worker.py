@@ -24,6 +24,8 @@ STAGES: Mapping[str, str] = {
     "transform": "genopt.techniques.run:run_transform",
     "prepare_text": "genopt.tasks.text_data:prepare",
     "profile_text": "genopt.tasks.text_data:profile",
+    "prepare_images": "genopt.tasks.image_data:prepare",
+    "profile_images": "genopt.tasks.image_data:profile",
     "text_sensitivity": "genopt.quality.sensitivity:measure",
     "score_text_tasks": "genopt.tasks.text_finalists:score_tasks",
 }

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from genopt.distributed.rollout import Endpoint
     from genopt.distributed.rollout import Listener as Where
     from genopt.report.model import Report
+    from genopt.serving.api import Api
     from genopt.serving.canary import Policy
     from genopt.store.run_folder import RunFolder
-
-QUESTION = "What is machine learning?"
 
 
 def deploy(
@@ -191,22 +190,23 @@ def deployment(folder: RunFolder, variant: str | None, where: Where | None, addr
 
 
 def ask_once(endpoint: Endpoint) -> None:
-    """Asks a deployment one question, prints the answer as it comes, and says how to ask again."""
-    from genopt.serving.client import ask, curl_line
-
-    say(f"question {QUESTION}")
-    print("answer   ", end="", flush=True)
-    ask(endpoint.url, QUESTION, model=endpoint.model, max_tokens=64, on_text=lambda text: print(text, end="", flush=True))
-    print(flush=True)
-    say(f"try it   {curl_line(endpoint.url, endpoint.model, QUESTION)}")
+    """Asks a deployment for something, prints the answer as it comes, and says how to ask again."""
+    api = _api(endpoint)
+    api.ask_once(endpoint.url, endpoint.model, lambda text: print(text, end="", flush=True))
+    say(f"try it   {api.curl_line(endpoint.url, endpoint.model)}")
 
 
 def say_where(endpoint: Endpoint) -> None:
     """Says where a deployment answers, and how to ask it."""
-    from genopt.serving.client import curl_line
-
     say(f"{endpoint.variant} answers at {endpoint.url}/v1 as {endpoint.model!r}")
-    say(curl_line(endpoint.url, endpoint.model, QUESTION))
+    say(_api(endpoint).curl_line(endpoint.url, endpoint.model))
+
+
+def _api(endpoint: Endpoint) -> Api:
+    from genopt import catalog
+
+    found: Api = catalog.load("apis", endpoint.modality)
+    return found
 
 
 def serve_until_interrupted(endpoint: Endpoint) -> None:

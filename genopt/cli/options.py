@@ -40,6 +40,7 @@ Include = Annotated[list[str] | None, typer.Option(help="Keep candidates whose n
 Exclude = Annotated[list[str] | None, typer.Option(help="Drop candidates whose name, engine or technique contains this; repeatable.")]
 Concurrency = Annotated[str | None, typer.Option(help="Streams at which throughput is measured, such as 1,8,32.  [default: 1,4]")]
 Prompts = Annotated[str | None, typer.Option(help=f"{PROMPTS_HELP}  [default: pieces of the calibration text]")]
+Scorer = Annotated[str | None, typer.Option(help="Scores images: a folder with a CLIP model or classifier, or module:callable.")]
 PromptTokens = Annotated[int | None, typer.Option(help="Tokens of a measured prompt (ISL), unless --prompts brings its own.  [default: 64]")]
 OutputTokens = Annotated[int | None, typer.Option(help="New tokens of a measured request (OSL).  [default: 32]")]
 ArrivalsOf = Annotated[str | None, typer.Option(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def quickstart(
+    model: Annotated[str, typer.Option(help="A model that comes without a hub.")] = "smollm2-135m",
     budget: Annotated[str, typer.Option(help="Wall-clock time of the optimization.")] = "10m",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="End after the first answer instead of serving until Ctrl-C.")] = False,
     out: options.Out = None,
@@ -32,12 +33,12 @@ def quickstart(
     max_trials: options.MaxTrials = None,
     fresh: options.Fresh = False,
 ) -> None:
-    """Fetches SmolLM2-135M-Instruct, optimizes it, serves the winner and asks it one question."""
+    """Fetches SmolLM2-135M-Instruct, or what --model names, optimizes it, serves the winner and asks it once."""
     from genopt.distributed.preparation import default_folder
 
     folder = str(out or default_folder("", prefix="quickstart"))
     chosen = {"include": include, "max_trials": max_trials, "reuse": reuse_of(fresh, None)}
-    spec = spec_of("smollm2-135m", None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True, **chosen)
+    spec = spec_of(model, None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True, **chosen)
     found, report = _optimize(spec, Progress.auto)
     with deployed_winner(found, report, address) as endpoint:
         ask_once(endpoint)
@@ -60,6 +61,7 @@ def optimize(
     eval_task: options.EvalTask = None,
     eval_limit: options.EvalLimit = None,
     calib_data: options.CalibData = None,
+    scorer: options.Scorer = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     prompts: options.Prompts = None,
@@ -84,7 +86,7 @@ def optimize(
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
     spec = spec_of(
         model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data,
-        eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data,
+        eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data, scorer=scorer,
         include=include, exclude=exclude, prompts=prompts, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
         concurrency=listed(concurrency), arrivals=arrivals, precision=precision, address=address, store=store, out=out,
         deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code, reuse=reuse_of(fresh, reuse),

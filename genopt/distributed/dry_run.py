@@ -82,7 +82,7 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
     with tempfile.TemporaryDirectory(prefix="genopt-profile-") as scratch:
         kept = out.absolute() if out is not None else Path(scratch)
         kept.mkdir(parents=True, exist_ok=True)
-        say("tokenizing a text")
+        say("preparing requests")
         payload: dict[str, Any] = {
             "model": model.path, "eval_data": None, "calib_data": None, "seed": spec.seed, "prompts": spec.prompts,
             "prompt_tokens": spec.prompt_tokens, "output_tokens": spec.output_tokens, "max_context": model.max_context,
@@ -90,7 +90,7 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
         }  # fmt: skip
         log = kept / "profile.log"
         prepared = Prepared.model_validate(run_stage(task.prepare_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads))
-        say("profiling prefill and decode")
+        say("profiling")
         payload = {
             "model": model.path, "data": prepared.data, "threads": threads, "concurrency": spec.concurrency, "trace_folder": str(kept),
             "ceilings": str(store / "ceilings"),

@@ -83,10 +83,7 @@ class Jobs:
     def __init__(self, address: str | None) -> None:
         self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
         present_token()
-        for name in (
-            "ray.dashboard.modules.job.sdk",
-            "ray._private.runtime_env.packaging",
-        ):  # would say on stderr what it packs and that connections ended
+        for name in CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
             self._client = JobSubmissionClient(self.address)

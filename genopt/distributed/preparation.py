@@ -17,13 +17,9 @@ from genopt.distributed import cluster
 from genopt.distributed.answering import answering_nodes
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
 from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
-from genopt.measure.prompts import read_prompts
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Record
 from genopt.progress import Listener
-from genopt.quality.lm_eval_tasks import require_harness
-from genopt.quality.task_items import holds_items, read_items
-from genopt.quality.text_data import load_documents
 from genopt.report.assemble import assemble
 from genopt.report.write import write_reports
 from genopt.search.budget import Budget
@@ -197,15 +193,6 @@ def _require_inputs(spec: RunSpec, path: Path) -> None:
             f"A budget of {spec.budget:g} s is below what a baseline needs (at least {LEAST_BUDGET_S:.0f} s, minutes for most models); "
             "give for example --budget 10m."
         )
-    for data in (spec.eval_data, spec.calib_data):
-        if data is not None:
-            load_documents(Path(data).expanduser())
-    if spec.eval_data is not None and holds_items(Path(spec.eval_data).expanduser()):
-        read_items(Path(spec.eval_data).expanduser())
-    if spec.eval_tasks:
-        require_harness()
-    if spec.prompts is not None:
-        read_prompts(Path(spec.prompts).expanduser())
     if spec.deploy and not port_is_free(spec.host, spec.port):
         raise DeploymentError(f"Port {spec.port} on {spec.host} is taken; stop what listens there or choose another with --port.")
 
@@ -223,13 +210,14 @@ def resolve_model(spec: RunSpec, store: Path, listener: Listener) -> ResolvedMod
 
 
 def require_task(spec: RunSpec, model: ResolvedModel) -> str:
-    """The task's name; it exists, fits the model, and has candidates that the spec wants."""
+    """The task's name; it exists, fits the model, can use the spec's inputs, and has candidates that the spec wants."""
     name = spec.task or model.task
     if name not in catalog.names("tasks"):
         raise ModelError(f"There is no task {name!r} for {model.architecture} models yet; genopt optimizes {', '.join(catalog.names('tasks'))}.")
     task: Task = catalog.load("tasks", name)
     if task.modality != model.modality:
         raise SpecError(f"The task {name!r} does not fit {spec.model}, which makes {model.modality}; leave --task out.")
+    task.require_inputs(spec)
     if not any(spec.wants(plan) for plan in task.catalogue()):
         known = ", ".join(plan.name for plan in task.catalogue())
         raise SpecError(f"No candidate is left by --include and --exclude; the first ones are {known}.")

@@ -139,7 +139,7 @@ class _Run:
         return self._folder
 
     def _stages(self) -> str:
-        with self._phase("prepare", "tokenizing the evaluation and calibration texts"):
+        with self._phase("prepare", "reading the evaluation and calibration data"):
             prepared = self._prepare()
         with self._phase("profile", "where the original's time goes"):
             order = self._profile(prepared)
@@ -188,7 +188,7 @@ class _Run:
         payload = {
             "model": self._model.path, "eval_data": self._spec.eval_data, "calib_data": self._spec.calib_data, "seed": self._spec.seed,
             "prompts": self._spec.prompts, "prompt_tokens": self._spec.prompt_tokens, "output_tokens": self._spec.output_tokens,
-            "max_context": self._model.max_context, "eval_tasks": self._spec.eval_tasks,
+            "max_context": self._model.max_context, "eval_tasks": self._spec.eval_tasks, "scorer": self._spec.scorer,
             "destination": str((self._folder.path / "data").absolute()),
         }  # fmt: skip
         return Prepared.model_validate(self._first.run(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))
@@ -322,8 +322,10 @@ class _Run:
 
     def _confirm(self, prepared: Prepared) -> None:
         """Lets those who would win do tasks, where the spec names some."""
+        if not self._task.tasks_stage or self._outcome.references is None:
+            return
         own = items_of(self._spec)
-        if not self._task.tasks_stage or self._outcome.references is None or (own is None and not self._spec.eval_tasks):
+        if own is None and not self._spec.eval_tasks:
             return
 
         def score(plan: Plan, artifact: Artifact) -> list[TaskScores]:

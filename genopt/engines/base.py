@@ -1,7 +1,7 @@
-"""The engine contract: open an artifact, get a session that generates and scores token ids.
+"""The engine contract: open an artifact, get a session; and what sessions of language models do.
 
-Token ids go in and out: tokenization happens once, with the original's tokenizer, outside every
-engine. A session is used by one thread at a time.
+Token ids go in and out of those: tokenization happens once, with the original's tokenizer, outside every
+engine. Sessions that make images are in `genopt.engines.images`. A session is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -128,17 +128,21 @@ class Distributes(Protocol):
         """
 
 
-class TextSession(Generates, Distributes, Protocol):
-    """An opened language model."""
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """Teacher-forced natural log-probabilities, computed in float32, of sequences of at least 2 tokens."""
+class Session(Protocol):
+    """An opened artifact of any modality."""
 
     def memory(self) -> Memory:
         """Memory of this process now."""
 
     def close(self) -> None:
         """Releases the model; the session cannot be used afterwards."""
+
+
+class TextSession(Session, Generates, Distributes, Protocol):
+    """An opened language model."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """Teacher-forced natural log-probabilities, computed in float32, of sequences of at least 2 tokens."""
 
 
 class StepOutcome(NamedTuple):
@@ -194,6 +198,8 @@ class Engine(Protocol):
     """An entry of the catalogue's engines. Class attributes are readable without opening anything."""
 
     name: str
+    modality: str
+    """What its sessions make; a name of the catalogue's sessions."""
     accepts: frozenset[str]
     """Artifact traits of which at least one must be present, for example {"hf"} or {"onnx_genai"}."""
     tunables: tuple[Tunable, ...]
@@ -213,5 +219,5 @@ class Engine(Protocol):
         """
 
     @staticmethod
-    def open(artifact: Path, options: dict[str, JsonValue]) -> TextSession:
+    def open(artifact: Path, options: dict[str, JsonValue]) -> Session:
         """Loads an artifact. Expensive; warm-up is part of it."""

@@ -42,6 +42,7 @@ class LlamaCppEngine:
     """See `genopt.engines.base.Engine`."""
 
     name = "llamacpp"
+    modality = "text"
     accepts = frozenset({"gguf"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "llamacpp"

@@ -41,6 +41,7 @@ class OpenVinoEngine:
     """See `genopt.engines.base.Engine`."""
 
     name = "openvino"
+    modality = "text"
     accepts = frozenset({"openvino"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "openvino"

@@ -113,6 +113,7 @@ class OrtGenaiEngine:
     """See `genopt.engines.base.Engine`."""
 
     name = "ort_genai"
+    modality = "text"
     accepts = frozenset({"onnx_genai"})
     tunables = (SPARE_THREADS,)
     environment: str | None = None

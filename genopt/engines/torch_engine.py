@@ -42,6 +42,7 @@ class TorchEngine:
     """See `genopt.engines.base.Engine`."""
 
     name = "torch"
+    modality = "text"
     accepts = frozenset({"hf"})
     tunables = (Tunable(name="compile", choices=(True, False), words=("", "eager")), SPARE_THREADS)
     environment: str | None = None

@@ -52,6 +52,7 @@ class VllmEngine:
     """See `genopt.engines.base.Engine`; on NVIDIA GPUs."""
 
     name = "vllm"
+    modality = "text"
     accepts = frozenset({"hf", "compressed_tensors"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm"
@@ -77,6 +78,7 @@ class VllmCpuEngine:
     """See `genopt.engines.base.Engine`; the same library, built for CPUs."""
 
     name = "vllm_cpu"
+    modality = "text"
     accepts = frozenset({"hf", "compressed_tensors"})
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = "vllm-cpu"

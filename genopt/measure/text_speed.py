@@ -9,7 +9,7 @@ tokens, ITL the gaps between tokens, decode speed 1/TPOT, throughput generated t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,21 +19,18 @@ from pydantic import Field
 
 from genopt.engines.base import Generates, Generation, GenerationRequest
 from genopt.errors import StageError
+from genopt.measure.duel import Clock, Comparison, order, repeated_batches, rounds_until_known
 from genopt.measure.exclusivity import Unwatched, Watch
 from genopt.measure.gpu import described
 from genopt.measure.repeats import Repeats, Row
-from genopt.measure.statistics import half_width as relative_half_width
 from genopt.measure.statistics import log_ratio_interval, metric
 from genopt.plan import JsonValue, Metric, Ratio, Record
 
 MIN_ROUNDS = 5
 """Fewer may agree by chance and look decided; they are measured even where the time cap has passed."""
-BATCH_REPEATS = 3
 AA_ROUNDS = 8
 CLOCK_RESOLUTION_MS = 1e-6
 """Timestamps are whole nanoseconds; two tokens with the same one are not infinitely fast."""
-
-Clock = Callable[[], float]
 
 
 class TextWorkload(Record):
@@ -54,29 +51,6 @@ class TextWorkload(Record):
         counts = [len(prompt) for prompt in self.prompts]
         longest: dict[str, JsonValue] = {"longest_prompt_tokens": max(counts)} if min(counts) < max(counts) else {}
         return {"prompt_tokens": median_low(counts), **longest, "output_tokens": self.output_tokens}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What an interleaved measurement found.
-
-    Attributes:
-        candidate_metrics: `ttft_ms`, `tpot_ms`, `decode_tok_s` and `throughput_tok_s@C`.
-        baseline_metrics: Likewise.
-        ratio: Baseline TPOT over candidate TPOT: above 1 the candidate is faster.
-        decided: Whether the ratio's interval became as narrow as was asked for.
-        discarded: Disturbed rounds that were measured again.
-        contended: Whether disturbed rounds had to be kept.
-        raw: One flat row per request, all with the same keys.
-    """
-
-    candidate_metrics: dict[str, Metric]
-    baseline_metrics: dict[str, Metric]
-    ratio: Ratio
-    decided: bool
-    discarded: int
-    contended: bool
-    raw: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -120,47 +94,37 @@ class _Duel:
             self._run(role, phase="warmup", round_index=-1, turn=turn, streams=1)
 
     def single_stream(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> Ratio:
-        """Rounds in the order AB, BA, AB, ... until the ratio is known well enough; returns it.
+        """Rounds of one request per session until the ratio is known well enough; returns it."""
 
-        The stop looks at the interval's width only, never at the ratio, so that it favours neither side.
-        """
-        done = 0
-        while True:
-            found = self.repeats.measured(partial(self._round, done))
-            if found is not None:
-                for role, timings in found.items():
-                    self.timings[role] += timings
-                done += 1
-            if done < MIN_ROUNDS:
-                continue
-            ratio = self._ratio(seed)
-            self.decided = relative_half_width(ratio) <= half_width
-            if self.decided or done >= max_rounds or clock() >= deadline:
-                return ratio
+        def take(found: dict[str, list[Timing]]) -> None:
+            for role, timings in found.items():
+                self.timings[role] += timings
+
+        ratio, self.decided = rounds_until_known(
+            self.repeats, self._round, take, partial(self._ratio, seed), half_width=half_width, least=MIN_ROUNDS, most=max_rounds,
+            deadline=deadline, clock=clock,
+        )  # fmt: skip
+        return ratio
 
     def _round(self, index: int) -> dict[str, list[Timing]]:
         return {
-            role: self._run(role, phase="single", round_index=index, turn=turn, streams=1) for turn, role in enumerate(self._order(index))
+            role: self._run(role, phase="single", round_index=index, turn=turn, streams=1) for turn, role in enumerate(order(index))
         }  # fmt: skip
 
     def batch(self, streams: int, *, deadline: float, clock: Clock) -> None:
         """Batches of `streams` requests on both sessions; repeated in the other order while the time suffices."""
-        done = 0
-        while done < BATCH_REPEATS:
-            started = clock()
-            found = self.repeats.measured(partial(self._batch, done, streams))
-            if found is not None:
-                for role, timings in found.items():
-                    seconds = max(timing.e2el_ms for timing in timings) / 1e3
-                    self.batches.setdefault((role, streams), []).append(sum(timing.tokens for timing in timings) / seconds)
-                done += 1
-            if done and 2 * clock() - started > deadline:
-                break
+
+        def take(found: dict[str, list[Timing]]) -> None:
+            for role, timings in found.items():
+                seconds = max(timing.e2el_ms for timing in timings) / 1e3
+                self.batches.setdefault((role, streams), []).append(sum(timing.tokens for timing in timings) / seconds)
+
+        repeated_batches(self.repeats, partial(self._batch, streams=streams), take, deadline=deadline, clock=clock)
 
     def _batch(self, index: int, streams: int) -> dict[str, list[Timing]]:
         return {
             role: self._run(role, phase="throughput", round_index=index, turn=turn, streams=streams)
-            for turn, role in enumerate(self._order(index))
+            for turn, role in enumerate(order(index))
         }  # fmt: skip
 
     def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
@@ -183,10 +147,6 @@ class _Duel:
             rates = [1e3 * timing.tokens / timing.e2el_ms for timing in timings] if streams == 1 else self.batches[role, streams]
             found[f"throughput_tok_s@{streams}"] = summary(rates, "tok/s", streams)
         return found
-
-    def _order(self, index: int) -> list[str]:
-        roles = list(self._sessions)
-        return roles[::-1] if index % 2 else roles
 
     def _ratio(self, seed: int) -> Ratio:
         candidate, baseline = ([timing.tpot_ms for timing in self.timings[role]] for role in ("candidate", "baseline"))

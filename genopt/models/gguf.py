@@ -34,6 +34,8 @@ def converted_folder(cache: Path, digest: str) -> Path:
 
 def original_traits(folder: Path) -> tuple[str, ...]:
     """Traits of an original model's folder."""
+    if (folder / "model_index.json").is_file():
+        return ("diffusers",)
     return (GIVEN_TRAIT, "hf") if (folder / GIVEN).is_file() else ("hf",)
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from genopt.errors import ModelError
-from genopt.models import builtin, gguf, hub
+from genopt.models import gguf, hub
+from genopt.models.builtin import BUILT_IN
 from genopt.models.inspect import inspect
+from genopt.models.pipeline import Component, Denoiser
 from genopt.plan import Record
 from genopt.store.artifacts import folder_digest
 from genopt.store.files import storage_error
@@ -32,6 +34,9 @@ class ResolvedModel(Record):
         dtype: The dtype that most parameters have.
         max_context: Tokens of the longest sequence; 0 for images.
         note: What reports must say about the weights, or an empty text.
+        components: The parts of a pipeline; none for language models.
+        denoiser: What kind of network denoises in a pipeline; None for language models, and for pipelines of which nothing is
+            known, so that only options that every pipeline has fit them.
     """
 
     id: str
@@ -47,6 +52,8 @@ class ResolvedModel(Record):
     dtype: str
     max_context: int
     note: str
+    components: tuple[Component, ...] = ()
+    denoiser: Denoiser | None = None
 
 
 def resolve(model: str, *, cache: Path, progress: Callable[[str], None], trust_remote_code: bool = False) -> ResolvedModel:
@@ -64,9 +71,8 @@ def resolve(model: str, *, cache: Path, progress: Callable[[str], None], trust_r
     """
     path = Path(os.path.expanduser(model))  # leaves the name of an unknown user alone, where Path.expanduser raises
     note, revision = "", None
-    if model in builtin.BUILT_IN:
-        folder = builtin.fetch(model, cache=cache, progress=progress)
-        note = builtin.BUILT_IN[model].note
+    if model in BUILT_IN:
+        folder, note = BUILT_IN[model].folder(cache=cache, progress=progress), BUILT_IN[model].note
     elif os.path.isdir(path):
         folder = path.absolute()
     elif path.suffix == ".gguf":
@@ -77,7 +83,7 @@ def resolve(model: str, *, cache: Path, progress: Callable[[str], None], trust_r
     elif hub.is_id(model):
         folder, revision = hub.fetch(model, progress=progress, trust_remote_code=trust_remote_code)
     else:
-        known = ", ".join(builtin.BUILT_IN)
+        known = ", ".join(BUILT_IN)
         raise ModelError(f"There is no folder {model}; give an existing folder, a .gguf file, a Hugging Face id or a built-in name ({known}).")
     found = inspect(folder, trust_remote_code=trust_remote_code)
     progress(f"hashing {folder.name}")

@@ -43,17 +43,18 @@ def judge_images(
         seed: Seed of the resampling.
     """
     if len(originals) != len(candidates) or not originals:
-        return _anomalous(scorer.name, len(candidates), f"{len(candidates)} images were made where the original made {len(originals)}")
-    blank = sum(_is_blank(image) for image in candidates) - sum(_is_blank(image) for image in originals)
+        return anomalous(scorer.name, len(candidates), f"{len(candidates)} images were made where the original made {len(originals)}")
+    blank = sum(is_blank(image) for image in candidates) - sum(is_blank(image) for image in originals)
     details: dict[str, JsonValue] = {"pairs": len(originals), **mean_differences(list(zip(originals, candidates, strict=True)))}
     if blank > 0:
-        return _anomalous(scorer.name, len(candidates), f"{blank} images are blank that the original’s are not", details)
+        return anomalous(scorer.name, len(candidates), f"{blank} images are blank that the original’s are not", details)
     return compare_image_scores(scorer.name, scorer.score(prompts, originals), scorer.score(prompts, candidates), bar=bar, seed=seed, details=details)
 
 
 def compare_image_scores(
-    metric: str, originals: Sequence[float], candidates: Sequence[float], *, bar: float, seed: int, details: dict[str, JsonValue] | None = None
-) -> Quality:
+    metric: str, originals: Sequence[float], candidates: Sequence[float], *, bar: float, seed: int, details: dict[str, JsonValue] | None = None,
+    reject_error: float = (1 - LEVEL) / 2,
+) -> Quality:  # fmt: skip
     """As `judge_images`, on scores.
 
     Args:
@@ -63,21 +64,23 @@ def compare_image_scores(
         bar: Least ratio that is good enough.
         seed: Seed of the resampling.
         details: What the record says besides.
+        reject_error: One-sided error of a rejection, where it is smaller than that of the reported interval because there are more looks.
     """
     before, after = np.asarray(originals, float), np.asarray(candidates, float)
     facts: dict[str, JsonValue] = dict(details or {})
     problem = _unusable(before, after)
     if problem is not None:
-        return _anomalous(metric, len(after), problem, facts)
+        return anomalous(metric, len(after), problem, facts)
     facts |= {"score_original": float(before.mean()), "score_candidate": float(after.mean())}
-    ratio, (low, high) = float(after.mean() / before.mean()), _interval(before, after, seed)
-    verdict, reason = _verdict(len(after), ratio, low, high, bar)
+    ratio, (low, high) = float(after.mean() / before.mean()), _interval(before, after, seed, LEVEL)
+    surely = max(high, _interval(before, after, seed, 1 - 2 * reject_error)[1]) if high < bar else high
+    verdict, reason = _verdict(len(after), ratio, low, surely, bar)
     if verdict == "anomalous":
         facts["anomaly"] = reason
     return Quality(metric=metric, ratio=ratio, ci_low=low, ci_high=high, n=len(after), verdict=verdict, details={**facts, "reason": reason})
 
 
-def _interval(before: Array, after: Array, seed: int) -> tuple[float, float]:
+def _interval(before: Array, after: Array, seed: int, level: float) -> tuple[float, float]:
     """Paired bootstrap of the ratio of means; everything possible for a single pair."""
     if len(before) < 2:
         return 0.0, IMPLAUSIBLE_RATIO
@@ -85,7 +88,7 @@ def _interval(before: Array, after: Array, seed: int) -> tuple[float, float]:
     means = before[rows].mean(axis=1)
     resampled = np.log(np.maximum(after[rows].mean(axis=1), 1e-12) / np.maximum(means, 1e-12))
     value = math.log(max(float(after.mean()), 1e-12) / float(before.mean()))
-    low, high = stretched(value, resampled, len(before), LEVEL)
+    low, high = stretched(value, resampled, len(before), level)
     return math.exp(max(low, -50.0)), math.exp(min(high, 50.0))
 
 
@@ -111,10 +114,12 @@ def _unusable(before: Array, after: Array) -> str | None:
     return "the original’s images score nothing" if before.mean() <= 0 else None
 
 
-def _is_blank(image: Image) -> bool:
+def is_blank(image: Image) -> bool:
+    """Whether an image shows nothing."""
     return bool(image.astype(np.float64).std() < BLANK)
 
 
-def _anomalous(metric: str, count: int, reason: str, details: dict[str, JsonValue] | None = None) -> Quality:
+def anomalous(metric: str, count: int, reason: str, details: dict[str, JsonValue] | None = None) -> Quality:
+    """A verdict on images that cannot be judged, or not be believed."""
     facts: dict[str, JsonValue] = {**(details or {}), "anomaly": reason, "reason": reason}
     return Quality(metric=metric, ratio=0.0, ci_low=0.0, ci_high=0.0, n=count, verdict="anomalous", details=facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from genopt import catalog
 from genopt.environments.declaration import declared
 from genopt.environments.place import build_command
 from genopt.plan import Candidate
@@ -51,7 +52,10 @@ def _inconclusive(report: Report) -> str | None:
     undecided = _with(report, "inconclusive")
     if not undecided:
         return None
-    return f"Decide {_names(undecided)} with more evaluation text (a longer `--eval-data`) or more time (a larger `--budget`)."
+    if report.model.modality == "image" and not report.evaluation.get("scorer"):
+        return f"Decide {_names(undecided)} with a scorer of images: `--scorer` takes a CLIP model, a classifier or a Python function."
+    more = "more prompts" if report.model.modality == "image" else "more evaluation text (a longer `--eval-data`)"
+    return f"Decide {_names(undecided)} with {more} or more time (a larger `--budget`)."
 
 
 def _skipped(report: Report) -> str | None:
@@ -84,10 +88,12 @@ def _failed(report: Report) -> str | None:
 
 
 def _environments(report: Report) -> list[str]:
-    """Engine environments that the nodes lacked, of those that are for such nodes."""
+    """Engine environments that the nodes lacked, of those that are for such nodes and such models."""
     lacking = [name for name, state in report.environment.get("engine_environments", {}).items() if state != "built"]
     device = "gpu" if report.hardware.get("gpus") else "cpu"
-    known = [environment for environment in declared() if environment.name in lacking and environment.device == device]
+    engines = [catalog.load("engines", name) for name in catalog.names("engines")]
+    fitting = {engine.environment for engine in engines if engine.modality == report.model.modality}
+    known = [one for one in declared() if one.name in lacking and one.name in fitting and one.device == device]
     return [f"Add {one.name} with `{build_command(one.name)}` and optimize again: {one.about}." for one in known]
 
 

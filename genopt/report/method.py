@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genopt.plan import Candidate
+from genopt.plan import RATES, Candidate
 from genopt.quality.preference import FEWEST, SIGNIFICANT, TOLERATED
 from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
@@ -10,7 +10,6 @@ from genopt.report.model import REFERENCES, Report
 _COLUMNS = (("Decode", "decode_tok_s"), ("TTFT", "ttft_ms"), ("Latency", "latency_ms"), ("Step", "step_ms"))
 _RESOURCES = (("Peak memory", "peak_memory_bytes"), ("Load", "load_s"))
 _STATUSES = ("accepted", "inconclusive", "rejected", "failed", "infeasible", "skipped")
-_RATES = ("throughput_tok_s@", "images_per_s@")
 
 
 def ordered(report: Report) -> list[Candidate]:
@@ -31,7 +30,7 @@ def kind(candidate: Candidate, report: Report) -> str:
 def columns(report: Report) -> list[tuple[str, str]]:
     """Headings and metric names of the table of candidates: what was measured of this modality, throughput at the most streams."""
     names = {name for candidate in report.candidates for name in candidate.metrics}
-    rates = sorted((name for name in names if name.startswith(_RATES)), key=_streams)
+    rates = sorted((name for name in names if name.startswith(RATES)), key=_streams)
     throughput = [(f"Throughput @{_streams(rates[-1])}", rates[-1])] if rates else []
     return [column for column in (*_COLUMNS, *throughput, *_RESOURCES) if column[1] in names]
 
@@ -43,7 +42,7 @@ def _streams(name: str) -> int:
 def speed(report: Report) -> str:
     """What a speedup is."""
     text = report.model.modality == "text"
-    unit = "time per output token of a single stream, that is (end-to-end latency - TTFT) / (tokens - 1)" if text else "latency"
+    unit = "time per output token of a single stream, that is (end-to-end latency - TTFT) / (tokens - 1)" if text else "time from request to image"
     return (
         "Every candidate was timed in turns with the baseline in the same run, so that drift of the machine hits both alike. A speedup is the "
         f"baseline's median {unit}, over the candidate's, with a bootstrap 95% interval; above 1 is faster. Speed against the original is that "
@@ -67,8 +66,8 @@ def quality(report: Report) -> str:
     bar = wording.percent(report.quality_bar)
     if not report.quality_bar:
         return "Nothing was asked of quality (`--quality off`): what stands under quality was read off little text in passing and decided nothing."
-    if report.model.modality != "text":
-        return f"The quality ratio is each candidate's metric divided by the original's on the same prompts and seeds; the bar is {bar}."
+    if report.model.modality == "image":
+        return _image_quality(report, bar)
     text = (
         "The quality ratio is exp(-(mean NLL of the candidate - mean NLL of the original)) over the same evaluation text, that is the original's "
         f"perplexity divided by the candidate's, with a paired bootstrap 95% interval. Accepted: the lower bound holds {bar}. Rejected: the upper "
@@ -81,6 +80,27 @@ def quality(report: Report) -> str:
         text += f" Evaluation text: {facts['source']}, {facts['available_tokens']} tokens{_digest(facts.get('digest'))}."
     if "calibration_source" in facts:
         text += f" Calibration text, which shares nothing with it: {facts['calibration_source']}{_digest(facts.get('calibration_digest'))}."
+    return text
+
+
+def _image_quality(report: Report, bar: str) -> str:
+    """The same for images."""
+    facts = report.evaluation
+    scorer = facts.get("scorer")
+    if scorer:
+        text = (
+            f"The quality ratio is the mean {scorer} of a candidate's images over that of the original's, on the same prompts and seeds, with a "
+            f"paired bootstrap 95% interval. Accepted: the lower bound holds {bar}. Rejected: the upper bound misses it at one of the looks, which "
+            "share one error rate; only the last look accepts."
+        )
+    else:
+        text = (
+            "No scorer was given, so quality is fidelity: the mean structural similarity (SSIM) to the original's images of the same prompts and "
+            f"seeds, whose 95% lower bound has to hold {bar}. What makes other images stays undecided, since nothing says whether they are as good."
+        )
+    text += " How far images differ (SSIM, PSNR, a perceptual distance) is difference, not damage: it tells the same images from different ones."
+    if "source" in facts and "available_images" in facts:
+        text += f" Prompts: {facts['source']}, {facts['available_images']} images of {facts['prompts']} prompts{_digest(facts.get('digest'))}."
     return text
 
 

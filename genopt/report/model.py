@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from genopt.models.pipeline import Component, Denoiser
 from genopt.plan import Candidate, Ratio, Record
 from genopt.profiling.records import Bottleneck, GraphBreaks, Phase
 from genopt.quality.preference import HumanResult
@@ -36,6 +37,8 @@ class ReportedModel(Record):
         dtype: The dtype that most parameters have.
         max_context: Tokens of the longest sequence; 0 where that means nothing.
         note: What readers must know about the weights, or an empty text.
+        components: The parts of a pipeline; none for language models.
+        denoiser: What kind of network denoises in a pipeline, where that is known.
     """
 
     id: str
@@ -51,6 +54,8 @@ class ReportedModel(Record):
     dtype: str = ""
     max_context: int = 0
     note: str = ""
+    components: tuple[Component, ...] = ()
+    denoiser: Denoiser | None = None
 
 
 class BudgetUse(Record):

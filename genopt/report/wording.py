@@ -132,7 +132,7 @@ def verdict(report: Report) -> str:
     parts = [winner.name]
     speed = winner.speedup.get("vs_original")
     if speed:
-        does = "decodes" if report.model.modality == "text" else "runs"
+        does = {"text": "decodes", "image": "makes images"}.get(report.model.modality, "runs")
         parts.append(f"{does} {speed.value:.2f}× as fast as the original (95% interval {speed.ci_low:.2f}–{speed.ci_high:.2f})")
     if not report.quality_bar:
         parts.append("with a quality that was not judged")

@@ -117,9 +117,8 @@ def _score(one: Candidate, baseline: Candidate, objective: Objective) -> Ratio |
 
 def _throughput(one: Candidate, baseline: Candidate) -> Ratio | None:
     """Ratio of throughputs at the most streams that the baseline was measured at; its ends pair the intervals' far ends."""
-    streams = max((int(name.partition("@")[2]) for name in baseline.metrics if name.startswith("throughput_tok_s@")), default=0)
-    name = f"throughput_tok_s@{streams}"
-    mine, theirs = one.metrics.get(name), baseline.metrics.get(name)
+    streams = max(baseline.rates, default=0)
+    mine, theirs = one.rates.get(streams), baseline.rates.get(streams)
     if mine is None or theirs is None or theirs.value <= 0:
         return None
     (my_low, my_high), (their_low, their_high) = _ends(mine), _ends(theirs)

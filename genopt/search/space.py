@@ -91,10 +91,12 @@ class Space(Record):
     Attributes:
         engines: What may run them; the first one is the default.
         techniques: What may be done to the model, in the order of their phases.
+        original: Traits of the model that candidates begin with.
     """
 
     engines: tuple[Owner, ...]
     techniques: tuple[Owner, ...]
+    original: frozenset[str] = ORIGINAL
 
     def walk(self, choose: Choose) -> Point:
         """Asks for one choice after the other and returns the point.
@@ -106,7 +108,7 @@ class Space(Record):
         names = tuple(engine.name for engine in self.engines)
         point[ENGINE] = choose(Dimension(name=ENGINE, choices=names, words=tuple(engine.word for engine in self.engines)))
         engine = next(one for one in self.engines if one.name == point[ENGINE])
-        traits, phase = ORIGINAL, 0
+        traits, phase = self.original, 0
         for place, (owner, rule) in enumerate(self._ruled):
             with_it, without = self._options(place, traits, phase, engine.accepts)
             used = with_it
@@ -202,7 +204,7 @@ class Space(Record):
         """
         engine = next(one for one in self.engines if one.name == point[ENGINE])
         steps: list[Step] = []
-        traits, phase = ORIGINAL, 0
+        traits, phase = self.original, 0
         for place, (owner, rule) in enumerate(self._ruled):
             if point.get(owner.name, self._options(place, traits, phase, engine.accepts)[0]):
                 steps.append(Step(technique=owner.name, params=self._settings(owner, point)))
@@ -222,12 +224,13 @@ class Space(Record):
         return found if same.identity() == plan.identity() else None
 
 
-def compose(engines: Mapping[str, str], techniques: Mapping[str, str]) -> Space:
+def compose(engines: Mapping[str, str], techniques: Mapping[str, str], original: frozenset[str] = ORIGINAL) -> Space:
     """The space of some engines and techniques of the catalogue.
 
     Args:
         engines: Words for names by catalogue name, the default engine first.
         techniques: Likewise.
+        original: Traits of the model that candidates begin with.
     """
     running = [(catalog.load("engines", name), word) for name, word in engines.items()]
     changing = [(catalog.load("techniques", name), word) for name, word in techniques.items()]
@@ -235,4 +238,5 @@ def compose(engines: Mapping[str, str], techniques: Mapping[str, str]) -> Space:
     return Space(
         engines=tuple(Owner(name=one.name, word=word, tunables=one.tunables, accepts=one.accepts) for one, word in running),
         techniques=tuple(Owner(name=one.name, word=word, tunables=one.tunables, rule=rule_of(one)) for one, word in changing),
+        original=original,
     )

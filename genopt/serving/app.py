@@ -14,16 +14,17 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from genopt import catalog
 from genopt.plan import Record
 from genopt.serving.answer import Patience
+from genopt.serving.api import Api
 from genopt.serving.canary_app import RayControl, canary_application, canary_engine
-from genopt.serving.exchange import Ask, Caller, Event, Refusal, Served
+from genopt.serving.exchange import AnyAsk, Caller, Event, Refusal, Served
 from genopt.serving.guard import Finished
 from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import KeyGate, OpenGate
 from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, LONGEST_STREAM_S, ServeArguments
 from genopt.serving.metrics import RequestMetrics
-from genopt.serving.replica import EngineReplica
 from genopt.serving.request_log import log_finished
 from genopt.serving.retry import Retrying
 from genopt.serving.rollout import RolloutArguments
@@ -40,7 +41,7 @@ class HandleEngine:
         served: What it serves.
     """
 
-    def __init__(self, handle: DeploymentHandle[EngineReplica], served: Served) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], served: Served) -> None:
         self._handle = handle
         self._served = served
         self._streaming = handle.options(stream=True)
@@ -49,7 +50,7 @@ class HandleEngine:
         """See `Backend.served`."""
         return self._served
 
-    async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+    async def generate(self, ask: AnyAsk, caller: Caller) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
         response = cast("DeploymentResponseGenerator[Event]", self._streaming.generate.remote(ask))
         try:
@@ -91,7 +92,7 @@ class CanaryEngine:
         """See `Backend.served`."""
         return self._served
 
-    async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+    async def generate(self, ask: AnyAsk, caller: Caller) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
         engine = await self._found()
         if engine is None:
@@ -139,8 +140,9 @@ class Ingress:
         SpecError: The file of keys cannot be used.
     """
 
-    def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[EngineReplica]) -> None:
+    def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[Any]) -> None:
         self._gate = OpenGate() if arguments.keys is None else KeyGate(Path(arguments.keys))
+        self._api = api_of(arguments)
         served = Served(model=arguments.model_id, variant=arguments.variant.name)
         self._backend = Routed(Retrying(HandleEngine(engine, served)), CanaryEngine(served), RayControl())
 
@@ -152,7 +154,7 @@ class Ingress:
             log_finished(request)
             metrics.note(request)
 
-        return create_app(backend=self._backend, gate=self._gate, limits=limits, finished=finished)
+        return create_app(backend=self._backend, gate=self._gate, limits=limits, finished=finished, api=self._api)
 
 
 def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
@@ -180,7 +182,7 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
 
 def engine_deployment(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
     """Binds the engine alone; see `application`."""
-    engine = serve.deployment()(EngineReplica).options(
+    engine = serve.deployment()(api_of(arguments).replica()).options(
         **{
             "name": ENGINE,
             "ray_actor_options": {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
@@ -197,6 +199,12 @@ def engine_deployment(arguments: ServeArguments, overrides: Mapping[str, Mapping
         }
     )
     return engine.bind(arguments)
+
+
+def api_of(arguments: ServeArguments) -> Api:
+    """The API of what is served, by what it makes."""
+    found: Api = catalog.load("apis", arguments.modality)
+    return found
 
 
 def build(arguments: ServeArguments) -> Application:

@@ -9,6 +9,7 @@ route twice a second instead, which costs nobody a request, and falls back to th
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
@@ -19,7 +20,6 @@ from ray.serve.handle import DeploymentHandle
 from genopt.serving.canary import Observation, Progress, Route
 from genopt.serving.manifest import ENGINE
 from genopt.serving.metrics import CanaryMetrics
-from genopt.serving.replica import EngineReplica
 from genopt.serving.rollout import Rollout, RolloutArguments, RolloutStatus
 
 CANARY = "genopt-canary"
@@ -37,7 +37,7 @@ class RolloutReplica:
         engine: Of the canary.
     """
 
-    def __init__(self, arguments: RolloutArguments, engine: DeploymentHandle[EngineReplica]) -> None:
+    def __init__(self, arguments: RolloutArguments, engine: DeploymentHandle[Any]) -> None:
         async def ready() -> bool:
             return bool(await engine.ready.remote())
 
@@ -122,7 +122,7 @@ def canary_application(engine: Application, arguments: RolloutArguments) -> Appl
     return rollout.bind(arguments, engine)
 
 
-def canary_engine() -> DeploymentHandle[EngineReplica]:
+def canary_engine() -> DeploymentHandle[Any]:
     """The handle of the canary's engine.
 
     Raises:

@@ -31,11 +31,13 @@ class Endpoint(Record):
         url: Base URL without `/v1`.
         model: Name to ask for.
         variant: Name of the plan that answers.
+        modality: What it makes; see `ServeArguments.modality`.
     """
 
     url: str
     model: str
     variant: str
+    modality: str = "text"
 
 
 class Config(Record):
@@ -74,7 +76,7 @@ def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None])
     if config.arguments.keys is not None:
         read_keys(Path(config.arguments.keys))
     _require_port(config.host, config.port)
-    endpoint = Endpoint(url=config.url, model=config.arguments.model_id, variant=config.arguments.variant.name)
+    endpoint = Endpoint(url=config.url, model=config.arguments.model_id, variant=config.arguments.variant.name, modality=config.arguments.modality)
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options)
     target = serve.RunTarget(target=bind(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
     serve.run_many([target], wait_for_applications_running=False)

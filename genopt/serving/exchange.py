@@ -43,6 +43,25 @@ class Ask(Record):
     incremental: bool = False
 
 
+class ImageAsk(Record):
+    """One image that a caller wants.
+
+    Attributes:
+        prompt: What it shows.
+        seed: Makes it repeatable; None draws one.
+        width: Pixels; None takes the pipeline's own.
+        height: Likewise.
+    """
+
+    prompt: str
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+AnyAsk = Ask | ImageAsk
+
+
 class Caller(Record):
     """Who asks, as far as that matters for where a request goes.
 
@@ -93,6 +112,18 @@ class Piece(Record):
     finish_reason: Literal["stop", "length"] | None = None
 
 
+class Picture(Record):
+    """A whole image, the last event of a request for one.
+
+    Attributes:
+        png: The file in base64.
+        steps: Denoising steps that it took.
+    """
+
+    png: str
+    steps: int
+
+
 class Refusal(Record):
     """Why a request gets no (further) answer, in the terms of OpenAI's error object.
 
@@ -111,7 +142,7 @@ class Refusal(Record):
     retry_after_s: int | None = None
 
 
-Event = Admitted | Piece | Refusal
+Event = Admitted | Piece | Picture | Refusal
 
 
 class Served(Record):
@@ -122,10 +153,10 @@ class Served(Record):
 
 
 class Backend(Protocol):
-    """The ingress's view of what continues prompts."""
+    """The ingress's view of what continues prompts or makes images."""
 
-    def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
-        """Yields `Admitted`, then pieces until one has a finish reason; a `Refusal` may come at any point and is the last event.
+    def generate(self, ask: AnyAsk, caller: Caller) -> AsyncGenerator[Event, None]:
+        """Yields `Admitted`, then pieces until one has a finish reason, or a picture; a `Refusal` may come at any point and is the last event.
 
         Closing the generator cancels the request.
         """

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genopt.plan import Record
-from genopt.serving.answer import Answer, Patience
+from genopt.serving.answer import Patience
 from genopt.serving.answers import error_body
 from genopt.serving.exchange import Caller, Refusal
 
@@ -20,7 +20,7 @@ CLIENT_LEFT = 499
 """Status in records of requests whose caller went away; nobody receives it."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Probes need no key: they come from machines and say nothing about what is served."""
-ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models", "/openapi.json", *OPEN_PATHS})
+ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/images/generations", "/v1/models", "/openapi.json", *OPEN_PATHS})
 _TRUSTED_ONLY = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
 """Headers with which Ray Serve's proxy would let a caller hold a place for as long as it likes."""
 _ONCE = (b"authorization", b"content-type", b"content-length", b"x-session-id")
@@ -49,6 +49,31 @@ class Gate(Protocol):
         Args:
             secret: The key that came with the request.
         """
+
+
+class Answered(Protocol):
+    """What routes leave behind as `request.state.answer`.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, where they are counted.
+        variant: Who answers, once that is known.
+        failure: What ended it early.
+        first_at: When the first text or image was known, on the clock of `time.monotonic`.
+        last_at: When the last one was.
+    """
+
+    prompt_tokens: int
+    variant: str
+    failure: Refusal | None
+    first_at: float | None
+    last_at: float | None
+
+    @property
+    def completion_tokens(self) -> int:
+        """New tokens, where they are counted."""
+
+    async def close(self) -> None:
+        """Cancels what still runs."""
 
 
 class Finished(Record):
@@ -202,7 +227,7 @@ class _Exchange:
         return self._headers.get(b"x-request-id", b"").decode("ascii", "replace")[:_LONGEST_NAME]
 
     @property
-    def _answer(self) -> Answer | None:
+    def _answer(self) -> Answered | None:
         state: MutableMapping[str, Any] = self._scope.get("state", {})
         return state.get("answer")
 

@@ -26,6 +26,7 @@ class ServeArguments(Record):
 
     Attributes:
         model_id: Name under which clients ask for the model.
+        modality: What it makes, which decides the API: a name of the catalogue's APIs.
         variant: The plan that is served; its engine and options are opened.
         artifact: Folder that the engine opens.
         model_folder: The original model: tokenizer, chat template, stop tokens, context length.
@@ -44,6 +45,7 @@ class ServeArguments(Record):
     """
 
     model_id: str = Field(min_length=1)
+    modality: str = "text"
     variant: Plan
     artifact: str
     model_folder: str
@@ -117,6 +119,7 @@ def serve_config(
     keys: Path | None = None,
     log_folder: Path | None = None,
     pythonpath: str | None = None,
+    modality: str = "text",
 ) -> dict[str, Any]:
     """A Serve config (Ray's `ServeDeploySchema`) with one application.
 
@@ -138,9 +141,10 @@ def serve_config(
         keys: File of API keys.
         log_folder: Where the engine's process writes its log.
         pythonpath: Set for replicas where genopt runs from a checkout and is not installed.
+        modality: See `ServeArguments`.
     """
     arguments = ServeArguments(
-        model_id=model_id, variant=variant, artifact=str(artifact.absolute()), model_folder=str(model_folder.absolute()),
+        model_id=model_id, modality=modality, variant=variant, artifact=str(artifact.absolute()), model_folder=str(model_folder.absolute()),
         log_folder=None if log_folder is None else str(log_folder.absolute()), threads=threads, num_cpus=num_cpus, num_gpus=num_gpus,
         max_batch=scaling.target_ongoing_requests, keys=None if keys is None else str(keys.absolute()),
     )  # fmt: skip

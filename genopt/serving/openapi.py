@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from genopt.serving.answers import ChatCompletion, Error, Model, ModelList, TextCompletion
@@ -28,16 +28,35 @@ _REFUSALS = {
 
 
 def describe(model: str) -> dict[str, Any]:
-    """The description of the API that serves a model.
+    """The description of the API that serves a language model.
 
     Args:
         model: The only name that requests may ask for.
     """
-    _, found = models_json_schema([(ChatRequest, "validation"), (TextRequest, "validation")], ref_template=_REFERENCE)
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    streamed = {"text/event-stream": {"schema": event}}
+    said = "The answer, whole or as events."
+    paths = {
+        "/v1/chat/completions": {"post": operation("chat", "ChatRequest", "ChatCompletion", streamed, said)},
+        "/v1/completions": {"post": operation("complete", "TextRequest", "TextCompletion", streamed, said)},
+    }
+    return description(model, paths, (ChatRequest, TextRequest), (ChatCompletion, TextCompletion))
+
+
+def description(model: str, paths: Mapping[str, Any], requests: Sequence[type[BaseModel]], answers: Sequence[Any]) -> dict[str, Any]:
+    """The description of an API with what all APIs have.
+
+    Args:
+        model: The only name that requests may ask for.
+        paths: Its own.
+        requests: Bodies that they take.
+        answers: What they answer, as typed dictionaries.
+    """
+    _, found = models_json_schema([(request, "validation") for request in requests], ref_template=_REFERENCE)
     schemas: dict[str, Any] = dict(found["$defs"])
-    for name in ("ChatRequest", "TextRequest"):
-        schemas[name]["properties"]["model"] = {"const": model, "type": "string"}
-    for shape in (ChatCompletion, TextCompletion, Error, Model, ModelList):
+    for request in requests:
+        schemas[request.__name__]["properties"]["model"] = {"const": model, "type": "string"}
+    for shape in (*answers, Error, Model, ModelList):
         schema = TypeAdapter(shape).json_schema(ref_template=_REFERENCE)
         schemas |= schema.pop("$defs", {})
         schemas[shape.__name__] = schema
@@ -46,8 +65,7 @@ def describe(model: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "genopt", "version": __version__, "description": "OpenAI-compatible API of one model."},
         "paths": {
-            "/v1/chat/completions": {"post": _completion("chat", "ChatRequest", "ChatCompletion")},
-            "/v1/completions": {"post": _completion("complete", "TextRequest", "TextCompletion")},
+            **paths,
             "/v1/models": {"get": _get("models", _ref("ModelList"))},
             "/v1/models/{name}": {"get": {**_get("model", _ref("Model"), "404"), "parameters": [_path_parameter("name")]}},
             "/healthz": {"get": {**_get("alive", status), "security": []}},
@@ -79,12 +97,19 @@ def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
 
-def _completion(name: str, request: str, answer: str) -> dict[str, Any]:
-    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
-    streamed = {"text/event-stream": {"schema": event}}
+def operation(name: str, request: str, answer: str, others: Mapping[str, Any], said: str) -> dict[str, Any]:
+    """A path that is asked with JSON.
+
+    Args:
+        name: Of the operation.
+        request: Schema of the body.
+        answer: Schema of the answer as JSON.
+        others: What else it may be, by media type.
+        said: What the answer is.
+    """
     whole = _json(_ref(answer))["content"]
     return {
         "operationId": name,
         "requestBody": {"required": True, **_json(_ref(request))},
-        "responses": {"200": {"description": "The answer, whole or as events.", "content": {**whole, **streamed}}, **_errors(*_REFUSALS)},
+        "responses": {"200": {"description": said, "content": {**whole, **others}}, **_errors(*_REFUSALS)},
     }

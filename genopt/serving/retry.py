@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from genopt.serving.exchange import Admitted, Ask, Backend, Caller, Event, Piece, Refusal, Served
+from genopt.serving.exchange import Admitted, AnyAsk, Backend, Caller, Event, Picture, Piece, Refusal, Served
 
 ATTEMPTS = 3
 AGAIN_S = 0.1
@@ -26,7 +26,7 @@ class Retrying:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+    async def generate(self, ask: AnyAsk, caller: Caller) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
         for attempt in range(1, ATTEMPTS + 1):
             admitted: Admitted | None = None
@@ -39,7 +39,7 @@ class Retrying:
                     if isinstance(event, Refusal) and event.code == LOST and not started and attempt < ATTEMPTS:
                         lost = True
                         break
-                    if isinstance(event, Piece) and admitted is not None:
+                    if isinstance(event, Piece | Picture) and admitted is not None:
                         yield admitted
                         admitted = None
                     started = True

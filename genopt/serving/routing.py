@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Protocol
 
 from genopt.serving.canary import KEPT, Arm, Observation, Route, is_chosen
-from genopt.serving.exchange import Admitted, Ask, Backend, Caller, Event, Piece, Refusal, Served
+from genopt.serving.exchange import Admitted, AnyAsk, Ask, Backend, Caller, Event, Picture, Piece, Refusal, Served
 
 POLL_S = 0.5
 UNHEARD_S = 10.0
@@ -59,7 +59,7 @@ class Routed:
         self._polling: asyncio.Task[None] | None = None
         self._asked = asyncio.Event()
 
-    async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+    async def generate(self, ask: AnyAsk, caller: Caller) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
         await self._know()
         found = self._active()
@@ -80,9 +80,11 @@ class Routed:
                     self._copy(watch, ask, caller, found)
                 yield event
 
-    def _copy(self, watch: _Watch, ask: Ask, caller: Caller, found: Route) -> None:
+    def _copy(self, watch: _Watch, ask: AnyAsk, caller: Caller, found: Route) -> None:
         """Gives the canary a copy of some of the requests that the stable variant has answered."""
-        if watch.complete and ask.temperature == 0 and len(self._copies) < MOST_COPIES and secrets.randbelow(10_000) < found.copies * 100:
+        if not isinstance(ask, Ask) or ask.temperature > 0:  # what has no single right text cannot be compared
+            return
+        if watch.complete and len(self._copies) < MOST_COPIES and secrets.randbelow(10_000) < found.copies * 100:
             copy = asyncio.create_task(self._compare(ask, caller, watch.text))
             self._copies.add(copy)
             copy.add_done_callback(self._copies.discard)
@@ -98,7 +100,7 @@ class Routed:
         """See `Backend.served`."""
         return self._stable.served()
 
-    async def _from_canary(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+    async def _from_canary(self, ask: AnyAsk, caller: Caller) -> AsyncGenerator[Event, None]:
         """The canary's answer; nothing at all if it has none."""
         watch = _Watch("canary", ask)
         admitted: Event | None = None
@@ -198,9 +200,9 @@ class Routed:
 class _Watch:
     """What the events of one request tell."""
 
-    def __init__(self, arm: Arm, ask: Ask) -> None:
+    def __init__(self, arm: Arm, ask: AnyAsk) -> None:
         self.arm = arm
-        self._incremental = ask.incremental
+        self._incremental = isinstance(ask, Ask) and ask.incremental
         self._began = time.monotonic()
         self._first_at: float | None = None
         self._ended_at = 0.0
@@ -223,6 +225,9 @@ class _Watch:
             self.text += event.text
             self.tokens = event.completion_tokens
             self.complete = event.finish_reason is not None
+        elif isinstance(event, Picture):
+            self._first_at = self._ended_at = time.monotonic()
+            self.tokens, self.complete = event.steps, True
 
     def observation(self) -> Observation:
         if self._first_at is None or not self.tokens:

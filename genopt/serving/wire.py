@@ -7,6 +7,7 @@ from abc import abstractmethod
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from starlette.requests import Request as HttpRequest
 
 from genopt.engines.base import MAX_TOP_LOGPROBS
 from genopt.serving.exchange import Ask, ChatMessage, Refusal
@@ -208,7 +209,18 @@ class TextRequest(CompletionSettings):
         return [{"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": tuple(prompt)} for prompt in listed]
 
 
-Request = TypeVar("Request", bound=CompletionSettings)
+Request = TypeVar("Request", bound=Wire)
+_NOT_JSON = Refusal(status=415, message="The body has to be JSON; send the header 'Content-Type: application/json'.", code="unsupported_media_type")
+
+
+async def parse_request(kind: type[Request], request: HttpRequest) -> Request | Refusal:
+    """The validated body of a request; one that is not JSON is refused.
+
+    Browsers send other types across sites without asking first, so that a page could use a server on its reader's machine.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return _NOT_JSON
+    return parse(kind, await request.body())
 
 
 def parse(kind: type[Request], body: bytes) -> Request | Refusal:

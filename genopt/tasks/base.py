@@ -12,7 +12,7 @@ from pydantic import JsonValue as Json
 from genopt import catalog
 from genopt.plan import Artifact, Candidate, Earlier, JsonValue, Plan, Record, Status
 from genopt.search.space import Point, Space
-from genopt.spec import Reuse
+from genopt.spec import Reuse, RunSpec
 
 Progress = Callable[[str], None]
 
@@ -184,6 +184,14 @@ class Task(Protocol):
     """Tells which parts of a model bear fewer bits (`genopt.quality.sensitivity`); empty where the modality has none."""
     pace_metric: str
     """Milliseconds per unit of work, which the search minimizes and predicts."""
+
+    @staticmethod
+    def require_inputs(spec: RunSpec) -> None:
+        """Refuses at once what would fail late.
+
+        Raises:
+            GenoptError: The spec names data that cannot be used, or something that is not installed.
+        """
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:

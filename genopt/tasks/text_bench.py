@@ -12,11 +12,12 @@ from pathlib import Path
 
 from genopt import clock
 from genopt.errors import GenoptError, InfeasibleError, OutOfMemoryError, StageError, StageTimeoutError
+from genopt.measure.duel import Comparison
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
 from genopt.measure.statistics import combine, half_width
-from genopt.measure.text_speed import Comparison, TextWorkload, compare, measure_aa
+from genopt.measure.text_speed import TextWorkload, compare, measure_aa
 from genopt.plan import Artifact, Candidate, Earlier, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit

@@ -7,8 +7,10 @@ from functools import cache
 
 from genopt.plan import Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
+from genopt.spec import RunSpec
 from genopt.tasks.base import Bench, BenchConfig
 from genopt.tasks.text_bench import TextBench
+from genopt.tasks.text_inputs import require_text_inputs
 
 ORIGINAL = Plan(name="original", engine="torch", options={"compile": False, "spare_threads": 0})
 BASELINE = Plan(name="baseline", engine="torch", options={"compile": True, "spare_threads": 0})
@@ -69,6 +71,11 @@ class TextGeneration:
     tasks_stage = "score_text_tasks"
     sensitivity_stage = "text_sensitivity"
     pace_metric = "tpot_ms"
+
+    @staticmethod
+    def require_inputs(spec: RunSpec) -> None:
+        """Texts, questions and prompts."""
+        require_text_inputs(spec)
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:

@@ -25,7 +25,7 @@ from genopt.plan import JsonValue, Plan
 from genopt.process import SessionProcess, run_stage
 from genopt.quality.audit import audit
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
-from genopt.search.rules import ORIGINAL, objection, rule_of
+from genopt.search.rules import objection, rule_of
 from genopt.search.space import Space
 from genopt.store.artifacts import folder_digest
 from genopt.tasks.base import session_options
@@ -76,8 +76,9 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     result = scratch / "first"
     assert not [path for path in result.rglob("*") if path.name.startswith(".") or path.suffix in UNSAFE]
     assert audit(result, 0).problems == ()
-    written, original = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (result, source))
-    assert written.get_vocab() == original.get_vocab(), "the tokenizer comes along"
+    for path in source.rglob("tokenizer.json"):
+        written, original = (Tokenizer.from_file(str(file)) for file in (result / path.relative_to(source), path))
+        assert written.get_vocab() == original.get_vocab(), "the tokenizer comes along"
     return result
 
 
@@ -111,16 +112,7 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
         context: Tokens that the model can hold.
     """
     engine = catalog.load("engines", name)
-    assert engine.name == name
-    assert engine.accepts
-    assert engine.environment is None or engine.environment in catalog.names("environments")
-    assert engine.layer_overhead_s >= 0
-    engine.check(options)
-    with pytest.raises(SpecError, match=name):
-        engine.check({**options, "no_such_option": 1})
-    for tunable in engine.tunables:
-        for choice in tunable.choices:
-            engine.check(session_options(Plan(name="any", engine=name, options={**options, tunable.name: choice}), threads=2))
+    check_declarations(engine, name, options)
     with tempfile.TemporaryDirectory(prefix="genopt-contract-") as scratch:
         elsewhere = SessionProcess(name, artifact, options, log=Path(scratch, "log.txt"), timeout_s=300)
         session: TextSession = engine.open(artifact, options) if engine.environment is None else elsewhere.open()
@@ -136,6 +128,27 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
             assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
         finally:
             session.close()
+
+
+def check_declarations(engine: Any, name: str, options: dict[str, JsonValue]) -> None:
+    """Checks what an engine says about itself without opening anything.
+
+    Args:
+        engine: The engine.
+        name: Its catalogue name.
+        options: Options that it takes.
+    """
+    assert engine.name == name
+    assert engine.accepts
+    assert engine.environment is None or engine.environment in catalog.names("environments")
+    assert engine.layer_overhead_s >= 0
+    engine.check(options)
+    with pytest.raises(SpecError, match=name):
+        engine.check({**options, "no_such_option": 1})
+    for tunable in engine.tunables:
+        for choice in tunable.choices:
+            engine.check(session_options(Plan(name="any", engine=name, options={**options, tunable.name: choice}), threads=2))
+    assert engine.modality in catalog.names("sessions")
 
 
 def runs_here(kind: catalog.Kind, name: str) -> bool:
@@ -154,7 +167,7 @@ def check_space(task: Any) -> None:
     engines = {name: catalog.load("engines", name) for name in catalog.names("engines")}
     rules = {name: rule_of(catalog.load("techniques", name)) for name in catalog.names("techniques")}
 
-    def unfit(plan: Plan, original: frozenset[str] = ORIGINAL) -> str:
+    def unfit(plan: Plan, original: frozenset[str] = space.original) -> str:
         return objection(plan, [rules[step.technique] for step in plan.steps], engines[plan.engine].accepts, original)
 
     names: set[str] = set()
@@ -171,7 +184,7 @@ def check_space(task: Any) -> None:
     assert all(space.complete(seed) == seed for seed in task.seeds())
     assert not any(map(unfit, task.references()))
     for plan in task.catalogue():  # runs leave out those whose first step asks more of an original than this one has
-        special = ORIGINAL | (rules[plan.steps[0].technique].requires if plan.steps else frozenset())
+        special = space.original | (rules[plan.steps[0].technique].requires if plan.steps else frozenset())
         assert not unfit(plan, special), f"{plan.name}: {unfit(plan, special)}"
     assert len({plan.name for plan in task.catalogue()}) == len(task.catalogue())
 

@@ -169,6 +169,7 @@ class FakeEngine:
     """See `genopt.engines.base.Engine`."""
 
     name = "fake"
+    modality = "text"
     accepts = frozenset({"hf"})
     tunables = (
         Tunable(name="delay_ms", choices=(1, 3), words=("delay-1", "delay-3")),

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from genopt.plan import JsonValue, Plan
 from genopt.search.space import Point, Space, compose
+from genopt.spec import RunSpec
 from genopt.tasks.base import Bench, BenchConfig
 from genopt.tasks.text_bench import TextBench
+from genopt.tasks.text_inputs import require_text_inputs
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 
@@ -29,6 +31,11 @@ class FakeTask:
     profile_stage = "no such stage"
     """A profile that fails, as one may; a run goes on without it."""
     pace_metric = "tpot_ms"
+
+    @staticmethod
+    def require_inputs(spec: RunSpec) -> None:
+        """As for real ones."""
+        require_text_inputs(spec)
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:

@@ -25,5 +25,6 @@ fake_transform = genopt.testing.fake_technique:FakeTransform
 fake-text = genopt.testing.fake_task:FakeTask
 sleep = genopt.testing.sleep_task:SleepTask
 wide = genopt.testing.wide_task:WideTask
+tiny-image = genopt.testing.tiny_image_task:TinyImageTask
 """
     (info / "entry_points.txt").write_text(entries, encoding="utf-8")

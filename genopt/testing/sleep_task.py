@@ -16,6 +16,7 @@ from pydantic import Field
 from genopt import clock
 from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Record, Step, Verdict
 from genopt.search.space import Owner, Point, Space, Tunable
+from genopt.spec import RunSpec
 from genopt.tasks.base import Bench, BenchConfig, Evaluation, Progress, References
 
 CATALOGUE = "GENOPT_FAKE_CATALOGUE"
@@ -106,6 +107,10 @@ class SleepTask:
     tasks_stage = ""
     sensitivity_stage = ""
     pace_metric = "tpot_ms"
+
+    @staticmethod
+    def require_inputs(spec: RunSpec) -> None:
+        """It has none."""
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:

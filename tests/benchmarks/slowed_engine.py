@@ -57,6 +57,7 @@ class SlowedEngine:
     """See `genopt.engines.base.Engine`; its options `engine` and `delay` (a file) come on top of those of the engine that it slows."""
 
     name = "slowed"
+    modality = "text"
     environment: str | None = None
 
     @staticmethod

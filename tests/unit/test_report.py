@@ -362,7 +362,7 @@ def test_images_are_reported_by_their_own_metrics(tmp_path: Path) -> None:
     run.append("deployed", url="http://127.0.0.1:8000", application="genopt", variant="fewer-steps")
     write_reports(run)
     text = page(run).text
-    assert "fewer-steps runs 3.00× as fast" in text
+    assert "fewer-steps makes images 3.00× as fast" in text
     assert "850 ms" in text
     assert "/v1/images/generations" in text
 

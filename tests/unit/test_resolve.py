@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from genopt.errors import InfeasibleError, ModelError
 from genopt.models import gguf
-from genopt.models.inspect import ASSUMED_CONTEXT, read_header
+from genopt.models.headers import read_header
+from genopt.models.inspect import ASSUMED_CONTEXT
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Step
+from genopt.report.model import ReportedModel
 from genopt.tasks.base import fits
 from genopt.tasks.text_generation import TextGeneration
 from genopt.techniques.gguf_as_given import GgufAsGiven
@@ -48,9 +50,9 @@ def write_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def write_pipeline(folder: Path, name: str = "StableDiffusionPipeline") -> Path:
+def write_pipeline(folder: Path, name: str = "StableDiffusionPipeline", *, denoiser: str = "UNet") -> Path:
     folder.mkdir(parents=True)
-    components = {"unet": ["diffusers", "UNet"], "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDIM"]}
+    components = {"unet": ["diffusers", denoiser], "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDIM"]}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": name, "safety_checker": [None, None], **components}))
     for component in components:
         (folder / component).mkdir()
@@ -252,6 +254,84 @@ def test_a_pipeline_with_pickled_weights_is_refused(tmp_path: Path) -> None:
     unet.rename(unet.with_suffix(".bin"))
     with pytest.raises(ModelError, match=r"pickled.* python -c .from diffusers import DiffusionPipeline as M"):
         found(folder, tmp_path)
+
+
+def test_components_are_described_and_summed(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "pipe")
+    write_safetensors(folder / "text_encoder" / "model.safetensors", {"embed": ("BF16", (2,))})
+    model = found(folder, tmp_path)
+    unet, text_encoder, scheduler = model.components
+    assert (unet.name, unet.architecture, unet.library, unet.dtype, unet.parameters) == ("unet", "UNet", "diffusers", "float32", 9)
+    assert (text_encoder.dtype, text_encoder.parameters) == ("bfloat16", 2)
+    assert (scheduler.dtype, scheduler.parameters, scheduler.bytes) == ("", 0, 0)
+    assert model.parameters == sum(component.parameters for component in model.components)
+    assert model.bytes == sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    assert ReportedModel.model_validate(model.model_dump(mode="json")).components == model.components
+
+
+@pytest.mark.parametrize(
+    ("architecture", "denoiser"),
+    [
+        ("UNet2DConditionModel", "unet"), ("PixArtTransformer2DModel", "transformer"), ("SD3Transformer2DModel", "transformer"),
+        ("FluxTransformer2DModel", "transformer"), ("NewlyInventedModel", None),
+    ],
+)  # fmt: skip
+def test_the_denoiser_is_known_by_its_class_whatever_the_pipeline_is_called(architecture: str, denoiser: str | None, tmp_path: Path) -> None:
+    model = found(write_pipeline(tmp_path / "pipe", "NewPipeline", denoiser=architecture), tmp_path)
+    assert (model.architecture, model.denoiser) == ("NewPipeline", denoiser)
+    assert ("options that fit every pipeline" in model.note) == (denoiser is None)
+
+
+def test_a_language_model_has_neither_components_nor_denoiser(tmp_path: Path) -> None:
+    model = found(write_model(tmp_path / "tiny"), tmp_path)
+    assert (model.components, model.denoiser) == ((), None)
+
+
+def test_a_safety_checker_counts_where_there_is_one(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "pipe")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}))
+    with pytest.raises(ModelError, match="'safety_checker'"):
+        found(folder, tmp_path)
+    (folder / "safety_checker").mkdir()
+    write_safetensors(folder / "safety_checker" / "model.safetensors", {"embed": ("F32", (5,))})
+    assert found(folder, tmp_path).parameters == 16
+
+
+def variant_only(unet: Path) -> None:
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+
+
+def config_only(unet: Path) -> None:
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    (unet / "config.json").write_text("{}")
+
+
+def cut_off(unet: Path) -> None:
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def checkpoint_only(unet: Path) -> None:
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "model.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (variant_only, "a variant of its weights only"), (config_only, "no safetensors weights"), (cut_off, "corrupt"),
+        (checkpoint_only, "pickled weights only"),
+    ],
+)  # fmt: skip
+def test_bad_weights_of_a_component_are_one_sentence_with_the_remedy(spoil: Callable[[Path], None], says: str, tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "pipe")
+    spoil(folder / "unet")
+    with pytest.raises(ModelError, match=says) as caught:
+        found(folder, tmp_path)
+    assert str(folder / "unet") in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "a/b/c", "~no-such-user/x", "x" * 300 + "/y/z"])

@@ -1,0 +1,110 @@
+"""How two sessions are timed against each other, whatever they generate: in turns, until their ratio is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from genopt.measure.repeats import Repeats, Row
+from genopt.measure.statistics import half_width as relative_half_width
+from genopt.plan import Metric, Ratio
+
+ROLES = ("candidate", "baseline")
+BATCH_REPEATS = 3
+
+Clock = Callable[[], float]
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What an interleaved measurement found.
+
+    Attributes:
+        candidate_metrics: By name, of the task's own.
+        baseline_metrics: Likewise.
+        ratio: Baseline's time per unit of work over the candidate's: above 1 the candidate is faster.
+        decided: Whether the ratio's interval became as narrow as was asked for.
+        discarded: Disturbed rounds that were measured again.
+        contended: Whether disturbed rounds had to be kept.
+        raw: One flat row per request, all with the same keys.
+    """
+
+    candidate_metrics: dict[str, Metric]
+    baseline_metrics: dict[str, Metric]
+    ratio: Ratio
+    decided: bool
+    discarded: int
+    contended: bool
+    raw: tuple[Row, ...]
+
+
+def order(index: int) -> tuple[str, ...]:
+    """The roles in the order of a round: AB, BA, AB, ..., so that drift of the machine hits both alike."""
+    return ROLES[::-1] if index % 2 else ROLES
+
+
+def rounds_until_known(
+    repeats: Repeats,
+    measure: Callable[[int], Found],
+    take: Callable[[Found], None],
+    ratio: Callable[[], Ratio],
+    *,
+    half_width: float,
+    least: int,
+    most: int,
+    deadline: float,
+    clock: Clock,
+) -> tuple[Ratio, bool]:
+    """Rounds until the ratio is known well enough; returns it, and whether it is.
+
+    The stop looks at the interval's width only, never at the ratio, so that it favours neither side.
+
+    Args:
+        repeats: Watches each round.
+        measure: Runs the round of a number.
+        take: Told what an undisturbed round found.
+        ratio: The ratio over all rounds so far.
+        half_width: Relative half-width at which it is known.
+        least: Rounds that are measured in any case: fewer may agree by chance and look decided.
+        most: Upper bound of rounds.
+        deadline: When no further round is started, on `clock`.
+        clock: Monotonic clock in seconds.
+    """
+    done = 0
+    while True:
+        found = repeats.measured(partial(measure, done))
+        if found is not None:
+            take(found)
+            done += 1
+        if done < least:
+            continue
+        value = ratio()
+        decided = relative_half_width(value) <= half_width
+        if decided or done >= most or clock() >= deadline:
+            return value, decided
+
+
+def repeated_batches(
+    repeats: Repeats, measure: Callable[[int], Found], take: Callable[[Found], None], *, deadline: float, clock: Clock
+) -> None:  # fmt: skip
+    """A few batches on both sessions, in alternating order, while the time suffices; one at least.
+
+    Args:
+        repeats: Watches each.
+        measure: Runs the batches of a number.
+        take: Told what undisturbed ones found.
+        deadline: When they should be done, on `clock`.
+        clock: Monotonic clock in seconds.
+    """
+    done = 0
+    while done < BATCH_REPEATS:
+        started = clock()
+        found = repeats.measured(partial(measure, done))
+        if found is not None:
+            take(found)
+            done += 1
+        if done and 2 * clock() - started > deadline:
+            break

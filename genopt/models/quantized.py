@@ -1,0 +1,70 @@
+"""Components of pipelines whose matrices torchao has quantized, as safetensors.
+
+diffusers' own way to write them needs classes that the torchao of this environment no longer has; torchao's way to lay its
+tensors out as plain ones is used directly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genopt.errors import ModelError
+from genopt.models.checkpoint import sort_metadata
+
+FILE = "genopt_torchao.safetensors"
+LIBRARY = "library"
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether a component's folder was written by `save`."""
+    return (folder / FILE).is_file()
+
+
+def save(component: nn.Module, folder: Path) -> None:
+    """Writes a quantized component beside its configuration.
+
+    Args:
+        component: A model of diffusers or transformers with tensors of torchao.
+        folder: An existing folder; weights in it are not removed.
+    """
+    from safetensors.torch import save_file
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    tensors, metadata = flatten_tensor_state_dict(component.state_dict())
+    library = type(component).__module__.partition(".")[0]
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / FILE, metadata={**metadata, LIBRARY: json.dumps([library, type(component).__name__])})
+    sort_metadata(folder / FILE)
+
+
+def load(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Opens what `save` wrote, on the CPU.
+
+    Args:
+        folder: The component's folder.
+        dtype: Of what is not quantized.
+
+    Raises:
+        ModelError: It was written by something else.
+    """
+    from safetensors import safe_open
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+    with safe_open(folder / FILE, framework="pt") as stored:
+        metadata: dict[str, Any] = dict(stored.metadata() or {})
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+    if LIBRARY not in metadata:
+        raise ModelError(f"{folder / FILE} does not say which class it holds; build the artifact again.")
+    library, name = json.loads(metadata.pop(LIBRARY))
+    state, _ = unflatten_tensor_state_dict(tensors, metadata)
+    made = getattr(importlib.import_module(library), name)
+    component: nn.Module = made.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    component.to(dtype).load_state_dict(state, strict=True, assign=True)
+    component.eval()
+    return component

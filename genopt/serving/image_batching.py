@@ -1,0 +1,149 @@
+"""Makes the images of concurrent requests on one engine session: those of the same shape together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from genopt.engines.base import Memory
+from genopt.engines.images import GeneratedImage, ImageRequest, OnStep
+from genopt.errors import GenoptError, SpecError, StageError, StageTimeoutError
+from genopt.serving.batching import EngineLoad
+
+
+class ImageBatchSession(Protocol):
+    """What batching needs of a session; `genopt.image_calls.ImageProcess` is one."""
+
+    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep | None = None) -> list[GeneratedImage]:
+        """See `ImageSession.generate`."""
+
+    def memory(self) -> Memory:
+        """See `Session.memory`."""
+
+    def close(self) -> None:
+        """See `Session.close`."""
+
+
+class _Job:
+    def __init__(self, request: ImageRequest) -> None:
+        self.request = request
+        self.result: asyncio.Future[GeneratedImage] = asyncio.get_running_loop().create_future()
+        self.cancelled = threading.Event()
+
+    def end(self, outcome: GeneratedImage | GenoptError) -> None:
+        if self.result.done():
+            return
+        if isinstance(outcome, GenoptError):
+            self.result.set_exception(outcome)
+        else:
+            self.result.set_result(outcome)
+
+
+class ImageBatcher:
+    """Runs requests on a session, at most `max_batch` of one shape at once; a new batch starts when the former is done.
+
+    The session is touched by one thread only. A request whose caller went away is cancelled at its next step, and dropped if
+    it was still waiting. Where a batch is refused for what one of its requests says, each is tried alone.
+
+    Args:
+        session: An open session.
+        max_batch: Upper bound of images per batch.
+        wait_s: How long the first request of a batch waits for company, in seconds.
+        on_change: Told the load whenever a batch starts or ends.
+    """
+
+    def __init__(self, session: ImageBatchSession, *, max_batch: int, wait_s: float, on_change: Callable[[EngineLoad], None]) -> None:
+        self._session, self._max_batch, self._wait_s, self._on_change = session, max_batch, wait_s, on_change
+        self._waiting: list[_Job] = []
+        self._asked = asyncio.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-session")
+        self._loop_task: asyncio.Task[None] | None = None
+        self._running: list[_Job] = []
+        self._sizes: Counter[int] = Counter()
+        self._steps = 0
+        self._progress_at = time.monotonic()
+
+    @property
+    def load(self) -> EngineLoad:
+        """What was done and is under way; each step of each image counts as a token."""
+        return EngineLoad(batch_sizes=dict(self._sizes), tokens=self._steps, running=len(self._running), waiting=len(self._waiting))
+
+    async def generate(self, request: ImageRequest) -> GeneratedImage:
+        """The image; cancelling the call cancels the request.
+
+        Raises:
+            SpecError: The pipeline cannot fulfil the request.
+            GenoptError: The engine failed.
+        """
+        if self._loop_task is None:
+            self._loop_task = asyncio.create_task(self._run())
+        job = _Job(request)
+        self._waiting.append(job)
+        self._asked.set()
+        try:
+            return await job.result
+        finally:
+            job.cancelled.set()
+
+    async def check(self, stall_s: float) -> None:
+        """See `genopt.serving.batching.Scheduler.check`; a step must fit `stall_s`."""
+        if not self._running:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._session.memory)
+        elif time.monotonic() - self._progress_at > stall_s:
+            raise StageTimeoutError(f"The engine made no step for {stall_s:.0f} s; the replica has to be replaced.")
+
+    def close(self) -> None:
+        """Ends the session; requests under way fail."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+        self._session.close()
+        self._thread.shutdown(wait=False)
+
+    async def _run(self) -> None:
+        while True:
+            await self._asked.wait()
+            if self._max_batch > 1:
+                await asyncio.sleep(self._wait_s)
+            batch = self._next_batch()
+            if batch:
+                await self._make(batch)
+            if not self._waiting:
+                self._asked.clear()
+
+    def _next_batch(self) -> list[_Job]:
+        """Those of the first one's shape, in the order in which they came."""
+        self._waiting = [job for job in self._waiting if not job.cancelled.is_set()]
+        alike = [job for job in self._waiting if job.request.shape == self._waiting[0].request.shape][: self._max_batch]
+        self._waiting = [job for job in self._waiting if job not in alike]
+        return alike
+
+    async def _make(self, batch: list[_Job]) -> None:
+        def on_step(index: int, _step: int, _steps: int) -> bool:
+            self._progress_at = time.monotonic()
+            self._steps += 1
+            return not batch[index].cancelled.is_set()
+
+        self._running, self._progress_at = batch, time.monotonic()
+        self._sizes[len(batch)] += 1
+        self._on_change(self.load)
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._session.generate, [job.request for job in batch], on_step)
+            for job, image in zip(batch, made, strict=True):
+                job.end(image)
+        except SpecError as error:
+            if len(batch) == 1:
+                batch[0].end(error)
+            else:
+                for job in batch:
+                    await self._make([job])
+        except Exception as error:  # noqa: BLE001 - whatever the engine raised belongs to the callers, and the loop must go on
+            for job in batch:
+                job.end(error if isinstance(error, GenoptError) else StageError(f"The engine failed ({type(error).__name__}); try again."))
+        finally:
+            self._running = []
+            self._on_change(self.load)

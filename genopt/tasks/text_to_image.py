@@ -1,0 +1,117 @@
+"""The text-to-image task: its references, its first candidates, and the space that is searched afterwards."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from genopt.errors import DataError, SpecError
+from genopt.plan import JsonValue, Plan, Step
+from genopt.search.space import ENGINE, Choice, Point, Space, compose
+from genopt.spec import RunSpec
+from genopt.tasks.base import Bench, BenchConfig
+from genopt.tasks.image_bench import ImageBench
+from genopt.tasks.image_data import plain_prompts
+
+ORIGINAL = Plan(name="original", engine="diffusers", options={"spare_threads": 0})
+BASELINE = Plan(name="baseline", engine="diffusers", options={"compile": "denoiser", "channels_last": True, "spare_threads": 0})
+TRAITS = frozenset({"diffusers"})
+"""Of an original pipeline."""
+_INT8 = {"diffusers_int8_weight_only", "diffusers_int8_dynamic"}
+
+
+@cache
+def _space() -> Space:
+    techniques = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic"}
+    return compose({"diffusers": ""}, techniques, TRAITS)
+
+
+def _point(technique: str = "", **options: Choice) -> Point:
+    used: dict[str, Choice] = {technique: True} if technique else {}
+    return _space().complete({ENGINE: "diffusers", **used} | {f"diffusers.{name}": value for name, value in options.items()})
+
+
+def _named(name: str, technique: str = "", **options: Choice) -> Plan:
+    return _space().plan(_point(technique, **options)).model_copy(update={"name": name})
+
+
+class TextToImage:
+    """See `genopt.tasks.base.Task`."""
+
+    name = "text-to-image"
+    modality = "image"
+    prepare_stage = "prepare_images"
+    profile_stage = "profile_images"
+    tasks_stage = ""
+    sensitivity_stage = ""
+    pace_metric = "latency_ms"
+
+    @staticmethod
+    def require_inputs(spec: RunSpec) -> None:
+        """Prompts and a scorer."""
+        for given in (spec.eval_data, spec.calib_data, spec.prompts):
+            if given is not None:
+                plain_prompts(Path(given).expanduser())
+        if spec.eval_tasks:
+            raise SpecError("--eval-task is for models that write text; score images with --scorer.")
+        if spec.scorer is not None and ":" not in spec.scorer and not Path(spec.scorer).expanduser().is_dir():
+            raise DataError(f"There is no scorer {spec.scorer}; give a folder with a CLIP model or classifier, or module:callable.")
+
+    @staticmethod
+    def references() -> tuple[Plan, Plan]:
+        """The original as users run it, and the best lossless form of it."""
+        return ORIGINAL, BASELINE
+
+    @staticmethod
+    def catalogue() -> list[Plan]:
+        """Fewer steps with a better scheduler first: they save most."""
+        pruned: dict[str, JsonValue] = {"sparsity": 0.3}
+        return [
+            _named("dpm-25-steps", num_inference_steps=25, scheduler="dpmsolver++"),
+            _named("dpm-15-steps", num_inference_steps=15, scheduler="dpmsolver++"),
+            _named("dpm-10-steps", num_inference_steps=10, scheduler="dpmsolver++"),
+            _named("unipc-10-steps", num_inference_steps=10, scheduler="unipc"),
+            _named("guidance-half", guidance_end=0.5),
+            _named("dpm-15-guidance-half", num_inference_steps=15, scheduler="dpmsolver++", guidance_end=0.5),
+            _named("dpm-15-compiled", num_inference_steps=15, scheduler="dpmsolver++", compile="denoiser", channels_last=True),
+            _named("attention-cache", cache="attention"),
+            _named("first-block-cache", cache="first_block", cache_threshold=0.1),
+            _named("int8-dynamic", "diffusers_int8_dynamic"),
+            _named("int8-weight-only", "diffusers_int8_weight_only"),
+            _named("bf16", dtype="bfloat16"),
+            ORIGINAL.model_copy(update={"name": "prune-magnitude-30", "steps": (Step(technique="diffusers_magnitude_prune", params=pruned),)}),
+        ]
+
+    @staticmethod
+    def families(plan: Plan) -> frozenset[str]:
+        """Fewer steps, cheaper steps, fewer bits, fewer weights."""
+        found = {"quantization"} if any(step.technique in _INT8 for step in plan.steps) else set()
+        if any(step.technique == "diffusers_magnitude_prune" for step in plan.steps):
+            found.add("pruning")
+        if plan.options.get("num_inference_steps") is not None or plan.options.get("guidance_end", 1.0) != 1.0:
+            found.add("steps")
+        if plan.options.get("cache", "none") != "none":
+            found.add("cache")
+        if plan.options.get("compile", "none") != "none":
+            found.add("compile")
+        return frozenset(found)
+
+    @staticmethod
+    def space() -> Space:
+        """Steps, scheduler, guidance interval, cache and precision, with all that can be done to the denoiser for them."""
+        return _space()
+
+    @staticmethod
+    def seeds() -> list[Point]:
+        """Between the first candidates: steps that are few but not fewest, with and without an end of guidance."""
+        return [
+            _point(num_inference_steps=12, scheduler="dpmsolver++", channels_last=True),
+            _point(num_inference_steps=8, scheduler="dpmsolver++", channels_last=True),
+            _point(num_inference_steps=12, scheduler="dpmsolver++", guidance_end=0.75, channels_last=True),
+            _point(num_inference_steps=8, scheduler="unipc", guidance_end=0.5, channels_last=True),
+        ]
+
+    @staticmethod
+    def bench(config: BenchConfig) -> Bench:
+        """A closed bench."""
+        return ImageBench(config, (ORIGINAL, BASELINE))

@@ -1,0 +1,192 @@
+"""What transforms do to the denoiser of a pipeline: 8-bit matrices with torchao, and weights set to zero.
+
+Layers that are small, and those before the first and behind the last block, stay as they are: they cost little, and rounding
+them shows most.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from genopt.errors import InfeasibleError
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import MATRICES, Footprint
+from genopt.search.space import Tunable
+from genopt.techniques.base import Progress, TransformContext
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torchao.core.config import AOBaseConfig
+
+BLOCKS = ("blocks", "layers")
+"""How the lists of a denoiser's blocks end, in the model definitions of diffusers."""
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+class QuantizeParams(Record):
+    """Parameters.
+
+    Attributes:
+        least_features: Matrices with fewer inputs or outputs stay as they are.
+    """
+
+    least_features: int = Field(default=32, ge=1)
+
+
+class PruneParams(Record):
+    """Parameters.
+
+    Attributes:
+        sparsity: Share of the weights of each matrix and convolution that become zero.
+    """
+
+    sparsity: float = Field(default=0.3, gt=0, lt=1)
+
+
+class _OnDenoisers:
+    """What all share; see `genopt.techniques.base.Transform`."""
+
+    name = ""
+    version = 1
+    phase = 40
+    requires = frozenset({"diffusers"})
+    excludes = frozenset({"quantized"})
+    adds = frozenset({"quantized"})
+    removes: frozenset[str] = frozenset()
+    needs_calibration = False
+    accelerated = False
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
+    settings: type[Record] = QuantizeParams
+    chance = 0.8
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        parse_settings(cls.settings, params, cls.name)
+        if importlib.util.find_spec("torchao") is None:
+            raise InfeasibleError("torchao is not installed; install it with: pip install torchao.")
+
+    @classmethod
+    def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: one scale per output channel costs next to nothing."""
+        return before.stored(8.0, families=MATRICES).risked(cls.chance)
+
+
+class _Int8(_OnDenoisers):
+    @classmethod
+    def _write(cls, scheme: AOBaseConfig, source: Path, destination: Path, params: dict[str, JsonValue], progress: Progress) -> None:
+        from torchao.quantization import quantize_
+
+        from genopt.models import quantized
+
+        least = parse_settings(QuantizeParams, params, cls.name).least_features
+        name, denoiser = _denoiser(source)
+        chosen = _inner_matrices(denoiser, least)
+        if not chosen:
+            raise InfeasibleError(f"The denoiser has no matrix of {least} features or more within its blocks; give a smaller least_features.")
+        progress(f"quantizing {len(chosen)} matrices of the {name} to 8 bits")
+        quantize_(denoiser, scheme, filter_fn=lambda _, path: path in chosen)
+        _copy(source, destination, without=name)
+        quantized.save(denoiser, destination / name)
+
+
+class DenoiserInt8WeightOnly(_Int8):
+    """W8A16: weights with one scale per output channel, activations as they are."""
+
+    name = "diffusers_int8_weight_only"
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        cls._write(Int8WeightOnlyConfig(version=2), source, destination, params, progress)
+
+
+class DenoiserInt8Dynamic(_Int8):
+    """W8A8: weights with one scale per output channel, activations with one per token, found while running."""
+
+    name = "diffusers_int8_dynamic"
+    chance = 0.5
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+        cls._write(Int8DynamicActivationInt8WeightConfig(version=2), source, destination, params, progress)
+
+
+class DenoiserMagnitudePrune(_OnDenoisers):
+    """Sets the smallest weights of every matrix and convolution to zero, which changes quality and not speed; see `MagnitudePrune`."""
+
+    name = "diffusers_magnitude_prune"
+    phase = 20
+    adds = frozenset({"sparse"})
+    settings = PruneParams
+
+    @classmethod
+    def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: zeros are read and multiplied like other numbers."""
+        return before.risked(0.1)
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        import torch
+
+        sparsity = parse_settings(PruneParams, params, cls.name).sparsity
+        name, denoiser = _denoiser(source)
+        progress(f"setting {sparsity:.0%} of the {name}'s weights to zero")
+        with torch.no_grad():
+            for path, module in denoiser.named_modules():
+                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and _is_inner(path):
+                    magnitudes = module.weight.abs().float().flatten()
+                    module.weight.view(-1)[magnitudes.argsort()[: round(sparsity * len(magnitudes))]] = 0
+        _copy(source, destination, without=name)
+        denoiser.save_pretrained(destination / name)
+
+
+def _denoiser(folder: Path) -> tuple[str, Any]:
+    """Name and module of a pipeline's denoiser, on the CPU in the checkpoint's precision."""
+    import diffusers
+
+    from genopt.models.pipeline_loading import components, denoiser_name, stored_dtype
+
+    parts = components(folder)
+    name = denoiser_name(parts)
+    made = getattr(diffusers, parts[name])
+    return name, made.from_pretrained(folder / name, torch_dtype=stored_dtype(folder), local_files_only=True).eval()
+
+
+def _inner_matrices(denoiser: nn.Module, least_features: int) -> frozenset[str]:
+    from genopt.models.pipeline_loading import matrices
+
+    return frozenset(
+        path for path, module in matrices(denoiser).items() if _is_inner(path) and min(module.in_features, module.out_features) >= least_features
+    )
+
+
+def _is_inner(path: str) -> bool:
+    """Whether a layer lies within the blocks, and is no part of what tells them the time."""
+    return path.partition(".")[0].endswith((*BLOCKS, "mid_block")) and "time_emb" not in path
+
+
+def _copy(source: Path, destination: Path, *, without: str) -> None:
+    """Copies a pipeline, and of one component only what is no weight; links to other folders become files."""
+    ignored: Callable[[str, list[str]], set[str]] = shutil.ignore_patterns(*WEIGHTS)
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return set(ignored(folder, names)) if Path(folder) == source / without else set()
+
+    shutil.copytree(source, destination, ignore=left_out, dirs_exist_ok=True)
+    index = json.loads((destination / "model_index.json").read_text(encoding="utf-8"))
+    (destination / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,145 @@
+"""Diffusion pipelines that are real in everything but size: random weights in the layout that diffusers saves.
+
+The components have two resolutions or two layers each, so that skipping, caching and quantizing find something to work on.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genopt.testing.clip_tokenizer import clip_tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTokenizer, T5Tokenizer
+
+WORDS = ("a", "an", "of", "handwritten", "digit", "photo")
+CONTEXT = 16
+WIDTH = 32
+"""Of text embeddings."""
+SAMPLE = 16
+"""Side of the latents; images have twice as many pixels."""
+
+
+def write_tiny_stable_diffusion(folder: Path) -> Path:
+    """Writes a pipeline in the layout of Stable Diffusion 1 in float32, and returns its folder.
+
+    Args:
+        folder: Created if missing.
+    """
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(0)
+    tokenizer = _clip_tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(), text_encoder=CLIPTextModel(_clip_text(tokenizer)), tokenizer=tokenizer, unet=_unet(cross_attention_dim=WIDTH),
+        scheduler=DDIMScheduler(**_NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_sdxl(folder: Path) -> Path:
+    """Writes a pipeline in the layout of Stable Diffusion XL in float32, with both of its text encoders, and returns its folder.
+
+    Args:
+        folder: Created if missing.
+    """
+    import torch
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    tokenizer = _clip_tokenizer()
+    sizes = 6 * 8  # the original's size, its crop and the image's size, each as a sinusoid
+    unet = _unet(
+        cross_attention_dim=2 * WIDTH, addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=WIDTH + sizes
+    )  # fmt: skip
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(), text_encoder=CLIPTextModel(_clip_text(tokenizer)), text_encoder_2=CLIPTextModelWithProjection(_clip_text(tokenizer)),
+        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, scheduler=EulerDiscreteScheduler(**_NOISE, steps_offset=1), add_watermarker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_pixart(folder: Path) -> Path:
+    """Writes a pipeline in the layout of PixArt-Alpha in float32, a transformer on patches with text from T5, and returns its folder.
+
+    Args:
+        folder: Created if missing.
+    """
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    tokenizer = _t5_tokenizer()
+    text = T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=2 * WIDTH, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=8, num_layers=2, cross_attention_dim=32, caption_channels=WIDTH, sample_size=SAMPLE, patch_size=2,
+        in_channels=4, out_channels=8, norm_num_groups=8, use_additional_conditions=False,
+    )  # fmt: skip
+    pipeline = PixArtAlphaPipeline(
+        tokenizer=tokenizer, text_encoder=T5EncoderModel(text), vae=_vae(), transformer=transformer, scheduler=DPMSolverMultistepScheduler(**_NOISE)
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+WRITERS: Mapping[str, Callable[[Path], Path]] = {
+    "stable-diffusion": write_tiny_stable_diffusion,
+    "stable-diffusion-xl": write_tiny_sdxl,
+    "pixart": write_tiny_pixart,
+}
+"""How to write a pipeline, by family."""
+
+_NOISE: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""The noise of Stable Diffusion 1, from its published configuration."""
+
+
+def _vae() -> AutoencoderKL:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, norm_num_groups=8, sample_size=2 * SAMPLE,
+    )  # fmt: skip
+
+
+def _unet(**options: Any) -> UNet2DConditionModel:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(16, 32), layers_per_block=1, sample_size=SAMPLE, in_channels=4, out_channels=4, norm_num_groups=8,
+        attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        **options,
+    )  # fmt: skip
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    return clip_tokenizer(WORDS, context=CONTEXT)
+
+
+def _clip_text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, projection_dim=WIDTH, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    """Reads letters, digits and spaces, one by one."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((character, -2.0) for character in "▁" + string.ascii_lowercase + string.digits)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=CONTEXT)

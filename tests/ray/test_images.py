@@ -1,0 +1,94 @@
+"""A whole run on a tiny pipeline, from its folder to a served winner that the official client asks for images."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+import genopt
+from genopt.testing.plugin import write_plugin
+from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
+
+pytestmark = [pytest.mark.ray, pytest.mark.alone]
+PNG = b"\x89PNG\r\n"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(url: str, process: subprocess.Popen[str]) -> None:
+    """Until a deployment answers, or the command that was to make it has ended."""
+    deadline = time.monotonic() + 280
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+def test_a_pipeline_is_optimized_and_its_winner_serves_images(tmp_path: Path) -> None:
+    pipeline = write_tiny_stable_diffusion(tmp_path / "tiny")
+    (pipeline / "prompts.txt").write_text("a photo of a digit\na handwritten digit\na photo\n", encoding="utf-8")
+    write_plugin(tmp_path / "plugin")
+    port, run = free_port(), tmp_path / "run"
+    paths = os.pathsep.join([str(tmp_path / "plugin"), str(Path(genopt.__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": paths, "GENOPT_STORE": str(tmp_path / "store"), "RAY_ADDRESS": "local"}
+    command = [
+        sys.executable, "-m", "genopt", "optimize", str(pipeline), "--task", "tiny-image", "--budget", "300s", "--precision", "40%",
+        "--concurrency", "1,2", "--max-trials", "0", "--include", "half", "--scorer", "genopt.testing.tiny_image_task:any_picture",
+        "--out", str(run), "--deploy", "--port", str(port),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, cwd=tmp_path
+    )
+    wait_for(f"http://127.0.0.1:{port}", process)
+    try:
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        found = {candidate["name"]: candidate for candidate in report["candidates"]}
+        assert report["winner"] == "half-the-steps"
+        assert report["model"]["modality"] == "image"
+        assert {"latency_ms", "step_ms", "images_per_s@1", "images_per_s@2", "peak_memory_bytes", "load_s"} <= set(found["half-the-steps"]["metrics"])
+        assert found["half-the-steps"]["reason"].startswith("the same images")
+        assert found["baseline"]["quality"]["details"]["same_images"]
+        page = (run / "report.html").read_text(encoding="utf-8")
+        assert "Images side by side" in page
+        assert page.count("data:image/png;base64,") >= 4
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0, timeout=60) as client:
+            (model,) = client.models.list().data
+            asked = {"model": model.id, "prompt": "a photo of a digit", "response_format": "b64_json", "extra_body": {"seed": 3}}
+            first, again = (client.images.generate(**asked).data for _ in range(2))
+            assert first is not None
+            assert again is not None
+            assert base64.b64decode(first[0].b64_json or "").startswith(PNG)
+            assert first[0].b64_json == again[0].b64_json, "the same seed gives the same bytes"
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.images.generate(model=model.id, prompt="a photo of a digit " * 50)
+            assert refused.value.param == "prompt"
+            several = client.images.generate(model=model.id, prompt="a digit", n=3, size="48x32").data
+            assert several is not None
+            assert len(several) == 3
+        file = httpx.post(f"http://127.0.0.1:{port}/v1/images/generations", json={"prompt": "a digit"}, headers={"Accept": "image/png"}, timeout=60)
+        assert (file.headers["X-Genopt-Variant"], file.content[: len(PNG)]) == ("half-the-steps", PNG)
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode in (0, 130), said  # it may still be saying where it answers

@@ -1,0 +1,99 @@
+"""Candidates that make the same images need no scorer; those that make others are as good only where a scorer says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from genopt.measure.duel import Comparison
+from genopt.plan import Quality, Ratio
+from genopt.quality.image_difference import Image
+from genopt.quality.image_gate import ImageGate, Pairs
+from genopt.quality.image_scorers import FunctionScorer
+from genopt.tasks.image_bench import outcome
+from genopt.tasks.image_judge import contact_sheet
+
+SIZE = 32
+
+
+def picture(seed: int, brightness: float = 1.0) -> Image:
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    blob = np.exp(-((x - random.random()) ** 2 + (y - random.random()) ** 2) / 0.05)
+    return np.repeat((brightness * 255 * blob)[..., None], 3, axis=2).clip(0, 255).astype(np.uint8)
+
+
+def brightness(_prompts: Sequence[str], images: Sequence[Image]) -> list[float]:
+    return [float(image.max()) for image in images]
+
+
+SCORER = FunctionScorer("brightness", brightness)
+
+
+def judged(candidates: list[Image], scorer: FunctionScorer | None, look: int = 1, looks: tuple[int, ...] = (16, 32)) -> Quality:
+    pairs = Pairs()
+    originals = [picture(seed) for seed in range(len(candidates))]
+    pairs.add(["a"] * len(candidates), originals, candidates, scorer)
+    return ImageGate(0.99, looks, seed=0, scorer=scorer).decide(pairs, look)
+
+
+def told(quality: Quality) -> tuple[str, str]:
+    speed = Comparison({}, {}, Ratio(value=2.0, ci_low=1.9, ci_high=2.1), True, 0, False, ())
+    return outcome(quality, speed, 0.99)
+
+
+def test_the_same_images_are_accepted_without_a_scorer() -> None:
+    found = judged([picture(seed) for seed in range(32)], None)
+    assert (found.verdict, found.metric, found.details["same_images"]) == ("accept", "ssim", True)
+    status, reason = told(found)
+    assert status == "accepted"
+    assert reason.startswith("the same images")
+    assert reason.endswith("2.00x the baseline's speed")
+
+
+def test_different_images_are_undecided_without_a_scorer_and_it_is_said_what_would_help() -> None:
+    found = judged([picture(seed + 100) for seed in range(32)], None)
+    assert found.verdict == "inconclusive"
+    assert "--scorer" in told(found)[1]
+    assert told(found)[0] == "inconclusive"
+
+
+def test_different_images_that_score_alike_are_as_good() -> None:
+    found = judged([picture(seed + 100) for seed in range(32)], SCORER)
+    assert (found.verdict, found.details["same_images"]) == ("accept", False)
+    assert told(found)[1].startswith("different images, as good as the original's")
+
+
+def test_the_first_look_rejects_and_never_accepts() -> None:
+    assert judged([picture(seed, 0.5) for seed in range(16)], SCORER, look=0).verdict == "reject"
+    good = judged([picture(seed) for seed in range(16)], SCORER, look=0)
+    assert good.verdict == "inconclusive"
+    assert "accepting takes 32 pairs" in str(good.details["reason"])
+
+
+def test_worse_images_are_rejected() -> None:
+    found = judged([picture(seed, 0.9) for seed in range(32)], SCORER)
+    assert found.verdict == "reject"
+    assert told(found)[1].startswith("worse images")
+
+
+@pytest.mark.parametrize("scorer", [None, SCORER])
+def test_black_images_are_implausible_and_never_fast(scorer: FunctionScorer | None) -> None:
+    found = judged([np.zeros((SIZE, SIZE, 3), np.uint8), *(picture(seed) for seed in range(1, 32))], scorer)
+    assert found.verdict == "anomalous"
+    assert told(found) == ("rejected", "implausible images (1 images are blank that the original’s are not); 2.00x the baseline's speed")
+
+
+def test_a_handful_of_images_decides_nothing() -> None:
+    assert judged([picture(seed) for seed in range(4)], None, look=0, looks=(4,)).verdict == "inconclusive"
+
+
+def test_the_contact_sheet_shows_the_first_pairs_and_those_that_differ_most() -> None:
+    pairs = Pairs()
+    candidates = [picture(seed) for seed in range(8)]
+    candidates[6] = picture(99)
+    pairs.add([f"prompt {place}" for place in range(8)], [picture(seed) for seed in range(8)], candidates, None)
+    sheet = contact_sheet(pairs)
+    assert [item["prompt"] for item in sheet][:4] == ["prompt 0", "prompt 1", "prompt 2", "prompt 6"]  # type: ignore[index,call-overload]
