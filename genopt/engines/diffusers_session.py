@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +162,10 @@ class DiffusersSession:
         guidance = self._guidance if shape.guidance is None else shape.guidance
         arguments: dict[str, Any] = {
             "prompt": [request.prompt for request in requests], "num_inference_steps": shape.steps or self._steps,
-            "width": shape.width, "height": shape.height, "output_type": "pil", "callback_on_step_end": run.step,
+            "width": shape.width, "height": shape.height, "output_type": "pil", **self._told(run),
             "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
-            "callback_on_step_end_tensor_inputs": ["latents", *(GUIDED[type(self._pipeline).__name__] if self._options.guidance_end < 1 else ())],
             **({} if guidance is None else {"guidance_scale": guidance}),
+            **({"use_resolution_binning": False} if pipelines.takes(self._pipeline, "use_resolution_binning") else {}),
         }  # fmt: skip
         try:
             with self._prepared(len(requests)):
@@ -180,6 +180,17 @@ class DiffusersSession:
             raise
         run.require_finite()
         return run.images([_png(image) for image in images])
+
+    def _told(self, run: _Run) -> dict[str, Any]:
+        """Arguments with which the pipeline says how far it is; older ones know another callback."""
+        if pipelines.takes(self._pipeline, "callback_on_step_end"):
+            halved = GUIDED[type(self._pipeline).__name__] if self._options.guidance_end < 1 else ()
+            return {"callback_on_step_end": run.step, "callback_on_step_end_tensor_inputs": ["latents", *halved]}
+
+        def step(index: int, timestep: Any, latents: Tensor) -> None:
+            run.step(self._pipeline, index, timestep, {"latents": latents})
+
+        return {"callback": step, "callback_steps": 1}
 
     def _require_prompt(self, prompt: str) -> None:
         problem = self._tokenizers.objection(prompt)
@@ -199,12 +210,16 @@ class DiffusersSession:
     def _prepared(self, count: int) -> Iterator[None]:
         """With the denoiser for so many images, and caches that know of no earlier ones."""
         from diffusers.hooks.hooks import HookRegistry
+        from diffusers.models.cache_utils import CacheMixin
 
+        context: AbstractContextManager[None] = nullcontext()
         if self._options.cache != "none":
             HookRegistry.check_if_exists_or_initialize(self._denoiser).reset_stateful_hooks(recurse=True)
+            if not isinstance(self._denoiser, CacheMixin):  # pipelines of these do not say whose call it is
+                context = CacheMixin.cache_context(self._denoiser, "image")
         self._timestep = NO_STEP
         alone = self._alone if count == 1 else None
-        with warnings.catch_warnings():
+        with context, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # images of pixels that are no numbers, which are looked at afterwards
             setattr(self._pipeline, self._denoiser_name, self._denoiser if alone is None else alone)
             try:
@@ -240,7 +255,7 @@ class _Run:
         self._noted(int(timestep))
         if self._on_step is not None:
             for request, wanted in self._wanted.items():
-                self._wanted[request] = wanted and self._on_step(request, index + 1, pipeline.num_timesteps)
+                self._wanted[request] = wanted and self._on_step(request, index + 1, len(pipeline.scheduler.timesteps))
         if not any(self._wanted.values()):
             raise _Cancelled
         ended = self._ending(index + 1)

@@ -55,9 +55,13 @@ def load_pipeline(folder: Path, dtype: str | None = None) -> Any:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    parts = components(folder)
+    missing = sorted(name for name in parts if not (folder / name).is_dir())
+    if missing:
+        raise ModelError(f"The pipeline in {folder} lacks {', '.join(missing)}; fetch all of its component folders again.")
     wanted = stored_dtype(folder) if dtype is None else getattr(torch, dtype)
     try:
-        given = {name: quantized.load(folder / name, wanted) for name in components(folder) if quantized.is_quantized(folder / name)}
+        given = {name: quantized.load(folder / name, wanted) for name in parts if quantized.is_quantized(folder / name)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries deprecate among themselves
             pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=wanted, local_files_only=True, **given)
@@ -86,6 +90,11 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def takes(pipeline: Any, parameter: str) -> bool:
+    """Whether a call of the pipeline knows a parameter."""
+    return parameter in inspect.signature(type(pipeline).__call__).parameters
 
 
 def default(pipeline: Any, parameter: str) -> Any:

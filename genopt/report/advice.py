@@ -92,7 +92,7 @@ def _environments(report: Report) -> list[str]:
     lacking = [name for name, state in report.environment.get("engine_environments", {}).items() if state != "built"]
     device = "gpu" if report.hardware.get("gpus") else "cpu"
     engines = [catalog.load("engines", name) for name in catalog.names("engines")]
-    fitting = {engine.environment for engine in engines if engine.modality == report.model.modality}
+    fitting = {engine.environment for engine in engines if report.model.modality in ("", engine.modality)}
     known = [one for one in declared() if one.name in lacking and one.name in fitting and one.device == device]
     return [f"Add {one.name} with `{build_command(one.name)}` and optimize again: {one.about}." for one in known]
 

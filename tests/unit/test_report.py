@@ -27,6 +27,7 @@ MODEL = {
     "id": "smollm2-135m", "path": "/models/smollm2", "library": "transformers", "modality": "text", "task": "text-generation",
     "architecture": "LlamaForCausalLM", "revision": None, "digest": "d1" * 32, "parameters": 134_515_008, "bytes": 538_060_032,
     "dtype": "float32", "max_context": 8192, "note": "These weights come from a 4-bit grid.",
+    "components": [], "denoiser": None,
 }  # fmt: skip
 PROFILE = {
     "bottlenecks": [

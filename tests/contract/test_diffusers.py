@@ -1,0 +1,184 @@
+"""What the diffusers engine and its techniques do to tiny random pipelines, beyond the contract of every entry."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genopt.engines.diffusers_engine import DiffusersEngine
+from genopt.engines.diffusers_session import DiffusersSession
+from genopt.engines.images import ImageRequest
+from genopt.errors import DataError, InfeasibleError, ModelError, SpecError, StageError
+from genopt.models import quantized
+from genopt.profiling.ceiling_cache import CeilingCache
+from genopt.profiling.denoising import CONVOLUTIONS
+from genopt.profiling.images import profile_pipeline
+from genopt.quality.image_difference import ssim
+from genopt.tasks.image_data import ImageSet, prepare
+from genopt.techniques.base import TransformContext
+from genopt.techniques.diffusers_denoiser import DenoiserInt8Dynamic, DenoiserInt8WeightOnly, DenoiserMagnitudePrune
+from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion
+
+ASKED = ImageRequest(prompt="a digit", seed=3, steps=4)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+def opened(folder: Path, **options: Any) -> DiffusersSession:
+    return DiffusersEngine.open(folder, {"threads": 1, **options})
+
+
+def sizes_of_calls(session: DiffusersSession, request: ImageRequest = ASKED) -> list[int]:
+    """How many latents each call of the denoiser got; guided ones come twice."""
+    found: list[int] = []
+
+    def note(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append(len(arguments[0] if arguments else named["hidden_states"]))
+
+    handle = session.denoiser.register_forward_pre_hook(note, with_kwargs=True)
+    session.generate([request])
+    handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl])
+def test_guidance_ends_after_its_share_of_the_steps(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    session = opened(write(tmp_path), guidance_end=0.5)
+    assert sizes_of_calls(session) == [2, 2, 1, 1]
+    assert sizes_of_calls(session) == [2, 2, 1, 1], "and begins anew with the next image"
+    assert sizes_of_calls(session, ASKED.model_copy(update={"guidance": 0.0})) == [1, 1, 1, 1]
+
+
+def test_what_a_pipeline_cannot_do_is_infeasible_with_the_reason(pipeline: Path, tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleError, match=r"takes ddim, pndm"):
+        opened(pipeline, scheduler="flow_euler")
+    with pytest.raises(InfeasibleError, match="transformer blocks"):
+        opened(pipeline, cache="first_block")
+    with pytest.raises(InfeasibleError, match="guidance_end"):
+        opened(write_tiny_pixart(tmp_path), guidance_end=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"scheduler": "none"}, "dpmsolver"), ({"num_inference_steps": 0}, "num_inference_steps"), ({"guidance_end": 0}, "guidance_end"),
+     ({"cache": "all"}, "cache"), ({"dtype": "int8"}, "dtype")],
+)  # fmt: skip
+def test_bad_options_are_named(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        DiffusersEngine.check(options)
+
+
+def test_first_block_cache_skips_blocks_and_remembers_nothing_of_the_image_before(tmp_path: Path) -> None:
+    session = opened(write_tiny_pixart(tmp_path), cache="first_block", cache_threshold=10.0)
+    blocks: list[int] = []
+    last = session.denoiser.transformer_blocks[-1]
+    last.attn1.register_forward_hook(lambda *_: blocks.append(1))
+    first = session.generate([ASKED])[0].png
+    assert len(blocks) < ASKED.steps, "a threshold that everything is below skips all but the first step"  # type: ignore[operator]
+    assert session.generate([ASKED])[0].png == first
+
+
+def test_cached_attention_changes_the_image_only_a_little(pipeline: Path) -> None:
+    asked = ASKED.model_copy(update={"steps": 12})
+    plain, cached = (opened(pipeline, cache=cache).generate([asked])[0].pixels() for cache in ("none", "attention"))
+    assert 0.9 < ssim(plain, cached) < 1
+
+
+def test_an_image_that_is_no_number_is_an_error_and_never_black(pipeline: Path) -> None:
+    session = opened(pipeline)
+    session.denoiser.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(StageError, match="NaN"):
+        session.generate([ASKED])
+
+
+@pytest.mark.parametrize("missing", ["vae", "scheduler", "tokenizer"])
+def test_a_pipeline_without_a_component_is_named(pipeline: Path, tmp_path: Path, missing: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(pipeline, folder)
+    shutil.rmtree(folder / missing)
+    with pytest.raises(ModelError, match="fetch all of its component folders"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("technique", [DenoiserInt8WeightOnly, DenoiserInt8Dynamic])
+def test_eight_bits_load_back_smaller_and_close(pipeline: Path, tmp_path: Path, technique: Any) -> None:
+    context = TransformContext(original=str(pipeline), calibration=None, seed=0, threads=1, time_limit_s=100)
+    technique.apply(pipeline, tmp_path, {"least_features": 16}, context, lambda _: None)
+    assert (tmp_path / "unet" / quantized.FILE).stat().st_size < (pipeline / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert not (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    session = opened(tmp_path)
+    kinds = {name: type(value).__name__ for name, value in session.denoiser.state_dict().items() if "Int8" in type(value).__name__}
+    assert kinds
+    assert not any("time_emb" in name for name in kinds), "what tells the time stays as it is"
+    assert ssim(opened(pipeline).generate([ASKED])[0].pixels(), session.generate([ASKED])[0].pixels()) > 0.99
+
+
+def test_the_smallest_weights_become_zero_and_only_those(pipeline: Path, tmp_path: Path) -> None:
+    context = TransformContext(original=str(pipeline), calibration=None, seed=0, threads=1, time_limit_s=100)
+    DenoiserMagnitudePrune.apply(pipeline, tmp_path, {"sparsity": 0.25}, context, lambda _: None)
+    before, after = (opened(folder).denoiser.state_dict() for folder in (pipeline, tmp_path))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed
+    for name in changed:
+        zeros = after[name] == 0
+        assert float(zeros.float().mean()) == pytest.approx(0.25, abs=0.02)
+        assert torch.equal(after[name][~zeros], before[name][~zeros])
+    assert "conv_in.weight" not in changed
+
+
+def test_a_profile_says_which_component_takes_the_time(pipeline: Path, tmp_path: Path) -> None:
+    found = profile_pipeline(
+        pipeline, prompt="a photo", threads=1, progress=lambda _: None, trace_folder=tmp_path / "trace", cache=CeilingCache(tmp_path / "ceilings")
+    )
+    assert {item.name for item in found.bottlenecks} >= {"denoiser", "text encoders", "VAE decoder"}
+    assert sum(item.share for item in found.bottlenecks) == pytest.approx(1, abs=0.01)
+    assert found.bottlenecks[0].name == "denoiser"
+    assert found.family_order[0] == "steps"
+    (step,) = found.phases
+    assert next(family for family in step.families if family.name == CONVOLUTIONS).operations > 0
+    assert found.image_ms == pytest.approx(sum(found.component_ms.values()))
+    assert (tmp_path / "trace" / "denoising.json.gz").is_file()
+
+
+def prepared(pipeline: Path, destination: Path, **given: object) -> ImageSet:
+    payload = {"model": str(pipeline), "eval_data": None, "calib_data": None, "prompts": None, "seed": 0, "destination": str(destination), **given}
+    return ImageSet.model_validate_json(Path(prepare(payload, 60)["data"]).read_text(encoding="utf-8"))
+
+
+def test_prompts_come_from_the_user_else_the_pipeline_else_us(pipeline: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"prompt": f"a photo of a {word}"}) + "\n" for word in ("digit", "dog", "a", "an", "of")), encoding="utf-8")
+    folder = tmp_path / "sd"
+    shutil.copytree(pipeline, folder)
+    (folder / "card.json").write_text(json.dumps({"prompts": ["a photo", "a digit"]}), encoding="utf-8")
+    assert prepared(folder, tmp_path / "a", eval_data=str(own)).source == str(own)
+    assert prepared(folder, tmp_path / "b").source == "card.json of the pipeline"
+    (folder / "prompts.txt").write_text("a photo\n", encoding="utf-8")
+    found = prepared(folder, tmp_path / "c", scorer=str(tmp_path))
+    assert (found.source, found.scorer) == ("prompts.txt of the pipeline", str(tmp_path))
+    assert len(set(found.pairs)) == len(found.pairs), "no prompt with the same seed twice"
+
+
+def test_evaluation_and_calibration_share_no_prompt(pipeline: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("".join(f"a digit {letter}\n" for letter in "abcdefghij"), encoding="utf-8")
+    (tmp_path / "calibration.txt").write_text("a digit c\n", encoding="utf-8")
+    with pytest.raises(DataError, match="evaluation and the calibration"):
+        prepared(pipeline, tmp_path / "a", eval_data=str(own), calib_data=str(tmp_path / "calibration.txt"))
+    found = prepared(pipeline, tmp_path / "b", eval_data=str(own))
+    assert len({prompt for prompt, _ in found.pairs}) == 8
+
+
+def test_a_prompt_that_is_longer_than_the_pipeline_reads_is_refused_before_anything_runs(pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text(f"a photo\n{'a photo of a digit ' * 40}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="tokens and this pipeline reads"):
+        prepared(pipeline, tmp_path / "a", eval_data=str(tmp_path / "own.txt"))
