@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from itertools import pairwise
 from types import FrameType
 from typing import Annotated
@@ -14,7 +15,8 @@ import typer
 from genopt.cli import clusters, deployments, load, people, runs
 from genopt.cli.environments import environments
 from genopt.cli.keys import keys
-from genopt.cli.output import print_json, say, write_event
+from genopt.cli.manifests import manifests
+from genopt.cli.output import document_alone, print_json, say, write_event
 from genopt.cli.stores import stores
 from genopt.errors import GenoptError
 
@@ -31,10 +33,13 @@ for _verb in (
 ):  # fmt: skip
     app.command()(_verb)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.submit)
+app.command("jobs")(clusters.list_jobs)
+app.command()(clusters.stop)
 app.command()(clusters.doctor)
 app.add_typer(keys)
 app.add_typer(environments)
 app.add_typer(stores)
+app.add_typer(manifests)
 
 
 @app.callback()
@@ -66,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     try:
-        app(args=words, prog_name="genopt")
+        with document_alone() if "--json" in words[:own] else nullcontext():
+            app(args=words, prog_name="genopt")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except GenoptError as error:

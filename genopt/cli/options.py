@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from genopt.spec import RunSpec
 
+_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 PROMPTS_HELP = "Your own prompts: .txt with one a line, .jsonl with `prompt` or chat `messages`, or .parquet with such a column."
 
 
@@ -88,6 +89,39 @@ def reuse_of(fresh: bool, reuse: str | None) -> str | None:
     if fresh and reuse not in (None, "nothing"):
         raise SpecError(f"--fresh takes nothing over from earlier runs, and --reuse {reuse} does; leave one of them out.")
     return "nothing" if fresh else reuse
+
+
+def size_bytes(text: str | None) -> int | None:
+    """A size such as 20GB in bytes.
+
+    Raises:
+        SpecError: It is none.
+    """
+    from genopt.errors import SpecError
+
+    if text is None:
+        return None
+    number, unit = text[:-2].strip(), _UNITS.get(text[-2:].lower())
+    if unit is None or not number.replace(".", "", 1).isdigit():
+        raise SpecError(f"{text!r} is not a size; write for example 500MB or 20GB.")
+    return int(float(number) * unit)
+
+
+def pairs(values: list[str] | None) -> dict[str, str]:
+    """What a repeated KEY=VALUE option says.
+
+    Raises:
+        SpecError: One is no such pair.
+    """
+    from genopt.errors import SpecError
+
+    found = {}
+    for value in values or []:
+        key, sign, content = value.partition("=")
+        if not key or not sign:
+            raise SpecError(f"{value!r} is no KEY=VALUE pair; write for example genopt/role=measure.")
+        found[key] = content
+    return found
 
 
 def listed(values: str | None) -> list[str] | None:

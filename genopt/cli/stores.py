@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 stores = typer.Typer(name="store", no_args_is_help=True, help="Shows, checks and empties a store of artifacts: a folder, s3:// or gs://.")
 
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-
 
 @stores.command("ls")
 def list_artifacts(store: options.Store = None, as_json: options.Json = False) -> None:
@@ -60,7 +58,7 @@ def gc(
     from genopt.store.inventory import Inventory
 
     inventory = Inventory(store)
-    going = inventory.superfluous(older_than_s=_seconds(older_than), keep_bytes=_bytes(keep))
+    going = inventory.superfluous(older_than_s=_seconds(older_than), keep_bytes=options.size_bytes(keep))
     freed = sum(one.bytes for one in going)
     if not dry_run:
         inventory.remove({one.digest for one in going})
@@ -79,17 +77,6 @@ def _seconds(text: str | None) -> float | None:
         return duration_s(text)
     except ValueError as error:
         raise SpecError(f"Bad value for --older-than: {error}.") from None
-
-
-def _bytes(text: str | None) -> int | None:
-    from genopt.errors import SpecError
-
-    if text is None:
-        return None
-    number, unit = text[:-2].strip(), _UNITS.get(text[-2:].lower())
-    if unit is None or not number.replace(".", "", 1).isdigit():
-        raise SpecError(f"{text!r} is not a size; write for example 500MB or 20GB.")
-    return int(float(number) * unit)
 
 
 def _show(found: list[Stored], as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 
 from genopt.errors import ClusterError
 from genopt.plan import Record
@@ -34,6 +35,12 @@ NAMESPACE = "genopt"
 CONNECT_S = 5.0
 HOST_LABEL = "genopt/host"
 """Label that says which machine a node is on, where host names do not: pods that share one, or nodes of a test that stand for several."""
+ROLE_LABEL = "genopt/role"
+"""Label that says what a node is for."""
+MEASURE, COMPRESS = "measure", "compress"
+"""Its values: what only compresses never measures, since its provider may reclaim it. Nodes without the label do both."""
+_VERSIONS = re.compile(r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
+"""What Ray says where the cluster's versions are not those of this process."""
 TOKEN_REMEDY = "put the cluster's token into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a sentence
 
 
@@ -45,12 +52,13 @@ class Connection(Record):
 
 
 class Node(Record):
-    """One node that can run stages; `hostname` tells machines apart."""
+    """One node that can run stages; `hostname` tells machines apart, and what is not `measures` builds only."""
 
     node_id: str
     hostname: str
     cpus: float
     gpus: float
+    measures: bool = True
 
 
 def _running_local_cluster() -> str | None:
@@ -62,6 +70,17 @@ def _running_local_cluster() -> str | None:
 
     started = services.find_bootstrap_address(None)
     return started if started in services.find_gcs_addresses() else None
+
+
+def _target(address: str | None) -> str | None:
+    """The cluster that is meant; None where there is none to join."""
+    asked = address or os.environ.get("RAY_ADDRESS")
+    return None if asked == "local" else asked or _running_local_cluster()
+
+
+def joins(address: str | None) -> bool:
+    """Whether `connect` would join a cluster rather than start an embedded Ray."""
+    return ray.is_initialized() or _target(address) is not None
 
 
 def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool = True) -> Connection:
@@ -79,14 +98,14 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
         return Connection(embedded=False, description="the Ray that this process is connected to")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    asked = address or os.environ.get("RAY_ADDRESS")
-    target = None if asked == "local" else asked or _running_local_cluster()
+    target = _target(address)
     if target is None and not embedded:
         raise ClusterError("No Ray cluster runs on this machine; start one with `ray start --head`, or give --address.")
     if target is not None:
         present_token()
     if target is not None and target != "auto":
         _require_listener(target)
+        _require_token(target)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if target is None:
@@ -97,11 +116,11 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
                 )  # fmt: skip
             return Connection(embedded=True, description="an embedded Ray on this machine")
         ray.init(address=target, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_job_environment())
-    except ray.exceptions.AuthenticationError:
-        raise ClusterError(f"The Ray cluster at {target} refused the token; {TOKEN_REMEDY}.") from None
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(f"No Ray cluster answers at {target} ({cause[:160]}); check --address, or leave it out to run on this machine.") from None
+        if mismatch := _VERSIONS.search(str(error)):
+            there, here = (f"Ray {ray_version} on Python {python}" for ray_version, python in (mismatch.group(1, 2), mismatch.group(3, 4)))
+            raise ClusterError(f"The cluster at {target} runs {there}, and this process {here}; use the same on both, such as one image.") from None
+        raise _no_answer(str(target), str(error).strip() or type(error).__name__) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own, which ends the process at once and leaves no report
@@ -151,8 +170,22 @@ def _require_listener(target: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
-        cause = error.strerror or str(error) or type(error).__name__
-        raise ClusterError(f"No Ray cluster answers at {target} ({cause}); check --address, or leave it out to run on this machine.") from None
+        raise _no_answer(target, error.strerror or str(error) or type(error).__name__) from None
+
+
+def _no_answer(target: str, cause: str) -> ClusterError:
+    what = cause.strip().splitlines()[0][:160].rstrip(".")
+    return ClusterError(f"No Ray cluster answers at {target} ({what}); check --address, or leave it out to run on this machine.")
+
+
+def _require_token(target: str) -> None:
+    """Fails at once where the token is wrong: `ray.init` tries for long, and then says that nothing answers."""
+    try:
+        GcsClient(address=target)
+    except ray.exceptions.AuthenticationError:
+        raise ClusterError(f"The Ray cluster at {target} refused the token; {TOKEN_REMEDY}.") from None
+    except ray.exceptions.RayError as error:
+        raise _no_answer(target, str(error)) from None
 
 
 def _job_environment() -> dict[str, dict[str, str]]:
@@ -175,7 +208,7 @@ def nodes() -> list[Node]:
     """
     found = [
         Node(node_id=item["NodeID"], hostname=item["Labels"].get(HOST_LABEL, item["NodeManagerHostname"]), cpus=item["Resources"].get("CPU", 0.0),
-             gpus=item["Resources"].get("GPU", 0.0))
+             gpus=item["Resources"].get("GPU", 0.0), measures=item["Labels"].get(ROLE_LABEL) != COMPRESS)
         for item in ray.nodes() if item["Alive"] and item["Resources"].get("CPU", 0.0) > 0
     ]  # fmt: skip
     if not found:
@@ -184,14 +217,16 @@ def nodes() -> list[Node]:
 
 
 def measuring_nodes() -> tuple[Node, ...]:
-    """The largest node and all like it on other hosts: ratios are comparable only between equal machines.
+    """The largest node that may measure and all like it on other hosts: ratios are comparable only between equal machines.
 
     Two nodes of one host would disturb each other's timing, so that only one of them measures.
 
     Raises:
-        ClusterError: There is no node with processors.
+        ClusterError: There is no such node.
     """
-    found = nodes()
+    found = [node for node in nodes() if node.measures]
+    if not found:
+        raise ClusterError(f"Every node of the Ray cluster is labelled {ROLE_LABEL}={COMPRESS}, so none may measure; start one without that label.")
     hosts: dict[str, Node] = {}
     for node in found:
         if (node.cpus, node.gpus) == (found[0].cpus, found[0].gpus):

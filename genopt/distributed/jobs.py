@@ -1,74 +1,211 @@
-"""The verbs as Ray jobs: submits a command, follows its log and passes its exit code on."""
+"""The verbs as Ray jobs: submits a command, follows its log through lost connections, passes its exit code on, lists and stops."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import secrets
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pydantic import Field
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from genopt.distributed.cluster import TOKEN_REMEDY, present_token
+from genopt.distributed.job_log import POLL_S, Write, follow
+from genopt.distributed.upload import working_folder
 from genopt.errors import ClusterError, SpecError
+from genopt.plan import Record
+from genopt.serving.binding import is_loopback
 
 DASHBOARD = "http://127.0.0.1:8265"
 VERBS = ("optimize", "resume", "report", "deploy", "undeploy", "status", "doctor", "profile", "plan")
+OURS = "genopt"
+"""Key of a job's metadata: the command."""
+STOP_S = 90.0
+"""Longest wait for a job that was told to stop; its report takes seconds, and the cluster kills it when its own patience ends."""
+CHATTY = ("ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+"""Loggers of Ray that tell users of each connection that ended and each file that was packed."""
 
 
-def submit_verb(words: Sequence[str], *, address: str | None, working_dir: Path | None, write: Callable[[str], object]) -> int:
-    """Runs `genopt <words>` as a Ray job.
+class Entrypoint(Record):
+    """What a job's own process takes of the cluster; nothing leaves it on the head.
 
-    On the cluster genopt must be installed. A job on this machine runs with this process's interpreter, any
-    other with the cluster's `python`.
+    Attributes:
+        num_cpus: Processors.
+        memory: Bytes.
+        labels: Labels of the node that it runs on.
+    """
+
+    num_cpus: float = Field(default=0.0, ge=0)
+    memory: int = Field(default=0, ge=0)
+    labels: dict[str, str] = {}
+
+
+class Job(Record):
+    """A submitted command.
+
+    Attributes:
+        id: Its name, for `genopt jobs` and `genopt stop`.
+        command: The verb and its arguments.
+        status: As Ray says it, such as RUNNING.
+        started: Unix time; None before it starts.
+        ended: Unix time; None before it ends.
+        exit_code: Of the command; None before it ends, and where the job was stopped, of which Ray keeps none.
+        message: What Ray says about it.
+    """
+
+    id: str
+    command: str
+    status: str
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    message: str = ""
+
+
+class Jobs:
+    """The jobs of a cluster.
 
     Args:
-        words: A verb and its arguments.
         address: The cluster's dashboard; None takes `RAY_API_SERVER_ADDRESS` or this machine's.
-        working_dir: Folder that is uploaded and becomes the job's current folder.
-        write: Receives the job's log as it comes.
-
-    Returns:
-        The job's exit code; 130 when Ctrl-C stopped it.
 
     Raises:
-        SpecError: The verb cannot be submitted.
-        ClusterError: The dashboard does not answer.
+        ClusterError: The dashboard does not answer, or refuses the token.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+        present_token()
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            self._client = JobSubmissionClient(self.address)
+        except AuthenticationError:
+            raise ClusterError(f"The Ray dashboard at {self.address} refused the token; {TOKEN_REMEDY}.") from None
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"No Ray dashboard answers at {self.address} ({_first_line(error)}); start a cluster with `ray start --head`, or give --address."
+            ) from None
+
+    def submit(self, words: Sequence[str], *, working_dir: Path | None = None, entrypoint: Entrypoint | None = None) -> str:
+        """Starts `genopt <words>` as a job and returns its id.
+
+        On the cluster genopt must be installed for its `python`; on this machine the job runs with this process's interpreter. Files that
+        the command names by a relative path go along.
+
+        Args:
+            words: A verb and its arguments.
+            working_dir: Folder that goes along as a whole instead and becomes the job's current folder.
+            entrypoint: What the job's own process takes.
+
+        Raises:
+            SpecError: The verb cannot be submitted, or what should go along cannot.
+            ClusterError: The cluster refuses the job.
+        """
+        require_verb(words)
+        asked = entrypoint or Entrypoint()
+        command = f"{_interpreter(self.address)} -m genopt {shlex.join(words)}"
+        environment: dict[str, object] = {"env_vars": {"PYTHONUNBUFFERED": "1"}}
+        with working_folder(words, working_dir) as folder:
+            if folder is not None:
+                environment["working_dir"] = str(folder)
+            try:
+                job: str = self._client.submit_job(
+                    entrypoint=command, runtime_env=environment,
+                    submission_id=f"genopt-{words[0]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+                    metadata={OURS: shlex.join(words)}, entrypoint_num_cpus=asked.num_cpus or None, entrypoint_memory=asked.memory or None,
+                    entrypoint_label_selector=asked.labels or None,
+                )  # fmt: skip
+            except (RuntimeError, ValueError) as error:
+                raise ClusterError(f"The cluster at {self.address} refused the job ({_first_line(error)}); see `genopt doctor --address`.") from None
+        return job
+
+    def follow(self, job: str, write: Write) -> int:
+        """Writes a job's log as it comes until it ends, and returns its exit code.
+
+        Args:
+            job: Its id.
+            write: Receives the log.
+
+        Raises:
+            SpecError: There is no such job.
+            ClusterError: The dashboard was silent for too long, or the cluster lost the job.
+        """
+        self.details(job)
+        asyncio.run(follow(self._client, job, write, lambda: JobStatus(self.details(job).status).is_terminal()))
+        return _exit_code(self.details(job))
+
+    def listed(self) -> list[Job]:
+        """The cluster's genopt jobs, the latest first.
+
+        Raises:
+            ClusterError: The dashboard does not answer.
+        """
+        try:
+            found = self._client.list_jobs()
+        except (ConnectionError, RuntimeError) as error:
+            raise self._silent(error) from None
+        ours = [_job(one) for one in found if OURS in (one.metadata or {})]
+        return sorted(ours, key=lambda job: job.started or float("inf"), reverse=True)
+
+    def stop(self, job: str) -> Job:
+        """Ends a job as Ctrl-C would, so that it writes its report, and returns how it ended.
+
+        Raises:
+            SpecError: There is no such job.
+            ClusterError: It does not end.
+        """
+        self.details(job)
+        self._client.stop_job(job)
+        until = time.monotonic() + STOP_S
+        while not JobStatus(self.details(job).status).is_terminal():
+            if time.monotonic() > until:
+                raise ClusterError(f"The job {job} did not end within {STOP_S:.0f} s; look at `genopt jobs {job}` and at `ray status`.")
+            time.sleep(POLL_S)
+        return _job(self.details(job))
+
+    def details(self, job: str) -> JobDetails:
+        """What Ray knows of a job.
+
+        Raises:
+            SpecError: There is no such job.
+            ClusterError: The dashboard does not answer.
+        """
+        try:
+            return self._client.get_job_info(job)
+        except ConnectionError as error:
+            raise self._silent(error) from None
+        except RuntimeError as error:
+            if "does not exist" in str(error):
+                raise SpecError(f"The cluster at {self.address} has no job {job!r}; see: genopt jobs.") from None
+            raise self._silent(error) from None
+
+    def _silent(self, error: Exception) -> ClusterError:
+        return ClusterError(f"The Ray dashboard at {self.address} does not answer ({_first_line(error)}); see `ray status` on the cluster's head.")
+
+
+def require_verb(words: Sequence[str]) -> None:
+    """Refuses a command that makes no sense as a job.
+
+    Raises:
+        SpecError: Its verb is none of `VERBS`.
     """
     if not words or words[0] not in VERBS:
         raise SpecError(f"{' '.join(words) or 'nothing'!r} cannot be submitted; write for example: genopt submit -- optimize MODEL --budget 60m.")
-    target = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
-    interpreter = sys.executable if urlsplit(target).hostname in ("127.0.0.1", "localhost", "::1") else "python"
-    environment: dict[str, object] = {"working_dir": str(working_dir)} if working_dir is not None else {}
-    client = _client(target)
-    try:
-        job = client.submit_job(entrypoint=shlex.join([interpreter, "-m", "genopt", *words]), runtime_env=environment)
-    except (RuntimeError, ValueError) as error:
-        raise ClusterError(f"The cluster at {target} refused the job ({_first_line(error)}); see `genopt doctor --address`.") from None
-    write(f"{job} runs at {target}\n")
-    try:
-        asyncio.run(_follow(client, job, write))
-    except KeyboardInterrupt:
-        client.stop_job(job)
-        write(f"{job} was told to stop; it writes its report first (ray job logs {job}).\n")
-        return 130
-    return _exit_code(client, job)
 
 
-def _client(target: str) -> JobSubmissionClient:
-    present_token()
-    try:
-        return JobSubmissionClient(target)
-    except AuthenticationError:
-        raise ClusterError(f"The Ray dashboard at {target} refused the token; {TOKEN_REMEDY}.") from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"No Ray dashboard answers at {target} ({_first_line(error)}); start a cluster with `ray start --head`, or give --address."
-        ) from None
+def _interpreter(address: str) -> str:
+    """Ours where it exists on the node, a loopback address being this machine's unless it is forwarded to a cluster's, as a shell reads it."""
+    if is_loopback(urlsplit(address).hostname or ""):
+        return f"$(command -v {shlex.quote(sys.executable)} || echo python)"
+    return "python"
 
 
 def _first_line(error: Exception) -> str:
@@ -76,13 +213,26 @@ def _first_line(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-async def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> None:
-    async for text in client.tail_job_logs(job):
-        write(text)
+def _job(details: JobDetails) -> Job:
+    return Job(
+        id=details.submission_id or "", command=(details.metadata or {}).get(OURS, details.entrypoint), status=str(JobStatus(details.status).value),
+        started=_seconds(details.start_time), ended=_seconds(details.end_time), exit_code=details.driver_exit_code, message=details.message or "",
+    )  # fmt: skip
 
 
-def _exit_code(client: JobSubmissionClient, job: str) -> int:
-    details = client.get_job_info(job)
-    if details.driver_exit_code is not None:
+def _seconds(milliseconds: int | None) -> float | None:
+    return milliseconds / 1e3 if milliseconds else None
+
+
+def _exit_code(details: JobDetails) -> int:
+    """The command's; where it has none the cluster ended or never started it.
+
+    Raises:
+        ClusterError: The cluster never started it, or lost it.
+    """
+    if details.driver_exit_code is not None and details.driver_exit_code >= 0:
         return int(details.driver_exit_code)
-    return 0 if details.status == JobStatus.SUCCEEDED else 1
+    if details.status == JobStatus.STOPPED:
+        return 130
+    raise ClusterError(f"The cluster lost the job {details.submission_id} ({_first_line(RuntimeError(details.message or 'no reason given'))}); "
+                       "where it had begun a run, go on with `genopt submit -- resume RUN`.")  # fmt: skip

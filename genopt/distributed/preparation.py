@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from pydantic import ConfigDict
-from ray.exceptions import RayError
 
 from genopt import catalog
-from genopt.distributed import cluster, stages
+from genopt.distributed import cluster
+from genopt.distributed.answering import answering_nodes
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
-from genopt.errors import BudgetError, ClusterError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
-from genopt.measure import machine
+from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
 from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Record
 from genopt.progress import Listener
@@ -32,8 +30,6 @@ from genopt.store.run_folder import RunFolder
 from genopt.store.shared import is_shared, open_root
 from genopt.tasks.base import Task
 
-ANSWER_S = 60.0
-"""For all nodes together; a worker starts within seconds, on a loaded machine within ten."""
 LEAST_BUDGET_S = 30.0
 """No run ends sooner: Ray, two engines and a compiler have to start."""
 SPACE_PER_BYTE = 4.0
@@ -98,7 +94,7 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         how = cluster.connect(spec.address)
     try:
         listener.activity(f"using {how.description}")
-        nodes, facts = _answering_nodes(listener)
+        nodes, facts = answering_nodes(listener)
         location = spec.store if spec.store is not None and is_shared(spec.store) else str(store)
         resolved = spec.model_copy(update={"task": task, "store": location, "out": None})
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
@@ -144,7 +140,7 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
         listener.phase("connect", "joining or starting Ray")
         how = cluster.connect(spec.address)
         try:
-            nodes, facts = _answering_nodes(listener)
+            nodes, facts = answering_nodes(listener)
             location = spec.store if spec.store is not None and is_shared(spec.store) else str(store)
             terms = terms_of(spec, facts["libraries"])
             require_same(folder, terms)
@@ -156,43 +152,6 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
             ), budget  # fmt: skip
         finally:
             cluster.disconnect()
-
-
-def _answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
-    """The nodes to measure on, and what `machine_task` says of the first, with a `digest` of their hardware if all have the same.
-
-    A dead node counts as alive until Ray misses its heartbeats.
-
-    Raises:
-        ClusterError: None of them answers.
-    """
-    asked = {node: stages.machine_task.options(scheduling_strategy=stages.on_node(node)).remote() for node in cluster.measuring_nodes()}
-    found: dict[cluster.Node, dict[str, Any]] = {}
-    cause, until = "", time.monotonic() + ANSWER_S
-    for node, answer in asked.items():
-        try:
-            found[node] = ray.get(answer, timeout=max(0.0, until - time.monotonic()))
-        except RayError as error:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
-            listener.activity(f"going on without {node.hostname}, which runs no task: {cause}")
-    if not found:
-        raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
-    facts = next(iter(found.values()))
-    shared = _on_every_node(list(found.values()))
-    digests = {machine.hardware_digest(answer["hardware"]) for answer in found.values()}
-    digest = digests.pop() if len(digests) == 1 else ""
-    return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}, "digest": digest}
-
-
-def _on_every_node(answers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What can be said of each engine environment for all nodes.
-
-    Built where each has it, else how the first that has not puts it; outdated where they have different versions in it.
-    """
-    states = [answer["environment"]["engine_environments"] for answer in answers]
-    shared = {name: next((here.get(name, "absent") for here in states if here.get(name) != "built"), "built") for name in states[0]}
-    alike = {name for name, digest in answers[0]["engines"].items() if all(other["engines"].get(name) == digest for other in answers)}
-    return {name: "outdated" if state == "built" and name not in alike else state for name, state in shared.items()}
 
 
 def _built(facts: Mapping[str, Any]) -> dict[str, str]:

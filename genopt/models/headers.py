@@ -96,6 +96,8 @@ def weights(folder: Path, names: tuple[str, ...]) -> tuple[Counter[str], int]:
             shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise ModelError(f"{index} names no shards; fetch the model again.")
+            if outside := [str(shard) for shard in shards.values() if Path(str(shard)).is_absolute() or ".." in Path(str(shard)).parts]:
+                raise ModelError(f"{index} names {outside[0]!r}, which lies outside of the model; do not use it, or fetch it from its origin.")
             return _sum([folder / str(shard) for shard in sorted(set(shards.values()))])
         if (folder / name).is_file():
             return _sum([folder / name])
@@ -117,8 +119,18 @@ def has_pickles(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in _PICKLES)
 
 
-def no_weights(folder: Path) -> ModelError:
-    """What is wrong with a folder that should hold weights."""
+def no_weights(model: Path, folder: Path) -> ModelError:
+    """What is wrong with a folder that should hold weights.
+
+    Args:
+        model: The model.
+        folder: Its own folder, or that of one of its components.
+    """
     if has_pickles(folder):
-        return ModelError(f"{folder} has pickled weights only, which can run code when loaded; save the model as safetensors.")
+        loader = "diffusers import DiffusionPipeline" if folder != model else "transformers import AutoModelForCausalLM"
+        convert = f"from {loader} as M; M.from_pretrained('{model}').save_pretrained('{model}-safetensors')"
+        return ModelError(
+            f"{folder} has pickled weights only, which can run code when loaded; if you trust whoever made them, convert them on a machine "
+            f'without secrets, copy the other files along, and give that folder: python -c "{convert}".'
+        )
     return ModelError(f"{folder} has no safetensors weights; fetch the whole model, or save it with `save_pretrained`.")

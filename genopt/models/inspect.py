@@ -66,7 +66,7 @@ def _inspect_language_model(folder: Path, trust_remote_code: bool) -> Inspection
     read_json(folder / "tokenizer.json")
     elements, size = weights(folder, ("model.safetensors",))
     if not elements:
-        raise no_weights(folder)
+        raise no_weights(folder, folder)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else None
     return Inspection(

@@ -89,7 +89,7 @@ def inspect_pipeline(folder: Path, *, trust_remote_code: bool) -> Pipeline:
         components.append(Component(name=name, architecture=class_name, library=library, dtype=dtype, parameters=found.total(), bytes=size))
         elements.update(found)
     if not elements:
-        raise no_weights(folder)
+        raise no_weights(folder, folder)
     return Pipeline(
         architecture=architecture, components=tuple(components), dtype=elements.most_common(1)[0][0], denoiser=_denoiser(tuple(components))
     )
@@ -114,7 +114,7 @@ def _component_weights(folder: Path, name: str) -> tuple[Counter[str], int]:
     if variants:
         raise ModelError(f"{component} has a variant of its weights only ({variants[0]}); load it with diffusers' `variant` and save it again.")
     if (component / "config.json").is_file() or has_pickles(component):
-        raise no_weights(component)
+        raise no_weights(component.parent, component)
     return found, size
 
 

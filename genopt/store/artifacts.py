@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from genopt.errors import StageTimeoutError, StorageError
+from genopt.errors import SpecError, StageTimeoutError, StorageError
 from genopt.plan import Artifact
 from genopt.store.files import file_sha256, storage_error, sync_folder, write_atomically
 from genopt.store.lease import Lease
@@ -29,8 +29,14 @@ POLL_S = 0.2
 
 
 def default_root() -> Path:
-    """`$GENOPT_STORE`, else `genopt` under the user's cache folder."""
+    """`$GENOPT_STORE`, else `genopt` under the user's cache folder.
+
+    Raises:
+        SpecError: The variable names a bucket.
+    """
     configured = os.environ.get("GENOPT_STORE")
+    if configured and "://" in configured:
+        raise SpecError(f"GENOPT_STORE is this machine's folder and cannot be {configured}; name a bucket with --store {configured}.")
     if configured:
         return Path(configured).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "genopt").absolute()

@@ -22,8 +22,8 @@ from genopt.techniques.base import Progress, TransformContext
 
 LOG = "GENOPT_FAKE_LOG"
 """Environment variable: file that gets the label of each transform that was applied, a line each."""
-READ_ONLY = "GENOPT_FAKE_READ_ONLY"
-"""Environment variable: set on a node whose disk cannot be written."""
+DISK = "GENOPT_FAKE_DISK"
+"""Environment variable: what the disk of a node answers to whoever writes, such as ENOSPC."""
 
 
 class FakeParams(Record):
@@ -70,8 +70,9 @@ class FakeTransform:
         """See `Transform.apply`."""
         asked = parse_settings(FakeParams, params, cls.name)
         progress(f"{asked.label}: {asked.how}")
-        if READ_ONLY in os.environ:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if DISK in os.environ:
+            number = getattr(errno, os.environ[DISK])
+            raise OSError(number, os.strerror(number))
         if LOG in os.environ:
             with Path(os.environ[LOG]).open("a", encoding="utf-8") as log:
                 log.write(f"{asked.label}\n")

@@ -53,7 +53,8 @@ class Nodes:
             name: Its machine's.
             more: Arguments of `ray.cluster_utils.Cluster.add_node`.
         """
-        self._nodes[name] = self.cluster.add_node(num_cpus=2, num_gpus=1, labels={HOST_LABEL: name}, object_store_memory=80 * 2**20, **more)
+        labels = {HOST_LABEL: name, **more.pop("labels", {})}
+        self._nodes[name] = self.cluster.add_node(num_cpus=2, num_gpus=1, labels=labels, object_store_memory=80 * 2**20, **more)
 
     def remove(self, name: str) -> None:
         """Ends a node as if its machine had lost its power."""

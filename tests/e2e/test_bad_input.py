@@ -134,10 +134,13 @@ def test_a_port_that_is_taken(genopt: Genopt, model: Path) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "head", "ray://127.0.0.1:10001"])
 def test_a_cluster_that_does_not_answer(genopt: Genopt, model: Path, address: str) -> None:
     assert_refused(genopt("optimize", model, "--address", address), 1, address)
+    assert_refused(genopt("doctor", "--address", address), 1, address)
 
 
 def test_a_dashboard_that_does_not_answer(genopt: Genopt) -> None:
     assert_refused(genopt("submit", "--address", "http://127.0.0.1:9", "--", "optimize", "smollm2-135m"), 1, "127.0.0.1:9")
+    for verb in (("jobs",), ("stop", "a-job")):
+        assert_refused(genopt(*verb, "--address", "http://127.0.0.1:9"), 1, "127.0.0.1:9")
     assert_refused(genopt("submit", "--", "dance"), 2, "dance")
 
 
@@ -170,6 +173,7 @@ def test_debug_shows_the_traceback(genopt: Genopt) -> None:
 def test_help_explains_every_verb(genopt: Genopt) -> None:
     ended = genopt("--help")
     assert ended.code == 0
-    verbs = ("quickstart", "optimize", "resume", "plan", "profile", "report", "deploy", "undeploy", "status", "submit", "doctor")
+    verbs = ("quickstart", "optimize", "resume", "plan", "profile", "report", "deploy", "undeploy", "status", "submit", "jobs", "stop", "doctor",
+             "cluster")  # fmt: skip
     assert [verb for verb in verbs if verb not in ended.out] == []
     assert [verb for verb in verbs if genopt(verb, "--help").code != 0] == []

@@ -136,18 +136,6 @@ def test_the_job_script_runs_a_spec(cluster: Cluster) -> None:
     assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "twice-as-fast"
 
 
-def test_a_job_is_submitted_followed_and_passes_its_exit_code_on(cluster: Cluster) -> None:
-    run = cluster.folder / "submitted"
-    model = str(cluster.folder / "model")
-    done = cluster.genopt("submit", "--", "optimize", model, "--task", "fake-text", *NARROW, "--out", str(run))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((run / "report.json").read_text(encoding="utf-8"))["winner"] == "twice-as-fast"
-    assert str(run / "report.html") in done.stdout + done.stderr
-    done = cluster.genopt("submit", "--", "optimize", model, "--budget", "5s")
-    assert done.returncode == 4, done.stderr
-    assert "budget" in done.stdout + done.stderr
-
-
 def test_serve_deploys_the_winner_and_the_official_client_streams_from_it(cluster: Cluster, quickstart: tuple[Path, object]) -> None:
     run, _ = quickstart
     content = yaml.safe_load((run / "serve.yaml").read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ import pytest
 from genopt.plan import Candidate, Plan
 from genopt.progress import Silent
 from genopt.store.run_folder import RunFolder
+from genopt.testing import fake_technique
 from genopt.testing.nodes import Nodes
 from genopt.testing.sleep_task import sleep_plan
 
@@ -79,10 +80,10 @@ def test_a_node_that_dies_midway_costs_no_candidate(nodes: Nodes) -> None:
     nodes.add("two")
 
 
-def test_a_node_whose_disk_is_read_only_costs_no_candidate(nodes: Nodes) -> None:
+def test_a_node_whose_disk_is_full_costs_no_candidate(nodes: Nodes) -> None:
     nodes.remove("three")
-    nodes.add("read-only", env_vars={"GENOPT_FAKE_READ_ONLY": "1"})
-    _, report = nodes.run("read-only", plans("c", 6))
+    nodes.add("full", env_vars={fake_technique.DISK: "ENOSPC"})
+    _, report = nodes.run("full", plans("c", 6))
     assert report.winner == "c-6"
     assert {candidate.status for candidate in report.tried} == {"accepted"}, [candidate.reason for candidate in report.tried]
     assert not list((Path(nodes.folder) / "store" / "building").iterdir())

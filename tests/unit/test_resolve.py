@@ -192,15 +192,20 @@ def empty_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
 
 
+def foreign_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../other.safetensors"}}')
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (no_config, "config.json"), (adapter, "adapter"), (no_weights, "no safetensors weights"), (pickled, "pickled"),
+        (no_config, "config.json"), (adapter, "adapter"), (no_weights, "no safetensors weights"), (pickled, "M.from_pretrained("),
         (no_tokenizer, "tokenizer.json"), (broken_config, "not valid JSON"), (listed_config, "JSON object"),
         (classifier, "BertForSequenceClassification"), (nameless, "architectures"), (own_code, "--trust-remote-code"),
         (truncated, "corrupt"), (extended, "corrupt"), (empty, "not a whole safetensors file"), (long_header, "not a whole safetensors file"),
         (no_json_header, "corrupt"), (listed_header, "corrupt"), (unknown_dtype, "corrupt"), (wrong_shape, "corrupt"),
-        (missing_shard, "is missing"), (empty_index, "no shards"),
+        (missing_shard, "is missing"), (empty_index, "no shards"), (foreign_shard, "outside of the model"),
     ],
 )  # fmt: skip
 def test_a_bad_folder_is_one_sentence_with_the_remedy(spoil: Callable[[Path], None], says: str, tmp_path: Path) -> None:
@@ -247,7 +252,7 @@ def test_a_pipeline_with_pickled_weights_is_refused(tmp_path: Path) -> None:
     folder = write_pipeline(tmp_path / "pipe")
     unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
     unet.rename(unet.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="pickled"):
+    with pytest.raises(ModelError, match=r"pickled.* python -c .from diffusers import DiffusionPipeline as M"):
         found(folder, tmp_path)
 
 

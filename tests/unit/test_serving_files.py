@@ -19,7 +19,7 @@ SERVING = Path(__file__).parents[2] / "serving"
 
 
 def service() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((SERVING / "rayservice.yaml").read_text(encoding="utf-8"))["spec"]
+    content: dict[str, Any] = next(yaml.safe_load_all((SERVING / "rayservice.yaml").read_text(encoding="utf-8")))["spec"]
     return content
 
 
@@ -33,6 +33,7 @@ def test_the_services_config_is_one_that_genopt_reads_and_asks_for_keys() -> Non
 
 def test_the_service_waits_for_what_it_has_begun_and_mounts_what_it_needs() -> None:
     spec = service()
+    assert spec["rayClusterConfig"]["authOptions"] == {"mode": "token"}
     assert spec["rayClusterDeletionDelaySeconds"] > DRAIN_S
     for group in [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]:
         pod = group["template"]["spec"]

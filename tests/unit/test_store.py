@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genopt.errors import StageTimeoutError, StorageError
+from genopt.errors import SpecError, StageTimeoutError, StorageError
 from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, step_key
 from genopt.store.files import write_atomically
 from genopt.store.shared import open_root
@@ -260,3 +260,9 @@ def test_a_step_key_depends_on_all_of_its_parts(parent: str, technique: str, ver
     }
     assert len(others) == 5
     assert key not in others
+
+
+def test_a_bucket_is_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENOPT_STORE", "s3://bucket/store")
+    with pytest.raises(SpecError, match="--store s3://bucket/store"):
+        default_root()

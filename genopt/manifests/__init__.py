@@ -1,0 +1,1 @@
+"""Files that describe clusters to others: KubeRay, Ray's cluster launcher, Docker Compose."""
