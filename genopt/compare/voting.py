@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from genopt.compare.answers import AnswerProgress
 from genopt.compare.app import create_app
 from genopt.compare.ballot_box import BallotBox
 from genopt.compare.preparation import MAX_TOKENS, prepare_comparison
 from genopt.compare.server import RunningServer, serving
-from genopt.compare.text_answers import AnswerProgress
 from genopt.plan import Record
 from genopt.quality.comparison import ComparisonFolder, hold
 from genopt.report.assemble import assemble

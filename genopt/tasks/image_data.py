@@ -71,7 +71,7 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         DataError: A file cannot be used, evaluation and calibration share prompts, or a prompt is longer than the pipeline reads.
     """
     folder, destination, seed = Path(payload["model"]), Path(payload["destination"]), int(payload["seed"])
-    texts, source = _evaluation(folder, payload["eval_data"])
+    texts, source = evaluation_prompts(folder, payload["eval_data"])
     _require_short(folder, texts if payload["prompts"] is None else [*texts, *plain_prompts(Path(payload["prompts"]).expanduser())])
     if payload["calib_data"] is None:
         evaluated, calibrated = _divided(texts, seed)
@@ -120,7 +120,16 @@ def plain_prompts(path: Path) -> list[str]:
     return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 
-def _evaluation(folder: Path, eval_data: str | None) -> tuple[list[str], str]:
+def evaluation_prompts(folder: Path, eval_data: str | None) -> tuple[list[str], str]:
+    """What a pipeline is asked, each prompt once, and where that comes from.
+
+    Args:
+        folder: The pipeline.
+        eval_data: The user's file; None takes the pipeline's own prompts, else generic ones that it reads whole.
+
+    Raises:
+        DataError: The file cannot be used, or there is no prompt that fits.
+    """
     if eval_data is not None:
         return plain_prompts(Path(eval_data).expanduser()), eval_data
     if (folder / FILE).is_file():

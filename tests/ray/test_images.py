@@ -17,10 +17,13 @@ import openai
 import pytest
 
 import genopt
+from genopt.compare.preparation import prepare_comparison
+from genopt.quality.comparison import ComparisonFolder, ImageAnswer
+from genopt.store.run_folder import RunFolder
 from genopt.testing.plugin import write_plugin
 from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
 
-pytestmark = [pytest.mark.ray, pytest.mark.alone]
+pytestmark = pytest.mark.ray
 PNG = b"\x89PNG\r\n"
 
 
@@ -92,3 +95,24 @@ def test_a_pipeline_is_optimized_and_its_winner_serves_images(tmp_path: Path) ->
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode in (0, 130), said  # it may still be saying where it answers
+    people_can_compare_its_images(run, tmp_path / "mine.txt")
+
+
+def people_can_compare_its_images(run: Path, prompts: Path) -> None:
+    prompts.write_text("a photo of a digit\na digit\n", encoding="utf-8")
+    heard: list[tuple[str, int, int]] = []
+
+    def prepare() -> ComparisonFolder:
+        return prepare_comparison(
+            RunFolder.existing(run), a=None, b=None, prompts=prompts, max_tokens=1,
+            progress=lambda variant, done, of: heard.append((variant, done, of)),
+        )  # fmt: skip
+
+    folder = prepare()
+    comparison = folder.read()
+    assert [question.prompt for question in comparison.questions] == ["a photo of a digit", "a digit"]
+    files = [question.answer(side) for question in comparison.questions for side in ("a", "b")]
+    assert all(isinstance(answer, ImageAnswer) and folder.image(answer).read_bytes().startswith(PNG) for answer in files)
+    assert heard == [(name, done, 2) for name in ("original", "half-the-steps") for done in range(3)]
+    assert prepare().path == folder.path
+    assert len(heard) == 6, "nothing is made twice"

@@ -199,13 +199,6 @@ def test_a_prompt_that_is_longer_than_the_context_is_refused_before_anything_is_
     assert heard.steps == []
 
 
-def test_pictures_wait_for_their_task(tmp_path: Path, prompts: Path) -> None:
-    run = write_fake_run(tmp_path / "run")
-    run.append("model_resolved", model={"id": "m", "modality": "image"})
-    with pytest.raises(SpecError, match="Only text models"):
-        prepare(run, prompts, Heard())
-
-
 def test_the_command_line_refuses_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_fake_run(tmp_path / "run")
     for arguments, code, word in (
