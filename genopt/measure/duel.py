@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from genopt.measure.repeats import Repeats, Row
 from genopt.measure.statistics import half_width as relative_half_width
@@ -85,6 +85,51 @@ def rounds_until_known(
         decided = relative_half_width(value) <= half_width
         if decided or done >= most or clock() >= deadline:
             return value, decided
+
+
+class Duel(Protocol):
+    """Two sessions against each other; what their requests are is up to their modality."""
+
+    repeats: Repeats
+    decided: bool
+
+    def warm_up(self) -> None:
+        """Lets both sides do everything once that is timed later."""
+
+    def alone(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> Ratio:
+        """Single requests until the ratio is known."""
+
+    def batch(self, count: int, *, deadline: float, clock: Clock) -> None:
+        """Batches of `count` requests on both sides."""
+
+    def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
+        """The metrics of one side."""
+
+
+def settle(
+    duel: Duel, concurrency: Sequence[int], *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock
+) -> Comparison:  # fmt: skip
+    """Warm-up, single requests until the ratio is known, then batches.
+
+    Args:
+        duel: The two sides.
+        concurrency: Sizes of batches; 1 is what single requests tell.
+        seed: Seed of the intervals' resampling.
+        half_width: Enough rounds are done when the ratio's relative half-width is at most this.
+        max_rounds: Upper bound of rounds.
+        deadline: When nothing optional is started any more, on `clock`.
+        clock: Monotonic clock in seconds.
+    """
+    duel.warm_up()
+    ratio = duel.alone(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
+    for count in concurrency:
+        if count > 1:
+            duel.batch(count, deadline=deadline, clock=clock)
+    repeats = duel.repeats
+    return Comparison(
+        candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
+        decided=duel.decided, discarded=repeats.discarded, contended=repeats.kept_disturbed, raw=tuple(repeats.rows),
+    )  # fmt: skip
 
 
 def repeated_batches(

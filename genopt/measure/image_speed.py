@@ -15,7 +15,7 @@ from pydantic import Field
 
 from genopt.engines.images import GeneratedImage, ImageRequest, MakesImages
 from genopt.errors import StageError
-from genopt.measure.duel import ROLES, Clock, Comparison, order, repeated_batches, rounds_until_known
+from genopt.measure.duel import ROLES, Clock, Comparison, order, repeated_batches, rounds_until_known, settle
 from genopt.measure.exclusivity import Unwatched, Watch
 from genopt.measure.gpu import described
 from genopt.measure.repeats import Repeats
@@ -167,17 +167,10 @@ def compare(
         StageError: A session made too few images.
         GenoptError: Whatever a session raises.
     """
-    deadline = clock() + time_cap_s
     repeats = Repeats(watch or Unwatched(), clock, time_cap_s)
-    duel = _Duel(candidate, baseline, workload, repeats)
-    duel.warm_up()
-    ratio = duel.alone(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
-    for count in workload.concurrency:
-        if count > 1:
-            duel.batch(count, deadline=deadline, clock=clock)
-    return Comparison(
-        candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
-        decided=duel.decided, discarded=repeats.discarded, contended=repeats.kept_disturbed, raw=tuple(repeats.rows),
+    return settle(
+        _Duel(candidate, baseline, workload, repeats), workload.concurrency, seed=seed, half_width=half_width, max_rounds=max_rounds,
+        deadline=clock() + time_cap_s, clock=clock,
     )  # fmt: skip
 
 

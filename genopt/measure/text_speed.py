@@ -19,7 +19,7 @@ from pydantic import Field
 
 from genopt.engines.base import Generates, Generation, GenerationRequest
 from genopt.errors import StageError
-from genopt.measure.duel import Clock, Comparison, order, repeated_batches, rounds_until_known
+from genopt.measure.duel import Clock, Comparison, order, repeated_batches, rounds_until_known, settle
 from genopt.measure.exclusivity import Unwatched, Watch
 from genopt.measure.gpu import described
 from genopt.measure.repeats import Repeats, Row
@@ -93,7 +93,7 @@ class _Duel:
         for turn, role in enumerate(self._sessions):
             self._run(role, phase="warmup", round_index=-1, turn=turn, streams=1)
 
-    def single_stream(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> Ratio:
+    def alone(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> Ratio:
         """Rounds of one request per session until the ratio is known well enough; returns it."""
 
         def take(found: dict[str, list[Timing]]) -> None:
@@ -111,15 +111,15 @@ class _Duel:
             role: self._run(role, phase="single", round_index=index, turn=turn, streams=1) for turn, role in enumerate(order(index))
         }  # fmt: skip
 
-    def batch(self, streams: int, *, deadline: float, clock: Clock) -> None:
-        """Batches of `streams` requests on both sessions; repeated in the other order while the time suffices."""
+    def batch(self, count: int, *, deadline: float, clock: Clock) -> None:
+        """Batches of `count` requests on both sessions; repeated in the other order while the time suffices."""
 
         def take(found: dict[str, list[Timing]]) -> None:
             for role, timings in found.items():
                 seconds = max(timing.e2el_ms for timing in timings) / 1e3
-                self.batches.setdefault((role, streams), []).append(sum(timing.tokens for timing in timings) / seconds)
+                self.batches.setdefault((role, count), []).append(sum(timing.tokens for timing in timings) / seconds)
 
-        repeated_batches(self.repeats, partial(self._batch, streams=streams), take, deadline=deadline, clock=clock)
+        repeated_batches(self.repeats, partial(self._batch, streams=count), take, deadline=deadline, clock=clock)
 
     def _batch(self, index: int, streams: int) -> dict[str, list[Timing]]:
         return {
@@ -206,17 +206,10 @@ def compare(
         StageError: A session returned too few tokens or results.
         GenoptError: Whatever a session raises.
     """
-    deadline = clock() + time_cap_s
     repeats = Repeats(watch or Unwatched(), clock, time_cap_s)
-    duel = _Duel(candidate, baseline, workload, repeats)
-    duel.warm_up()
-    ratio = duel.single_stream(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
-    for streams in workload.concurrency:
-        if streams > 1:
-            duel.batch(streams, deadline=deadline, clock=clock)
-    return Comparison(
-        candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
-        decided=duel.decided, discarded=repeats.discarded, contended=repeats.kept_disturbed, raw=tuple(repeats.rows),
+    return settle(
+        _Duel(candidate, baseline, workload, repeats), workload.concurrency, seed=seed, half_width=half_width, max_rounds=max_rounds,
+        deadline=clock() + time_cap_s, clock=clock,
     )  # fmt: skip
 
 
@@ -241,4 +234,4 @@ def measure_aa(
     deadline = clock() + time_cap_s
     duel = _Duel(session, session, workload, Repeats(watch or Unwatched(), clock, time_cap_s))
     duel.warm_up()
-    return duel.single_stream(seed=seed, half_width=half_width, max_rounds=AA_ROUNDS, deadline=deadline, clock=clock)
+    return duel.alone(seed=seed, half_width=half_width, max_rounds=AA_ROUNDS, deadline=deadline, clock=clock)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from genopt import clock
-from genopt.errors import GenoptError, InfeasibleError, OutOfMemoryError, StageError, StageTimeoutError
 from genopt.image_calls import ImageProcess
 from genopt.measure.duel import Comparison
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.image_speed import ImageWorkload, compare, measure_aa
-from genopt.measure.statistics import combine, half_width
+from genopt.measure.statistics import combine
 from genopt.plan import Artifact, Candidate, Metric, Plan, Quality, Ratio, Status
 from genopt.quality.audit import audit
-from genopt.tasks.base import Again, BenchConfig, Evaluation, Progress, References, failed
+from genopt.tasks.attempts import Rows, attempt, open_references, pace_of
+from genopt.tasks.base import BenchConfig, Evaluation, Progress, References
 from genopt.tasks.image_data import ImageSet
 from genopt.tasks.image_judge import ImageCase, ImageJudge
 from genopt.tasks.sessions import RoleSessions
@@ -23,8 +22,6 @@ ROUNDS, ROUNDS_OF_LOST = 24, 4
 """Most rounds of single images; a candidate whose quality is lost gets just enough for an interval."""
 SECONDS, SECONDS_OF_LOST, SECONDS_OF_REFERENCES, SECONDS_OF_AA = 20.0, 6.0, 30.0, 15.0
 """Most time for them."""
-AGAIN: Mapping[type[GenoptError], Again] = {OutOfMemoryError: "now", StageTimeoutError: "later"}
-"""Failures that say little about the candidate: something else may have held the memory, or the time."""
 
 
 class ImageBench:
@@ -47,18 +44,11 @@ class ImageBench:
 
     def references(self, deadline: float, progress: Progress) -> References:
         """See `Bench.references`."""
-        original_plan, baseline_plan = self._plans
-        folder = Path(self._config.original)
-        progress("opening the original")
-        original = self._sessions.open("original", original_plan, folder, deadline)
-        progress("opening the baseline")
-        note = "best lossless form of the original: same steps, same precision"
-        try:
-            baseline = self._sessions.open("baseline", baseline_plan, folder, deadline)
-        except InfeasibleError as error:
-            note = f"the original itself, because the baseline cannot run here: {error}"
-            baseline_plan = original_plan.model_copy(update={"name": "baseline"})
-            baseline = self._sessions.open("baseline", baseline_plan, folder, deadline)
+        original_plan, folder = self._plans[0], Path(self._config.original)
+        baseline_plan, note = open_references(
+            self._sessions, self._plans, folder, deadline, progress, note="best lossless form of the original: same steps, same precision"
+        )  # fmt: skip
+        original, baseline = self._sessions["original"], self._sessions["baseline"]
         progress("timing baseline against original")
         found = self._compared(baseline, original, ROUNDS, SECONDS_OF_REFERENCES)
         progress("timing the baseline against itself (A/A)")
@@ -99,29 +89,13 @@ class ImageBench:
 
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
         """See `Bench.evaluate`."""
-        started = clock.now()
-        again: Again = "no"
-        try:
-            progress("auditing")
-            checked = audit(Path(artifact.path), self._config.parameters)
-            artifact = artifact.model_copy(update={"effective_bits": checked.effective_bits})
-            if checked.problems:
-                raise StageError(f"The artifact fails its audit: {checked.problems[0]}.")
-            progress("opening")
-            session = self._sessions.open("candidate", plan, Path(artifact.path), deadline)
-            candidate, samples = self._measure(plan, artifact, session, deadline, progress)
-        except InfeasibleError as error:
-            candidate, samples = failed(plan, "infeasible", str(error), artifact), ()
-        except GenoptError as error:
-            candidate, samples = failed(plan, "failed", str(error), artifact), ()
-            again = AGAIN.get(type(error), "no")
-        finally:
-            self._sessions.close("candidate")
-        return Evaluation(candidate=candidate, samples=samples, seconds=clock.now() - started, again=again)
 
-    def _measure(
-        self, plan: Plan, artifact: Artifact, session: ImageProcess, deadline: float, progress: Progress
-    ) -> tuple[Candidate, tuple[dict[str, object], ...]]:
+        def measure(audited: Artifact, session: ImageProcess) -> tuple[Candidate, Rows]:
+            return self._measure(plan, audited, session, deadline, progress)
+
+        return attempt(self._config, self._sessions, plan, artifact, deadline, progress, measure)
+
+    def _measure(self, plan: Plan, artifact: Artifact, session: ImageProcess, deadline: float, progress: Progress) -> tuple[Candidate, Rows]:
         case = ImageCase(session)
         lost = self._judge.first_look(case, progress).verdict in ("reject", "anomalous")
         progress("timing against the baseline")
@@ -155,7 +129,7 @@ def outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, st
         speed: What was measured.
         bar: The quality bar.
     """
-    pace = _pace(speed)
+    pace = pace_of(speed)
     if quality.verdict == "anomalous":
         return "rejected", f"implausible images ({quality.details['anomaly']}); {pace}"
     same = bool(quality.details.get("same_images"))
@@ -173,11 +147,3 @@ def outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, st
     if quality.verdict == "reject":
         return "rejected", f"worse images ({score}): below the bar of {bar:g}; {pace}"
     return "inconclusive", f"{'the same' if same else 'different'} images ({score}), undecided: {quality.details['reason']}; {pace}"
-
-
-def _pace(speed: Comparison) -> str:
-    """The speed in words, with what makes it less certain than asked for."""
-    found = f"{speed.ratio.value:.2f}x the baseline's speed"
-    if not speed.decided:
-        found += f" (undecided: known to ±{100 * half_width(speed.ratio):.0f}%)"
-    return f"{found}, on a node that was not quiet" if speed.contended else found

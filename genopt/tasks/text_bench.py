@@ -7,22 +7,22 @@ reference tokens when a verdict needs them. Idle sessions wait on a pipe and use
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from genopt import clock
-from genopt.errors import GenoptError, InfeasibleError, OutOfMemoryError, StageError, StageTimeoutError
 from genopt.measure.duel import Comparison
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
-from genopt.measure.statistics import combine, half_width
+from genopt.measure.statistics import combine
 from genopt.measure.text_speed import TextWorkload, compare, measure_aa
 from genopt.plan import Artifact, Candidate, Earlier, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
 from genopt.spec import parse_arrivals
-from genopt.tasks.base import Again, BenchConfig, Evaluation, Progress, References, failed, told
+from genopt.tasks.attempts import Rows, attempt, open_references, pace_of
+from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, told
 from genopt.tasks.text_data import TextSet
 from genopt.tasks.text_evidence import Case
 from genopt.tasks.text_judge import TextJudge
@@ -34,8 +34,6 @@ SECONDS, SECONDS_OF_LOST, SECONDS_OF_REFERENCES, SECONDS_OF_AA = 14.0, 6.0, 20.0
 """Most time for them."""
 SECONDS_OF_ARRIVALS, SECONDS_OF_ARRIVALS_OF_LOST = 12.0, 4.0
 """Most time for requests that arrive by themselves, where the spec asks for such."""
-AGAIN: Mapping[type[GenoptError], Again] = {OutOfMemoryError: "now", StageTimeoutError: "later"}
-"""Failures that say little about the candidate: something else may have held the memory, or the time."""
 
 
 class TextBench:
@@ -59,18 +57,11 @@ class TextBench:
 
     def references(self, deadline: float, progress: Progress) -> References:
         """See `Bench.references`."""
-        original_plan, baseline_plan = self._plans
-        folder = Path(self._config.original)
-        progress("opening the original")
-        original = self._sessions.open("original", original_plan, folder, deadline)
-        progress("opening the baseline (compiling)")
-        note = "best lossless form of the original: compiled decode step, same precision"
-        try:
-            baseline = self._sessions.open("baseline", baseline_plan, folder, deadline)
-        except InfeasibleError as error:
-            note = f"the original itself, because the baseline cannot run here: {error}"
-            baseline_plan = original_plan.model_copy(update={"name": "baseline"})
-            baseline = self._sessions.open("baseline", baseline_plan, folder, deadline)
+        original_plan, folder = self._plans[0], Path(self._config.original)
+        baseline_plan, note = open_references(
+            self._sessions, self._plans, folder, deadline, progress, note="best lossless form of the original: compiled decode step, same precision"
+        )  # fmt: skip
+        original, baseline = self._sessions["original"], self._sessions["baseline"]
         progress("timing baseline against original")
         seed = self._config.seed
         precision = self._config.precision
@@ -114,29 +105,13 @@ class TextBench:
 
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
         """See `Bench.evaluate`."""
-        started = clock.now()
-        again: Again = "no"
-        try:
-            progress("auditing")
-            checked = audit(Path(artifact.path), self._config.parameters)
-            artifact = artifact.model_copy(update={"effective_bits": checked.effective_bits})
-            if checked.problems:
-                raise StageError(f"The artifact fails its audit: {checked.problems[0]}.")
-            progress("opening")
-            session = self._sessions.open("candidate", plan, Path(artifact.path), deadline)
-            candidate, samples = self._measure(plan, artifact, session, deadline, progress)
-        except InfeasibleError as error:
-            candidate, samples = failed(plan, "infeasible", str(error), artifact), ()
-        except GenoptError as error:
-            candidate, samples = failed(plan, "failed", str(error), artifact), ()
-            again = AGAIN.get(type(error), "no")
-        finally:
-            self._sessions.close("candidate")
-        return Evaluation(candidate=candidate, samples=samples, seconds=clock.now() - started, again=again)
 
-    def _measure(
-        self, plan: Plan, artifact: Artifact, session: SessionProcess, deadline: float, progress: Progress
-    ) -> tuple[Candidate, tuple[dict[str, object], ...]]:
+        def measure(audited: Artifact, session: SessionProcess) -> tuple[Candidate, Rows]:
+            return self._measure(plan, audited, session, deadline, progress)
+
+        return attempt(self._config, self._sessions, plan, artifact, deadline, progress, measure)
+
+    def _measure(self, plan: Plan, artifact: Artifact, session: SessionProcess, deadline: float, progress: Progress) -> tuple[Candidate, Rows]:
         case = Case(session, plan, artifact)
         quick = self._judge.first_look(case, progress)
         lost = quick.verdict in ("reject", "anomalous")
@@ -183,7 +158,7 @@ def _outcome(quality: Quality, speed: Comparison, bar: float, earlier: Sequence[
     interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] of the original over {quality.n} tokens"
     if earlier:
         interval += f" (scored by {', '.join(map(told, earlier))})"
-    pace = _pace(speed)
+    pace = pace_of(speed)
     if not bar and quality.verdict == "accept":
         return "accepted", f"nothing is asked of its quality; {pace}"
     if quality.verdict == "accept":
@@ -193,11 +168,3 @@ def _outcome(quality: Quality, speed: Comparison, bar: float, earlier: Sequence[
     if quality.verdict == "anomalous":
         return "rejected", f"implausible output ({quality.details['anomaly']}); {pace}"
     return "inconclusive", f"quality {interval} neither clears nor misses the bar of {bar:g} ({quality.details['reason']}); {pace}"
-
-
-def _pace(speed: Comparison) -> str:
-    """The speed in words, with what makes it less certain than asked for."""
-    found = f"{speed.ratio.value:.2f}x the baseline's speed"
-    if not speed.decided:
-        found += f" (undecided: known to ±{100 * half_width(speed.ratio):.0f}%)"
-    return f"{found}, on a node that was not quiet" if speed.contended else found
