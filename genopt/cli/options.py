@@ -23,7 +23,9 @@ class Progress(StrEnum):
     json = "json"
 
 
-Model = Annotated[str | None, typer.Argument(help="Hugging Face id, folder, .gguf file or built-in name (smollm2-135m).", show_default=False)]
+Model = Annotated[
+    str | None, typer.Argument(help="Hugging Face id, folder, .gguf file or built-in name (smollm2-135m, digits-diffusion).", show_default=False)
+]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Config = Annotated[Path | None, typer.Option(help="YAML file with a key per flag; flags on the command line win.")]

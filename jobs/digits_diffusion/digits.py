@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 64
+SIDE = 32
 """Pixels of a side of an image."""
-INK_SIDE = 48
+INK_SIDE = 24
 """Pixels of a side of the part that a digit fills."""
 HELD_OUT = 0.2
 THIN, PLAIN, BOLD = 0, 1, 2
@@ -80,7 +80,7 @@ def vary(images: Tensor, generator: torch.Generator) -> Tensor:
     rows = torch.stack([cos, -sin, uniform(-0.08, 0.08), sin, cos, uniform(-0.08, 0.08)], 1)
     grid = functional.affine_grid(rows.view(count, 2, 3), list(images.shape), align_corners=False)
     moved = functional.grid_sample(images - 1, grid, align_corners=False) + 1  # outside is paper
-    blurred = functional.avg_pool2d(functional.pad(moved, (2,) * 4, value=1.0), 5, stride=1)
+    blurred = functional.avg_pool2d(functional.pad(moved, (1,) * 4, value=1.0), 3, stride=1)
     return torch.lerp(moved, blurred, uniform(0, 0.6).view(-1, 1, 1, 1))
 
 

@@ -34,18 +34,17 @@ def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
 def vae() -> AutoencoderKL:
     """Four latent channels at a quarter of the images' resolution."""
     return AutoencoderKL(
-        block_out_channels=(32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1,
+        block_out_channels=(16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1,
         latent_channels=LATENT_CHANNELS, norm_num_groups=8, sample_size=SIDE,
     )  # fmt: skip
 
 
 def unet() -> UNet2DConditionModel:
-    """Three resolutions, with attention on the two lower ones."""
+    """Two resolutions, with attention on both."""
     return UNet2DConditionModel(
-        block_out_channels=(64, 64, 96), layers_per_block=1, sample_size=LATENT_SIDE, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 96), layers_per_block=1, sample_size=LATENT_SIDE, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
         norm_num_groups=16, attention_head_dim=16, cross_attention_dim=TEXT_WIDTH,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -38,7 +39,7 @@ def test_genopt_is_the_only_importable_name(wheel: zipfile.Path) -> None:
 
 def test_every_module_and_data_file_is_in_it(wheel: zipfile.Path) -> None:
     packed = set(wheel.root.namelist())
-    data = (".py", ".typed", ".jinja", ".html", ".css", ".js", ".json")
+    data = (".py", ".typed", ".jinja", ".html", ".css", ".js", ".json", ".safetensors")
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "genopt").rglob("*") if path.name.endswith(data)}
     assert "genopt/py.typed" in packed
     assert expected - packed == set()
@@ -65,3 +66,15 @@ def test_help_is_shown_at_once() -> None:
         subprocess.run([sys.executable, "-m", "genopt", "--help"], cwd=ROOT, capture_output=True, check=True)
         times.append(time.monotonic() - started)
     assert statistics.median(times) < HELP_LIMIT_S
+
+
+def test_the_built_in_pipeline_is_found_in_an_installed_wheel(wheel: zipfile.Path, tmp_path: Path) -> None:
+    wheel.root.extractall(tmp_path / "site")
+    code = (
+        "from pathlib import Path; from genopt.models.resolve import resolve\n"
+        "model = resolve('digits-diffusion', cache=Path('cache'), progress=lambda message: None)\n"
+        "print(model.path, model.architecture)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(tmp_path / "site" / "genopt" / "models" / "assets" / "digits_diffusion"), "StableDiffusionPipeline"]

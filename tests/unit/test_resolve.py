@@ -394,7 +394,7 @@ def test_a_hub_id_without_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     done = subprocess.run([sys.executable, "-c", offline, str(tmp_path)], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert "give a local folder, or use a built-in name (smollm2-135m)." in lines[-2]
+    assert "give a local folder, or use a built-in name (smollm2-135m, digits-diffusion)." in lines[-2]
     assert lines[-1] == "[]"
 
 
