@@ -36,7 +36,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     ),
     "digits-diffusion": PackagedModel(
         name="digits_diffusion",
-        digest="cd6e239ec932655a485bea8c328a62fa2ff9e17cc451d13147b27b782c43c029",
-        note="This pipeline has 4 million parameters, to try genopt with; speedups of larger ones differ.",
+        digest="a4b9830b3d7590caa17db176f26aafef29e075d59957dd02b6245af86d05b615",
+        note="This pipeline has 3 million parameters, to try genopt with; speedups of larger ones differ.",
     ),
 }
