@@ -94,17 +94,18 @@ def metric_interval(value: Metric) -> str:
 
 def steps(candidate: Candidate) -> str:
     """The transforms with their parameters, in order: `onnx_genai(precision=int8)`."""
-    texts = [f"{step.technique}({_settings(step.params)})" if step.params else step.technique for step in candidate.steps]
-    return " → ".join(texts) or "none"
+    return " → ".join(_with_settings(step.technique, step.params) for step in candidate.steps) or "none"
 
 
 def engine(candidate: Candidate) -> str:
     """The engine with its options."""
-    return f"{candidate.engine}({_settings(candidate.options)})" if candidate.options else candidate.engine
+    return _with_settings(candidate.engine, candidate.options)
 
 
-def _settings(values: dict[str, JsonValue]) -> str:
-    return ", ".join(f"{name}={'+'.join(map(str, value)) if isinstance(value, list) else value}" for name, value in values.items())
+def _with_settings(what: str, values: dict[str, JsonValue]) -> str:
+    """A thing with the settings that it was given; None leaves the choice to it."""
+    given = {name: "+".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items() if value is not None}
+    return f"{what}({', '.join(f'{name}={value}' for name, value in given.items())})" if given else what
 
 
 def moment(report: Report) -> str:
