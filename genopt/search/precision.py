@@ -22,6 +22,8 @@ BITS = (8, 4)
 """Bits at which families are tried."""
 TARGETS = (5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0)
 """Effective bits for which the best mixture is sought."""
+ROUNDING = 1e-9
+"""By how much effective bits may pass a target: sums in another order differ in their last digits."""
 SCALE_BITS = 32
 """Of a block's scale."""
 
@@ -133,7 +135,7 @@ def solve(found: Sensitivity, targets: Sequence[float] = TARGETS) -> list[Alloca
     mixtures = unbeaten(found.families(), found.block_size)
     chosen: list[Allocation] = []
     for target in sorted(targets):
-        within = [one for one in mixtures if one.effective_bits <= target]
+        within = [one for one in mixtures if one.effective_bits <= target + ROUNDING]
         if within and within[-1] not in chosen:
             chosen.append(within[-1])
     return chosen

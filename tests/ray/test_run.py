@@ -154,7 +154,7 @@ def test_without_a_winner_the_baseline_is_kept_unless_nothing_is_asked_of_qualit
 
 def test_interrupted_and_resumed(folder: Path) -> None:
     run = folder / "interrupted"
-    process = optimize(folder, run)
+    process = optimize(folder, run, "--max-trials", "0")
     wait_for_event(run, "candidate_finished")
     os.killpg(process.pid, signal.SIGINT)
     message = ended(process, 130)["error"]["message"]
@@ -166,7 +166,7 @@ def test_interrupted_and_resumed(folder: Path) -> None:
     assert_nothing_is_left(folder)
     whole = ended(start(folder, "resume", str(run), "--json"), 0)
     assert not whole["interrupted"]
-    assert whole["winner"] == "delay-1-loss-0.0"
+    assert whole["winner"] == "twice-as-fast"
     names = [event["candidate"]["name"] for event in events(run, "candidate_finished") if event["candidate"]["status"] == "accepted"]
     assert len(names) == len(set(names)), "what had ended was done again"
 
