@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,5 +96,5 @@ def test_the_contact_sheet_shows_the_first_pairs_and_those_that_differ_most() ->
     candidates = [picture(seed) for seed in range(8)]
     candidates[6] = picture(99)
     pairs.add([f"prompt {place}" for place in range(8)], [picture(seed) for seed in range(8)], candidates, None)
-    sheet = contact_sheet(pairs)
-    assert [item["prompt"] for item in sheet][:4] == ["prompt 0", "prompt 1", "prompt 2", "prompt 6"]  # type: ignore[index,call-overload]
+    sheet: Any = contact_sheet(pairs)
+    assert [item["prompt"] for item in sheet][:4] == ["prompt 0", "prompt 1", "prompt 2", "prompt 6"]
