@@ -29,7 +29,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "compressed_tensors": "genopt.techniques.compressed_tensors:CompressedTensors",
         "gguf": "genopt.techniques.gguf:Gguf",
         "gguf_as_given": "genopt.techniques.gguf_as_given:GgufAsGiven",
-        "openvino": "genopt.techniques.openvino:OpenVino",
+        "openvino_export": "genopt.techniques.openvino_export:OpenVinoExport",
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",
         "distill": "genopt.techniques.distill:Distill",

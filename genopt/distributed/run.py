@@ -38,7 +38,7 @@ from genopt.search.predict import runtime_of
 from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
 from genopt.store.shared import open_store
-from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, environments_of, failed, fits, session_options
+from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, fits, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
 PROFILE_LIMIT_S = 60.0
@@ -113,7 +113,7 @@ class _Run:
         self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick)
         self._search = SearchPhase(
             self._spec, self._task, budget, self._outcome, self._predictions, self._benches,
-            expected_s=self._expected_s, started=self._started, finished=self._ended, tick=self._tick,
+            environments=self._environments.keys(), expected_s=self._expected_s, started=self._started, finished=self._ended, tick=self._tick,
         )  # fmt: skip
 
     def go(self) -> RunFolder:
@@ -270,10 +270,10 @@ class _Run:
     def _catalogue(self, order: list[str]) -> list[Plan]:
         """First candidates that are wanted and did not end before, in the order that the profile suggests."""
         done = self._outcome.identities()
-        wanted = [plan for plan in self._task.catalogue() if self._spec.wants(plan) and plan.identity() not in done]
         traits = self._original().traits
         # The report says how to add the environments of others.
-        plans = [plan for plan in wanted if fits(plan, traits) and environments_of(plan) <= self._environments.keys()]
+        wanted = [plan for plan in self._task.catalogue() if self._search.wants(plan) and plan.identity() not in done]
+        plans = [plan for plan in wanted if fits(plan, traits)]
         ranks = {family: rank for rank, family in enumerate(order)}
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))
 
@@ -315,7 +315,8 @@ class _Run:
 
     def _sensitivity(self, prepared: Prepared) -> precision.Sensitivity | None:
         """Which parts of the model bear fewer bits; None where that is of no use, or the budget is too short for it."""
-        if not self._task.sensitivity_stage or not precision.tells_families(self._task.space()) or self._search.trials_left() == 0:
+        useful = precision.tells_families(self._task.space(), self._search.wants) and self._search.trials_left() != 0
+        if not self._task.sensitivity_stage or not useful:
             return None
         payload = {"model": self._model.path, "calibration": prepared.calibration}
         return sensitivity.of_run(self._folder, self._budget, self._task.sensitivity_stage, payload, self._nodes, self._phase, self._tick)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from genopt import clock
 from genopt.clock import Moment
@@ -20,7 +20,7 @@ from genopt.search.predict import runtime_of
 from genopt.search.propose import pool
 from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
-from genopt.tasks.base import Evaluation, Task
+from genopt.tasks.base import Evaluation, Task, environments_of
 
 SEARCH_END_S = 3.0
 """Ray Tune needs this long to end after its last trial has."""
@@ -36,6 +36,7 @@ class SearchPhase:
         outcome: What was tried.
         predictions: What is expected of what was not.
         benches: Where candidates are evaluated.
+        environments: Engine environments that candidates may need, besides ours.
         expected_s: How long a candidate takes.
         started: Told of a candidate and the seconds that it is expected to take.
         finished: Told how a candidate ended.
@@ -51,6 +52,7 @@ class SearchPhase:
         predictions: Predictions,
         benches: Benches,
         *,
+        environments: Collection[str],
         expected_s: Callable[[Plan], float],
         started: Callable[[Plan, float], None],
         finished: Callable[[Evaluation], None],
@@ -58,6 +60,7 @@ class SearchPhase:
     ) -> None:
         self._spec, self._task, self._budget = spec, task, budget
         self._outcome, self._predictions, self._benches = outcome, predictions, benches
+        self._environments = frozenset(environments)
         self._expected_s, self._started, self._finished, self._tick = expected_s, started, finished, tick
 
     @property
@@ -65,12 +68,17 @@ class SearchPhase:
         """Whether one more candidate fits the budget."""
         return self._budget.left_s > self.typical_s() + SEARCH_END_S
 
+    def wants(self, plan: Plan) -> bool:
+        """Whether a plan is asked for and can run here."""
+        return self._spec.wants(plan) and environments_of(plan) <= self._environments
+
     def _goes_on(self) -> bool:
         return self.trials_left() != 0 and self.has_time
 
     def typical_s(self) -> float:
         """Expected seconds of one searched candidate."""
-        return self._expected_s(self._task.space().plan(self._task.seeds()[0]))
+        plans = [self._task.space().plan(seed) for seed in self._task.seeds()]
+        return self._expected_s(next(filter(self.wants, plans), plans[0]))
 
     def trials_left(self) -> int | None:
         """How many candidates the search may still add, those of earlier sessions counted; None for any number."""
@@ -92,20 +100,21 @@ class SearchPhase:
         space = self._task.space()
         candidates = pool(
             space, self._spec.seed, predict=lambda point: self._foreseen(space, point, found),
-            wanted=lambda point: self._spec.wants(space.plan(point)),
+            wanted=lambda point: self.wants(space.plan(point)),
         )  # fmt: skip
         seeds = self._task.seeds()
         if found is not None:
             seeds[1:1] = precision.proposals(space, precision.solve(found), self._spec.quality)
+        possible = [seed for seed in seeds if self.wants(space.plan(seed))]
         references = {plan.identity() for plan in self._task.references()}
-        runtimes = {runtime_of(plan): plan for plan in map(space.plan, (*candidates.points, *seeds))}
+        runtimes = {runtime_of(plan): plan for plan in map(space.plan, (*candidates.points, *possible))}
         lost = LostCandidates(self._finished)
         while self._goes_on():
             for slot in tuple(self._benches.slots):  # a node that died is dropped before anything waits for it
                 self._benches.recover(slot)
             again = [point for plan in lost.waiting() if (point := space.point_of(plan)) is not None]
             request = SearchRequest(
-                spec=self._spec, task=self._task.name, seeds=(*again, *seeds), outcomes=tuple(self._outcome.of_points(space)),
+                spec=self._spec, task=self._task.name, seeds=(*again, *possible), outcomes=tuple(self._outcome.of_points(space)),
                 known=tuple(sorted(self._outcome.identities() | references)), deadline=Moment.of(clock.now() + self._budget.left_s - SEARCH_END_S),
                 expected_s={runtime: self._expected_s(plan) for runtime, plan in runtimes.items()}, guard_s=self._budget.guard_s,
                 trials=self.trials_left(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from genopt.engines.base import SPARE_THREADS
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.space import Tunable
 
@@ -44,7 +45,7 @@ class LlamaCppEngine:
     name = "llamacpp"
     modality = "text"
     accepts = frozenset({"gguf"})
-    tunables: tuple[Tunable, ...] = ()
+    tunables = (Tunable(name="flash_attention", choices=(None, True), words=("", "flash")), SPARE_THREADS)
     environment: str | None = "llamacpp"
     layer_overhead_s = 1.5e-4
 

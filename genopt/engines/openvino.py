@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from genopt.engines.base import SPARE_THREADS
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.space import Tunable
 
@@ -43,7 +44,7 @@ class OpenVinoEngine:
     name = "openvino"
     modality = "text"
     accepts = frozenset({"openvino"})
-    tunables: tuple[Tunable, ...] = ()
+    tunables = (Tunable(name="precision", choices=(None, "f32"), words=("", "f32")), SPARE_THREADS)
     environment: str | None = "openvino"
     layer_overhead_s = 2e-4
 

@@ -54,7 +54,10 @@ class VllmEngine:
     name = "vllm"
     modality = "text"
     accepts = frozenset({"hf", "compressed_tensors"})
-    tunables: tuple[Tunable, ...] = ()
+    tunables = (
+        Tunable(name="cache_type", choices=(None, "fp8"), words=("", "kv-fp8")),
+        Tunable(name="max_batched_tokens", choices=(2048, 8192), words=("", "8k-steps")),
+    )
     environment: str | None = "vllm"
     layer_overhead_s = 1e-5
 

@@ -8,12 +8,12 @@ beats (Nemhauser and Ullmann, "Discrete Dynamic Programming and Capital Allocati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
 
-from genopt.plan import Record
+from genopt.plan import Plan, Record
 from genopt.search.space import ENGINE, Point, Space
 
 FAMILIES = ("head", "qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -184,6 +184,11 @@ def predicted_kl(space: Space, point: Point, found: Sensitivity) -> float:
     return total
 
 
-def tells_families(space: Space) -> bool:
-    """Whether some technique of a space can give families bits of their own."""
-    return any(tunable.family for owner in space.techniques for tunable in owner.tunables)
+def tells_families(space: Space, wanted: Callable[[Plan], bool] = lambda _: True) -> bool:
+    """Whether some wanted candidate of a space gives families bits of their own."""
+    for owner in space.techniques:
+        names = {f"{owner.name}.{tunable.name}" for tunable in owner.tunables if tunable.family}
+        points = [space.complete({ENGINE: engine.name, owner.name: True}) for engine in space.engines] if names else []
+        if any(names & point.keys() and wanted(space.plan(point)) for point in points):
+            return True
+    return False

@@ -98,6 +98,14 @@ class Space(Record):
     techniques: tuple[Owner, ...]
     original: frozenset[str] = ORIGINAL
 
+    @model_validator(mode="after")
+    def _owners_told_apart(self) -> Self:
+        names = [owner.name for owner in (*self.engines, *self.techniques)]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"choices of {', '.join(sorted(twice))} could not be told apart; an engine or a technique needs another name")
+        return self
+
     def walk(self, choose: Choose) -> Point:
         """Asks for one choice after the other and returns the point.
 

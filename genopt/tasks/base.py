@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import PurePath
 from typing import Any, Literal, Protocol
 
@@ -118,8 +119,15 @@ def session_options(plan: Plan, threads: int) -> dict[str, JsonValue]:
 
 def environments_of(plan: Plan) -> frozenset[str]:
     """The engine environments that a plan's steps and engine run in, besides ours."""
-    parts = [catalog.load("engines", plan.engine), *(catalog.load("techniques", step.technique) for step in plan.steps)]
-    return frozenset(part.environment for part in parts if part.environment is not None)
+    parts = (_environment("engines", plan.engine), *(_environment("techniques", step.technique) for step in plan.steps))
+    return frozenset(part for part in parts if part is not None)
+
+
+@cache
+def _environment(kind: Literal["engines", "techniques"], name: str) -> str | None:
+    """Kept, since a search asks for thousands of candidates."""
+    found: str | None = catalog.load(kind, name).environment
+    return found
 
 
 def fits(plan: Plan, traits: Collection[str]) -> bool:

@@ -15,18 +15,18 @@ from genopt.tasks.text_inputs import require_text_inputs
 ORIGINAL = Plan(name="original", engine="torch", options={"compile": False, "spare_threads": 0})
 BASELINE = Plan(name="baseline", engine="torch", options={"compile": True, "spare_threads": 0})
 
-ENGINES: Mapping[str, str] = {"ort_genai": "ort", "torch": "torch"}
+ENGINES: Mapping[str, str] = {"ort_genai": "ort", "torch": "torch", "llamacpp": "llamacpp", "openvino": "openvino", "vllm": "vllm"}
 """Engines of the space, with the words that begin the names of their candidates."""
 TECHNIQUES: Mapping[str, str] = {
     "drop_layers": "drop", "torchao_int8_weight_only": "int8-weight-only", "torchao_int8_dynamic": "int8-dynamic", "onnx_genai": "onnx",
-    "onnx_weight_only": "int8",
+    "onnx_weight_only": "int8", "gguf": "", "openvino_export": "", "compressed_tensors": "",
 }  # fmt: skip
 """Its techniques; magnitude pruning makes nothing faster here, and distillation has its own place in the first candidates."""
 
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
-    "compressed_tensors": "quantization", "gguf": "quantization", "openvino": "quantization", "magnitude_prune": "pruning", "drop_layers": "pruning",
-    "distill": "pruning",
+    "compressed_tensors": "quantization", "gguf": "quantization", "openvino_export": "quantization", "magnitude_prune": "pruning",
+    "drop_layers": "pruning", "distill": "pruning",
 }  # fmt: skip
 
 
@@ -52,13 +52,17 @@ def _torch(**choices: Choice) -> Point:
     return _space().complete({ENGINE: "torch", **choices})
 
 
-def _gguf(name: str, number_format: str) -> Plan:
-    return Plan(name=name, steps=(Step(technique="gguf", params={"format": number_format}),), engine="llamacpp")
+def _llamacpp(number_format: str) -> Plan:
+    return _space().plan(_space().complete({ENGINE: "llamacpp", "gguf.format": number_format}))
 
 
-def _vllm(engine: str, scheme: str) -> Plan:
-    step = Step(technique="compressed_tensors", params={"scheme": scheme})
-    return Plan(name=f"{engine.replace('_', '-')}-{scheme.lower()}", steps=(step,), engine=engine)
+def _vllm(scheme: str) -> Point:
+    return _space().complete({ENGINE: "vllm", "compressed_tensors": True, "compressed_tensors.scheme": scheme})
+
+
+def _vllm_cpu(name: str, *steps: Step) -> Plan:
+    """Beside the space: it starts for so long that a search could try little else."""
+    return Plan(name=name, steps=steps, engine="vllm_cpu")
 
 
 class TextGeneration:
@@ -88,21 +92,21 @@ class TextGeneration:
         drop, distill = Step(technique="drop_layers", params={"count": 2}), Step(technique="distill", params={"time_s": 30.0})
         return [
             _named("ort-int8-g32-sym", _quantized(symmetric=True)),
-            _gguf("llamacpp-q8_0", "Q8_0"),
-            _gguf("llamacpp-native", "native"),
+            _llamacpp("Q8_0"),
+            _llamacpp("native"),
             Plan(name="llamacpp-as-given", steps=(Step(technique="gguf_as_given"),), engine="llamacpp"),
-            Plan(name="openvino-int8", steps=(Step(technique="openvino", params={"weights": "int8"}),), engine="openvino"),
-            Plan(name="vllm-native", engine="vllm"),
-            Plan(name="vllm-fp8", engine="vllm", options={"quantization": "fp8"}),
-            _vllm("vllm", "W4A16"),
-            _vllm("vllm", "W8A8"),
-            Plan(name="vllm-cpu-native", engine="vllm_cpu"),
-            _vllm("vllm_cpu", "W8A8"),
+            _space().plan(_space().complete({ENGINE: "openvino"})),
+            _named("vllm-native", _space().complete({ENGINE: "vllm"})),
+            _space().plan(_vllm("FP8_DYNAMIC")),
+            _space().plan(_vllm("W4A16")),
+            _space().plan(_vllm("W8A8")),
+            _vllm_cpu("vllm-cpu-native"),
+            _vllm_cpu("vllm-cpu-w8a8", Step(technique="compressed_tensors", params={"scheme": "W8A8"})),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
             _named("ort-int4-g32", _int4(32)),
             _named("ort-int4-g128", _int4(128)),
-            _gguf("llamacpp-q6_k", "Q6_K"),
-            _gguf("llamacpp-q4_k_m", "Q4_K_M"),
+            _llamacpp("Q6_K"),
+            _llamacpp("Q4_K_M"),
             _named("torchao-int8-weight-only", _torch(torchao_int8_weight_only=True)),
             _named("torchao-int8-dynamic", _torch(torchao_int8_dynamic=True)),
             # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.
@@ -118,13 +122,15 @@ class TextGeneration:
 
     @staticmethod
     def space() -> Space:
-        """Both engines, with all that can be done to the model for them."""
+        """The engines, with all that can be done to the model for them; a run leaves out those that it cannot have."""
         return _space()
 
     @staticmethod
     def seeds() -> list[Point]:
-        """The least invasive changes of plain int8 first: a zero point per block, then other block sizes."""
-        return [_quantized(block_size=size) for size in (32, 64, 128, 16)]
+        """The least invasive changes of plain int8 first: a zero point per block, then other block sizes; what vLLM has beside its defaults."""
+        blocks = [_quantized(block_size=size) for size in (32, 64, 128, 16)]
+        rounded = _vllm("FP8_DYNAMIC")
+        return [*blocks, rounded | {"vllm.cache_type": "fp8"}, rounded | {"vllm.max_batched_tokens": 8192}]
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

@@ -54,7 +54,10 @@ class CompressedTensors:
     removes = frozenset({"hf"})
     needs_calibration = False
     accelerated = True
-    tunables: tuple[Tunable, ...] = ()
+    tunables = (
+        Tunable(name="scheme", choices=("FP8_DYNAMIC", "W8A8", "W8A16", "W4A16"), words=("fp8_dynamic", "w8a8", "w8a16", "w4a16")),
+        Tunable(name="group_size", choices=(128, 64, 32), words=("", "g64", "g32"), when=(("scheme", "W8A16"), ("scheme", "W4A16"))),
+    )
     environment: str | None = None
 
     @staticmethod

@@ -47,7 +47,13 @@ class Gguf:
     removes = frozenset({"hf"})
     needs_calibration = False
     accelerated = False
-    tunables: tuple[Tunable, ...] = ()
+    tunables = (
+        Tunable(
+            name="format",
+            choices=("Q8_0", "native", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"),
+            words=("q8_0", "native", "q6_k", "q5_k_m", "q4_k_m", "q4_0"),
+        ),
+    )
     environment: str | None = "llamacpp"
 
     @staticmethod

@@ -74,7 +74,7 @@ with tempfile.TemporaryDirectory() as scratch:  # the library wants the weights 
 """
 
 SUBJECTS: dict[str, tuple[str, dict[str, JsonValue], str]] = {
-    "llamacpp": ("gguf", {"format": "Q8_0"}, LLAMACPP), "openvino": ("openvino", {"weights": "int8"}, OPENVINO)
+    "llamacpp": ("gguf", {"format": "Q8_0"}, LLAMACPP), "openvino": ("openvino_export", {"weights": "int8"}, OPENVINO)
 }  # fmt: skip
 """By engine: the technique that makes its artifact, its parameters, and the script."""
 

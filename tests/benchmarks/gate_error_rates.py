@@ -11,6 +11,18 @@ replacement, so that what is true of all of them is true on average of each samp
 False accepts are counted among candidates below the bar, false rejects among those at or above it. What errs most is a
 candidate exactly at the bar, so every strength is also moved there, and to half a percent on either side, by a constant per
 token: that changes the mean of the differences and leaves their shape, which is what intervals get wrong.
+
+On SmolLM2-135M-Instruct (2026-11-28, 128 windows of 512 tokens, 1,000 trials each, the bar at 99 %):
+
+noise        kept    half a percent above         at the bar                       half a percent below
+             truly   false rejects   tokens       false accepts   false rejects    false accepts   tokens
+1.04 %      99.43 %     0.0 %         8,687           3.5 %           2.0 %            0.0 %         8,687
+1.47 %      98.88 %     0.1 %         8,687           2.1 %           2.3 %            0.0 %         8,687
+1.81 %      98.27 %     0.1 %        12,775           2.5 %           3.1 %            0.0 %        12,775
+2.20 %      98.69 %     0.0 %        16,863           2.4 %           2.4 %            0.0 %        16,863
+
+Tokens are the median to a verdict. At the bar itself 94 to 96 % stay inconclusive, as they should. As they are, the second and the last,
+0.12 and 0.31 points below the bar, were accepted in 0.2 %, the third, 0.73 points below, in none, and the first, 0.43 above, in all.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "compressed_tensors": ("hf", {"scheme": "W4A16", "group_size": 32}),
     "gguf": ("hf", {"format": "Q8_0"}),
     "gguf_as_given": ("given_gguf", {}),
-    "openvino": ("hf", {"weights": "int8"}),
+    "openvino_export": ("hf", {"weights": "int8"}),
     "onnx_genai": ("hf", {}),
     "onnx_weight_only": ("onnx_genai", {"head": 32, "down_proj": 4, "edge_layers": 8}),
     "magnitude_prune": ("hf", {"sparsity": 0.5}),
@@ -58,9 +58,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (given / GIVEN).parent.mkdir()
     (given / GIVEN).write_bytes(MAGIC + bytes([3, 0, 0, 0]))
     found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given, "diffusers": write_tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline"))}
-    for name in ("gguf", "openvino"):  # their traits have the same names
+    for name, trait in (("gguf", "gguf"), ("openvino_export", "openvino")):
         if runs_here("techniques", name):
-            found[name] = convert(name, llama, tmp_path_factory.mktemp(name))
+            found[trait] = convert(name, llama, tmp_path_factory.mktemp(name))
     return found
 
 

@@ -13,21 +13,21 @@ from genopt.engines.base import GenerationRequest
 from genopt.engines.openvino import OpenVinoEngine
 from genopt.errors import InfeasibleError, SpecError, StageError
 from genopt.process import SessionProcess, run_stage
-from genopt.techniques.openvino import OpenVino
+from genopt.techniques.openvino_export import OpenVinoExport
 from genopt.testing.contracts import runs_here
 from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
 
 
 def test_groups_divide_the_widths_or_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InfeasibleError, match=r"no config\.json"):
-        OpenVino.check(tmp_path, {})
+        OpenVinoExport.check(tmp_path, {})
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 576, "intermediate_size": 1536}))
-    OpenVino.check(tmp_path, {"weights": "int8", "group_size": 128})
-    OpenVino.check(tmp_path, {"weights": "int4", "group_size": 64})
+    OpenVinoExport.check(tmp_path, {"weights": "int8", "group_size": 128})
+    OpenVinoExport.check(tmp_path, {"weights": "int4", "group_size": 64})
     with pytest.raises(InfeasibleError, match=r"128 weights does not divide hidden_size = 576; choose a smaller group_size"):
-        OpenVino.check(tmp_path, {"weights": "int4", "group_size": 128})
+        OpenVinoExport.check(tmp_path, {"weights": "int4", "group_size": 128})
     with pytest.raises(SpecError, match="weights"):
-        OpenVino.check(tmp_path, {"weights": "int2"})
+        OpenVinoExport.check(tmp_path, {"weights": "int2"})
 
 
 def test_options_are_checked() -> None:
@@ -51,7 +51,8 @@ if runs_here("engines", "openvino"):
         source, artifact, log = write_tiny_llama(folder / "llama"), folder / "artifact", folder / "log.txt"
         artifact.mkdir()
         context = {"original": str(source), "calibration": None, "seed": 0, "threads": 2}
-        payload = {"technique": "openvino", "source": str(source), "destination": str(artifact), "params": {"weights": "int8"}, "context": context}
+        paths = {"source": str(source), "destination": str(artifact)}
+        payload = {"technique": "openvino_export", **paths, "params": {"weights": "int8"}, "context": context}
         run_stage("transform", payload, log=log, timeout_s=300, threads=2, where="openvino")
         with SessionProcess("openvino", artifact, {"threads": 2}, log=log, timeout_s=120, threads=2) as opened:
             yield opened

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.plan import Plan, Step
+from genopt.search.precision import tells_families
 from genopt.search.propose import encoded, pool
 from genopt.search.rules import ORIGINAL, Rule, objection, reaches
 from genopt.search.space import Choice, Dimension, Owner, Space, Tunable
@@ -123,3 +124,24 @@ def test_dimensions_are_all_that_points_have() -> None:
 
     SPACE.walk(last)
     assert all(known[dimension.name] == dimension for dimension in asked)
+
+
+def test_an_engine_and_a_technique_of_one_name_would_mix_up_their_choices() -> None:
+    with pytest.raises(ValueError, match="plain"):
+        Space(engines=(owner("plain", accepts=HF),), techniques=(owner("plain", BITS, phase=1),))
+
+
+def test_first_candidates_are_points_of_the_space_so_that_no_search_tries_them_again() -> None:
+    """But for those with steps of their own, and an engine that is not searched."""
+    space = TextGeneration.space()
+    apart = {"gguf_as_given", "magnitude_prune", "distill"}
+    engines = {engine.name for engine in space.engines}
+    plans = [plan for plan in TextGeneration.catalogue() if plan.engine in engines and not apart & {step.technique for step in plan.steps}]
+    assert len(plans) > 10
+    assert [plan.name for plan in plans if space.point_of(plan) is None] == []
+
+
+def test_bits_by_family_are_of_use_only_where_a_wanted_engine_takes_them() -> None:
+    space = TextGeneration.space()
+    assert tells_families(space)
+    assert not tells_families(space, lambda plan: plan.engine != "ort_genai")

@@ -35,10 +35,10 @@ class OpenVinoParams(Record):
     symmetric: bool = False
 
 
-class OpenVino:
+class OpenVinoExport:
     """See `genopt.techniques.base.Transform`."""
 
-    name = "openvino"
+    name = "openvino_export"
     version = 1
     phase = 50
     requires = frozenset({"hf"})
@@ -47,13 +47,17 @@ class OpenVino:
     removes = frozenset({"hf"})
     needs_calibration = False
     accelerated = False
-    tunables: tuple[Tunable, ...] = ()
+    tunables = (
+        Tunable(name="weights", choices=("int8", "fp16", "int4"), words=("int8", "fp16", "int4")),
+        Tunable(name="group_size", choices=(32, 64, 128), words=("g32", "g64", "g128"), when=(("weights", "int4"),)),
+        Tunable(name="symmetric", choices=(False, True), words=("asym", "sym"), when=(("weights", "int4"),)),
+    )
     environment: str | None = "openvino"
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        chosen = parse_settings(OpenVinoParams, params, "openvino")
+        chosen = parse_settings(OpenVinoParams, params, "openvino_export")
         path = source / "config.json"
         if not path.is_file():
             raise InfeasibleError(f"{source} has no config.json; only Hugging Face folders can be exported to OpenVINO.")
@@ -66,7 +70,7 @@ class OpenVino:
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
         """See `Transform.footprint`."""
-        chosen = parse_settings(OpenVinoParams, params, "openvino")
+        chosen = parse_settings(OpenVinoParams, params, "openvino_export")
         return before.stored(BITS[chosen.weights]).risked(CHANCES[chosen.weights])
 
     @staticmethod
@@ -74,7 +78,7 @@ class OpenVino:
         """See `Transform.apply`."""
         from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
-        chosen = parse_settings(OpenVinoParams, params, "openvino")
+        chosen = parse_settings(OpenVinoParams, params, "openvino_export")
         config: Any = None
         if chosen.weights == "int8":
             config = OVWeightQuantizationConfig(bits=8, sym=chosen.symmetric)
