@@ -123,7 +123,7 @@ class Proposer:
     Args:
         space: Where the points come from.
         candidates: The pool.
-        bar: Least quality of a winner.
+        bar: Least quality of a winner; 0 where nothing is asked of it.
         seed: Of imagined outcomes.
     """
 
@@ -159,7 +159,7 @@ class Proposer:
             as_if = np.stack(expected, axis=1)
             tried, values, reached = np.concatenate([tried, running]), np.concatenate([values, as_if]), np.concatenate([reached, as_if])
         beliefs = [self._model(tried, values[:, column]).expect(*self._rows(left)) for column in range(values.shape[1])]
-        gain = _improvement(beliefs, reached, math.log(self._bar))
+        gain = _improvement(beliefs, reached, math.log(self._bar) if self._bar else -math.inf)
         return gain if turn % FRONT_TURN and gain.max() >= LEAST_GAIN else self._growth(beliefs, reached, turn)
 
     def _model(self, tried: NDArray[np.int64], values: Array) -> Surrogate:

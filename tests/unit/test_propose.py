@@ -153,3 +153,12 @@ def test_what_is_the_same_for_all_does_not_hide_the_front() -> None:
         point = proposer.ranked(found)[0]
         found.append(Outcome(point=point, values=(*truth(point)[:2], 1e-6)))
     assert len({SPACE.name(one.point) for one in found} & set(whole)) >= 0.8 * len(whole)
+
+
+def test_where_nothing_is_asked_of_quality_the_fastest_of_all_is_found() -> None:
+    candidates = pool(SPACE, 0)
+    proposer, found = Proposer(SPACE, candidates, 0.0, 0), outcomes(candidates, 4)
+    while len(found) < len(candidates.points) // 10:
+        point = proposer.ranked(found)[0]
+        found.append(Outcome(point=point, values=truth(point)))
+    assert max(one.values[0] for one in found if one.values) == max(truth(point)[0] for point in candidates.points)
