@@ -28,14 +28,15 @@ class TorchOptions(Record):
         dtype: Precision of weights and arithmetic; None takes the checkpoint's.
         threads: CPU threads; None leaves PyTorch's default.
         max_context: Longest prompt with its answer, in tokens; None takes the model's.
-        cache_tokens: Longest request that the compiled step serves: its KV cache is that long from the start.
+        cache_tokens: Longest request that the compiled step serves: its KV cache is that long from the start, and each step reads all of
+            it. None takes 512 on CPUs and 1,024 on GPUs, where it costs less.
     """
 
     compile: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     threads: int | None = Field(default=None, gt=0)
     max_context: int | None = Field(default=None, ge=3)
-    cache_tokens: int = Field(default=512, ge=16)
+    cache_tokens: int | None = Field(default=None, ge=16)
 
 
 class TorchEngine:

@@ -89,7 +89,9 @@ def optimize(asked: argparse.Namespace, scratch: Path) -> int:
     if asked.vllm is not None:
         subprocess.run(genopt("env", "use", "vllm", str(asked.vllm)), check=True)
     began = time.monotonic()
-    model = write_random_llama(scratch / asked.shape, asked.shape)
+    model = scratch / asked.shape
+    if not model.exists():
+        write_random_llama(scratch / "partial", asked.shape).rename(model)
     print(f"The model was written in {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
     left_out = [word for name in LEFT_OUT for word in ("--exclude", name)]
     done = subprocess.run(
