@@ -32,6 +32,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "openvino_export": "genopt.techniques.openvino_export:OpenVinoExport",
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",
+        "prune_width": "genopt.techniques.prune_width:PruneWidth",
         "distill": "genopt.techniques.distill:Distill",
         "diffusers_int8_weight_only": "genopt.techniques.diffusers_denoiser:DenoiserInt8WeightOnly",
         "diffusers_int8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserInt8Dynamic",

@@ -93,6 +93,12 @@ class Footprint(Record):
         parts = {name: _scaled(part, share) if name in REPEATED else part for name, part in self.parts.items()}
         return self.model_copy(update={"parts": parts, "layers": layers, "state_bytes": share * self.state_bytes})
 
+    def narrowed(self, share: float, families: tuple[str, ...]) -> Footprint:
+        """With that share of some families' weights, and of the state where attention is one of them."""
+        parts = {name: _scaled(part, share) if name in families else part for name, part in self.parts.items()}
+        state = share * self.state_bytes if ATTENTION in families else self.state_bytes
+        return self.model_copy(update={"parts": parts, "state_bytes": state})
+
     def risked(self, chance: float) -> Footprint:
         """After a step that keeps the quality with this chance."""
         return self.model_copy(update={"chance": self.chance * chance})

@@ -26,7 +26,7 @@ TECHNIQUES: Mapping[str, str] = {
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
     "compressed_tensors": "quantization", "gguf": "quantization", "openvino_export": "quantization", "magnitude_prune": "pruning",
-    "drop_layers": "pruning", "distill": "pruning",
+    "drop_layers": "pruning", "prune_width": "pruning", "distill": "pruning",
 }  # fmt: skip
 
 
@@ -90,6 +90,7 @@ class TextGeneration:
     def catalogue() -> list[Plan]:
         """One candidate per technique and engine, cheap and promising ones first."""
         drop, distill = Step(technique="drop_layers", params={"count": 2}), Step(technique="distill", params={"time_s": 30.0})
+        narrow = Step(technique="prune_width", params={"neurons": 0.125})
         return [
             _named("ort-int8-g32-sym", _quantized(symmetric=True)),
             _llamacpp("Q8_0"),
@@ -112,6 +113,7 @@ class TextGeneration:
             # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.
             ORIGINAL.model_copy(update={"name": "prune-magnitude-50", "steps": (Step(technique="magnitude_prune", params={"sparsity": 0.5}),)}),
             Plan(name="drop-2-layers-distilled", steps=(drop, distill), engine="torch", options={"compile": True}),
+            Plan(name="prune-neurons-12-distilled", steps=(narrow, distill), engine="torch", options={"compile": True}),
         ]
 
     @staticmethod

@@ -31,6 +31,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "onnx_weight_only": ("onnx_genai", {"head": 32, "down_proj": 4, "edge_layers": 8}),
     "magnitude_prune": ("hf", {"sparsity": 0.5}),
     "drop_layers": ("hf", {"count": 1, "calibration_tokens": 128}),
+    "prune_width": ("hf", {"neurons": 0.25, "heads": 0.5, "calibration_tokens": 128}),
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
     "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
     "diffusers_int8_dynamic": ("diffusers", {}),

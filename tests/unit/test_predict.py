@@ -62,6 +62,9 @@ def test_techniques_say_what_they_change() -> None:
     assert fewer.layers == 27
     assert fewer.parts[MLP].weights == pytest.approx(0.9 * 80e6)
     assert fewer.parts[HEAD] == SMALL.parts[HEAD]
+    narrower = after("prune_width", {"neurons": 0.25, "heads": 0.5})
+    assert narrower.parts[MLP].weights == pytest.approx(0.75 * 80e6)
+    assert narrower.state_bytes == pytest.approx(0.5 * SMALL.state_bytes)
     assert after("distill", {}) == SMALL
 
 
