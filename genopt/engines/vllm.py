@@ -29,6 +29,8 @@ class VllmOptions(Record):
         cache_type: Number format of keys and values; None takes that of the arithmetic.
         max_streams: Most requests that are continued at once; more wait.
         max_batched_tokens: Most tokens of a step, prompts included: longer ones are read in pieces between the steps of others.
+        lookahead: Tokens of an answer that are guessed from what followed the same words before, in the prompt or the answer, and checked in one
+            step (prompt lookup: Saxena, 2023); greedy answers stay what they are. 0 guesses none.
         prefix_caching: Keep what was read of prompts for those that begin alike.
         graphs: Compile the model, and on GPUs replay its steps as graphs.
         cache_gib: Room for keys and values on CPUs, in GiB; GPUs give most of what is free.
@@ -42,6 +44,7 @@ class VllmOptions(Record):
     cache_type: Literal["fp8"] | None = None
     max_streams: int = Field(default=128, gt=0)
     max_batched_tokens: int = Field(default=2048, ge=16)
+    lookahead: int = Field(default=0, ge=0, le=16)
     prefix_caching: bool = False
     graphs: bool = True
     cache_gib: int = Field(default=1, gt=0)
@@ -57,6 +60,7 @@ class VllmEngine:
     tunables = (
         Tunable(name="cache_type", choices=(None, "fp8"), words=("", "kv-fp8")),
         Tunable(name="max_batched_tokens", choices=(2048, 8192), words=("", "8k-steps")),
+        Tunable(name="lookahead", choices=(0, 4), words=("", "lookahead-4")),
     )
     environment: str | None = "vllm"
     layer_overhead_s = 1e-5

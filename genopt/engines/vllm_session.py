@@ -24,6 +24,9 @@ Logits = NDArray[np.float32]
 AGREES = 0.05
 """How far a log-probability that vLLM tells may lie from the one that follows from the logits that were read."""
 
+LOOKED_UP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+"""Tokens of the text's end that are looked for further up."""
+
 
 class VllmSession:
     """See `genopt.engines.base.TextSession`, and `Joinable`.
@@ -183,6 +186,8 @@ def _loaded(folder: Path, options: VllmOptions) -> Any:
     named: dict[str, Any] = {"max_model_len": options.max_context, "quantization": options.quantization}
     if options.cache_type is not None:
         named["kv_cache_dtype"] = options.cache_type
+    if options.lookahead:
+        named["speculative_config"] = {"method": "ngram", "num_speculative_tokens": options.lookahead, **LOOKED_UP}
     if torch.cuda.is_available():
         # Others hold memory of the same GPU, such as the references that a candidate is compared with.
         free, total = torch.cuda.mem_get_info()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from genopt.engines.base import GenerationRequest
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
 from genopt.errors import InfeasibleError, SpecError
 from genopt.process import SessionProcess
@@ -76,3 +77,14 @@ if runs_here("engines", "vllm_cpu"):
             (found,) = session.score([TEXT]).log_probs
         apart = [abs(one - other) for one, other in zip(found, expected, strict=True)]
         assert sum(apart) / len(apart) < (0.1 if scheme == "W8A8" else 0.5)
+
+    def test_guessing_ahead_changes_no_greedy_answer_and_no_score(llama: Path, tmp_path: Path) -> None:
+        request = GenerationRequest(prompt_ids=tuple(TEXT[:12] * 3), max_new_tokens=24)
+        found = []
+        for lookahead in (0, 4):
+            options = {"threads": 2, "precision": "float32", "lookahead": lookahead}
+            with SessionProcess("vllm_cpu", llama, options, log=tmp_path / "vllm.txt", timeout_s=300) as session:
+                (answer,) = session.generate([request])
+                (scores,) = session.score([TEXT]).log_probs
+                found.append((answer.token_ids, answer.finish_reason, [round(score, 3) for score in scores]))
+        assert found[0] == found[1]

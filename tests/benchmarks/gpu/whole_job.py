@@ -99,6 +99,8 @@ def optimize(asked: argparse.Namespace, scratch: Path) -> int:
                "--prompt-tokens", asked.prompt_tokens, "--output-tokens", asked.output_tokens, "--out", str(asked.out / "run"), *left_out),
         check=False,
     )  # fmt: skip
+    if not (asked.out / "run" / "report.json").exists():
+        return done.returncode
     report = json.loads((asked.out / "run" / "report.json").read_text(encoding="utf-8"))
     print(f"{report['hardware'].get('gpus')}\n\n{report['decision']}\n")
     print("\n".join(table(report, asked.streams.split(","))), flush=True)
