@@ -27,6 +27,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
         "onnx_weight_only": "genopt.techniques.onnx_weight_only:OnnxWeightOnly",
         "compressed_tensors": "genopt.techniques.compressed_tensors:CompressedTensors",
+        "importance": "genopt.techniques.importance:Importance",
         "gguf": "genopt.techniques.gguf:Gguf",
         "gguf_as_given": "genopt.techniques.gguf_as_given:GgufAsGiven",
         "openvino_export": "genopt.techniques.openvino_export:OpenVinoExport",

@@ -63,7 +63,7 @@ def list_jobs(
 
     jobs = Jobs(address)
     if job is not None:
-        raise typer.Exit(jobs.follow(job, _write))
+        raise typer.Exit(jobs.follow(job, _write, say))
     found = jobs.listed()
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
@@ -90,7 +90,7 @@ def _write(text: str) -> None:
 
 def _followed(jobs: Jobs, job: str) -> int:
     try:
-        return jobs.follow(job, _write)
+        return jobs.follow(job, _write, say)
     except KeyboardInterrupt:
         say(f"Stopping {job}; it writes its report first.")
         jobs.stop(job)

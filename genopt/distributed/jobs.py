@@ -30,6 +30,8 @@ OURS = "genopt"
 """Key of a job's metadata: the command."""
 STOP_S = 90.0
 """Longest wait for a job that was told to stop; its report takes seconds, and the cluster kills it when its own patience ends."""
+PENDING_S = 10.0
+"""How long a job may wait for its start before its user is told why."""
 CHATTY = ("ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 """Loggers of Ray that tell users of each connection that ended and each file that was packed."""
 
@@ -127,19 +129,27 @@ class Jobs:
                 raise ClusterError(f"The cluster at {self.address} refused the job ({_first_line(error)}); see `genopt doctor --address`.") from None
         return job
 
-    def follow(self, job: str, write: Write) -> int:
+    def follow(self, job: str, write: Write, notice: Write = lambda _: None) -> int:
         """Writes a job's log as it comes until it ends, and returns its exit code.
 
         Args:
             job: Its id.
             write: Receives the log.
+            notice: Told once where the job waits long for its start.
 
         Raises:
             SpecError: There is no such job.
             ClusterError: The dashboard was silent for too long, or the cluster lost the job.
         """
         self.details(job)
-        asyncio.run(follow(self._client, job, write, lambda: JobStatus(self.details(job).status).is_terminal()))
+        patience = Patience(job, notice)
+
+        def ended() -> bool:
+            details = self.details(job)
+            patience.note(details)
+            return JobStatus(details.status).is_terminal()
+
+        asyncio.run(follow(self._client, job, write, ended))
         return _exit_code(self.details(job))
 
     def listed(self) -> list[Job]:
@@ -189,6 +199,30 @@ class Jobs:
 
     def _silent(self, error: Exception) -> ClusterError:
         return ClusterError(f"The Ray dashboard at {self.address} does not answer ({_first_line(error)}); see `ray status` on the cluster's head.")
+
+
+class Patience:
+    """Tells users once why a job does not start.
+
+    Args:
+        job: Its id.
+        notice: Receives the text.
+    """
+
+    def __init__(self, job: str, notice: Write) -> None:
+        self._job, self._notice = job, notice
+        self._began = time.monotonic()
+        self._told = False
+
+    def note(self, details: JobDetails) -> None:
+        """Takes what Ray says of the job now."""
+        if details.status == JobStatus.PENDING and not self._told and time.monotonic() - self._began > PENDING_S:
+            self._told = True
+            reason = _first_line(RuntimeError(details.message or "no reason given."))
+            self._notice(
+                f"{self._job} waits for its start: {reason} `ray status` shows what is free; its own process needs no processors, so leave "
+                f"--entrypoint-num-cpus, -memory and -label out, or end it with `genopt stop {self._job}`."
+            )
 
 
 def require_verb(words: Sequence[str]) -> None:

@@ -48,6 +48,12 @@ def weight_file(folder: Path) -> Path:
     return found[0]
 
 
+def has_amx() -> bool:
+    """Whether this processor multiplies tiles of 8-bit integers."""
+    path = Path("/proc/cpuinfo")
+    return path.exists() and "amx_int8" in path.read_text(encoding="utf-8")
+
+
 class _Context:
     """A cache for some streams, with a batch that its steps fill.
 
@@ -130,6 +136,8 @@ class LlamaCppSession:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        # Weights laid out for AMX end the process or come out wrong (llama.cpp, issues 20824 and 16315); no option turns that layout off alone.
+        params.use_extra_bufts = not has_amx()
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if options.mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.engines.distribution import Distributions, Wanted, require_rows
 from genopt.engines.normalizer import Normalizer
@@ -33,10 +35,17 @@ class OpenVinoSession:
         self._limit = min(self._model.context, options.max_context or self._model.context)
         self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
         self._held_tokens = 0
+        self._pads = True
 
     def warm_up(self) -> None:
-        """Runs a prompt and a decode step once."""
-        self.generate([GenerationRequest(prompt_ids=(0,) * min(8, self._limit - 2), max_new_tokens=2)])
+        """Runs a prompt and a decode step once, and finds out whether prompts of several lengths can be read together.
+
+        In bf16, which is the default on processors with AMX, a place that may attend to nothing becomes no number, and so does all that
+        follows; in fp32 it does not.
+        """
+        longest = min(8, self._limit - 2)
+        self.generate([GenerationRequest(prompt_ids=(0,) * longest, max_new_tokens=2)])
+        self._pads = bool(np.isfinite(Streams(self._model, [(0,) * longest, (0,)], 1).prefill()).all())
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
         """See `TextSession.generate`.
@@ -48,9 +57,16 @@ class OpenVinoSession:
         for request in requests:
             self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
         rows = [Row(index, request) for index, request in enumerate(requests)]
-        if rows:
-            self._run(rows, on_token)
+        for together in self._alike(rows):
+            self._run(together, on_token)
         return [row.generation(started) for row in rows]
+
+    def _alike(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Those that can be continued together."""
+        groups: dict[int, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(0 if self._pads else len(row.request.prompt_ids), []).append(row)
+        return list(groups.values())
 
     def _run(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
         streams = Streams(self._model, [row.request.prompt_ids for row in rows], max(row.request.max_new_tokens for row in rows))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genopt.engines.base import GenerationRequest, TokenLogProbs
+from genopt.errors import StageError
 
 
 class Sampler:
@@ -26,9 +27,15 @@ class Sampler:
 
         Args:
             logits: One row, unnormalized.
+
+        Raises:
+            StageError: They are no numbers, from which no token can be chosen.
         """
+        likeliest = int(logits.argmax())  # of what is no number the first one
+        if not np.isfinite(logits[likeliest]):
+            raise StageError("The model's logits are no numbers (NaN or infinite), so there is no next token; use another precision or engine.")
         if self._temperature == 0:
-            return int(logits.argmax())
+            return likeliest
         scaled = logits.astype(np.float64) - logits.max()
         probabilities = np.exp(scaled / self._temperature)
         probabilities /= probabilities.sum()

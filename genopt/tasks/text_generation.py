@@ -25,8 +25,8 @@ TECHNIQUES: Mapping[str, str] = {
 
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
-    "compressed_tensors": "quantization", "gguf": "quantization", "openvino_export": "quantization", "magnitude_prune": "pruning",
-    "drop_layers": "pruning", "prune_width": "pruning", "distill": "pruning",
+    "compressed_tensors": "quantization", "gguf": "quantization", "openvino_export": "quantization", "importance": "quantization",
+    "magnitude_prune": "pruning", "drop_layers": "pruning", "prune_width": "pruning", "distill": "pruning",
 }  # fmt: skip
 
 
@@ -54,6 +54,11 @@ def _torch(**choices: Choice) -> Point:
 
 def _llamacpp(number_format: str) -> Plan:
     return _space().plan(_space().complete({ENGINE: "llamacpp", "gguf.format": number_format}))
+
+
+def _weighed(plan: Plan) -> Plan:
+    """Besides the space: the same rounding, by what the inputs of each matrix matter on calibration text."""
+    return plan.model_copy(update={"name": f"{plan.name}-imatrix", "steps": (Step(technique="importance"), *plan.steps)})
 
 
 def _vllm(scheme: str) -> Point:
@@ -108,6 +113,7 @@ class TextGeneration:
             _named("ort-int4-g128", _int4(128)),
             _llamacpp("Q6_K"),
             _llamacpp("Q4_K_M"),
+            _weighed(_llamacpp("Q4_K_M")),
             _named("torchao-int8-weight-only", _torch(torchao_int8_weight_only=True)),
             _named("torchao-int8-dynamic", _torch(torchao_int8_dynamic=True)),
             # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.

@@ -75,7 +75,7 @@ class Gguf:
     @staticmethod
     def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        from genopt.techniques.gguf_file import quantize, write_gguf
+        from genopt.techniques.gguf_file import importance, quantize, write_gguf
 
         chosen = parse_settings(GgufParams, params, "gguf")
         copy_companions(source, destination)
@@ -88,8 +88,9 @@ class Gguf:
             whole = Path(scratch, "native.gguf")
             progress("writing GGUF in the checkpoint's precision")
             write_gguf(source, whole)
-            progress(f"quantizing to {chosen.format}")
-            quantize(whole, result, chosen.format, threads=context.threads)
+            weighed = importance(source)
+            progress(f"quantizing to {chosen.format}" + (f", {len(weighed)} matrices by what their inputs matter" if weighed else ""))
+            quantize(whole, result, chosen.format, threads=context.threads, weighed=weighed)
 
 
 def copy_companions(source: Path, destination: Path) -> None:

@@ -10,8 +10,9 @@ import ctypes
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from genopt.errors import InfeasibleError, StageError
 from genopt.techniques.gguf_shape import Shape, read_shape
+from genopt.techniques.importance import FILE
 
 TYPES: dict[str, tuple[type[np.generic], gguf.GGMLQuantizationType]] = {
     "F32": (np.float32, gguf.GGMLQuantizationType.F32), "F16": (np.float16, gguf.GGMLQuantizationType.F16),
@@ -120,25 +122,42 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, Values]]:
 
     The layout is that of https://github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the data.
     """
-    found: dict[str, tuple[str, Values]] = {}  # maps of the file
+    found: dict[str, tuple[str, Values]] = {}  # maps of the files
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        data = np.memmap(path, np.uint8, "r")
-        for name, entry in header.items():
-            if entry["dtype"] not in TYPES:
-                raise InfeasibleError(f"The tensor {name!r} is stored as {entry['dtype']}, which cannot be written as GGUF; use another engine.")
-            begin = 8 + length + int(entry["data_offsets"][0])
-            kind = TYPES[entry["dtype"]][0]
-            count = math.prod(entry["shape"])
-            found[name] = entry["dtype"], np.frombuffer(data, kind, count, begin).reshape(entry["shape"])
+        found |= _mapped(path)
     for name in sorted(found):
         yield name, *found[name]
 
 
-def quantize(source: Path, destination: Path, name: str, *, threads: int) -> None:
+def _mapped(path: Path) -> dict[str, tuple[str, Values]]:
+    """Number type and values of the tensors of a file, by name."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    data = np.memmap(path, np.uint8, "r")
+    found: dict[str, tuple[str, Values]] = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in TYPES:
+            raise InfeasibleError(f"The tensor {name!r} is stored as {entry['dtype']}, which cannot be written as GGUF; use another engine.")
+        begin = 8 + length + int(entry["data_offsets"][0])
+        kind = TYPES[entry["dtype"]][0]
+        found[name] = entry["dtype"], np.frombuffer(data, kind, math.prod(entry["shape"]), begin).reshape(entry["shape"])
+    return found
+
+
+def importance(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """What `genopt.techniques.importance` found of each matrix, by its name in a GGUF file; nothing where it was not asked."""
+    if not (folder / FILE).exists():
+        return {}
+    shape = read_shape(folder)
+    architecture = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == shape.layout.name)
+    names = gguf.get_tensor_name_map(architecture, shape.layers)
+    known = {names.get_name(name, try_suffixes=(".weight",)): values for name, (_, values) in _mapped(folder / FILE).items()}
+    return {name: np.ascontiguousarray(values, np.float32) for name, values in known.items() if name is not None}
+
+
+def quantize(source: Path, destination: Path, name: str, *, threads: int, weighed: Mapping[str, NDArray[np.float32]] = MappingProxyType({})) -> None:
     """Quantizes a GGUF file.
 
     Args:
@@ -146,6 +165,7 @@ def quantize(source: Path, destination: Path, name: str, *, threads: int) -> Non
         destination: The new file.
         name: A key of `QUANTIZED`.
         threads: CPU threads.
+        weighed: How much each input of a matrix matters, by the matrix's name in the file.
 
     Raises:
         StageError: llama.cpp refused; nothing is left of the new file.
@@ -154,6 +174,9 @@ def quantize(source: Path, destination: Path, name: str, *, threads: int) -> Non
 
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread, params.ftype = threads, int(QUANTIZED[name])
+    entries = [(key.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size) for key, values in weighed.items()]
+    if entries:
+        params.imatrix = (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))(*entries)  # the last one, all zeros, ends the list
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(destination).encode(), ctypes.byref(params))
     if code:
         destination.unlink(missing_ok=True)

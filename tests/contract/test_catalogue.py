@@ -24,6 +24,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
     "torchao_int8_dynamic": ("hf", {}),
     "compressed_tensors": ("hf", {"scheme": "W4A16", "group_size": 32}),
+    "importance": ("hf", {"calibration_tokens": 128}),
     "gguf": ("hf", {"format": "Q8_0"}),
     "gguf_as_given": ("given_gguf", {}),
     "openvino_export": ("hf", {"weights": "int8"}),

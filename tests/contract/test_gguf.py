@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
@@ -17,8 +19,10 @@ from genopt.engines.llamacpp import LlamaCppEngine
 from genopt.environments import place
 from genopt.errors import InfeasibleError, SpecError, StageError
 from genopt.process import SessionProcess, run_stage
+from genopt.techniques.base import TransformContext
 from genopt.techniques.gguf import Gguf
 from genopt.techniques.gguf_shape import read_shape
+from genopt.techniques.importance import Importance, mean_squares
 from genopt.testing.contracts import runs_here
 from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
@@ -103,6 +107,17 @@ def test_files_that_cannot_be_read_are_named(spoil: Callable[[bytes], bytes], tm
         SessionProcess("llamacpp", folder, {"threads": 1}, log=tmp_path / "log.txt", timeout_s=60).open()
 
 
+def test_the_importance_of_an_input_is_the_mean_of_its_squares(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(write_tiny_llama(tmp_path), dtype=torch.float32)
+    texts = [[(7 * place + row) % VOCABULARY for place in range(20 + row)] for row in range(2)]
+    found = mean_squares(model, texts, lambda _: None)
+    layer = model.model.layers[0]
+    with torch.inference_mode():
+        inputs = torch.cat([layer.input_layernorm(model.model.embed_tokens(torch.tensor(ids))) for ids in texts])
+    torch.testing.assert_close(found["model.layers.0.self_attn.q_proj.weight"], inputs.pow(2).mean(0))
+    assert len(found) == 7 * len(model.model.layers) + 1, "all matrices of the layers, and the head"
+
+
 if runs_here("engines", "llamacpp"):
     SMALL: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
@@ -147,6 +162,38 @@ if runs_here("engines", "llamacpp"):
         assert memory.kv_bytes_per_token == 2 * 2 * 2 * groups * size, "layers, keys and values, and bytes of each number"
         assert memory.kv_cache_bytes == 256 * memory.kv_bytes_per_token
         np.testing.assert_allclose(found, expected, atol=0.03)
+
+    def test_what_matters_is_rounded_with_more_care(tmp_path: Path) -> None:
+        """A few channels are 20 times as large as the others; rounding that knows of them errs less where it counts."""
+        import gguf
+
+        torch.manual_seed(0)
+        config = LlamaConfig(**SMALL, head_dim=16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            model.model.embed_tokens.weight[:, ::16] *= 20
+        source, weighed, log = tmp_path / "source", tmp_path / "weighed", tmp_path / "log.txt"
+        write_tiny_tokenizer(source)
+        model.save_pretrained(source)
+        texts = [[(5 * place + 3 * row) % VOCABULARY for place in range(128)] for row in range(8)]
+        path = tmp_path / "calibration.parquet"
+        pq.write_table(pa.table({"ids": pa.array(texts, pa.list_(pa.int32()))}), path)
+        weighed.mkdir()
+        known = TransformContext(original=str(source), calibration=str(path), seed=0, threads=1, time_limit_s=60)
+        Importance.apply(source, weighed, {}, known, lambda _: None)
+        weight = model.model.layers[0].mlp.up_proj.weight.detach().numpy()  # its rows are stored as they are
+        squares = mean_squares(model, texts, lambda _: None)["model.layers.0.mlp.up_proj.weight"].numpy()
+        apart = []
+        for number, begun in enumerate((source, weighed)):
+            artifact = tmp_path / f"artifact-{number}"
+            artifact.mkdir()
+            context = {"original": str(source), "calibration": None, "seed": 0, "threads": 1}
+            payload = {"technique": "gguf", "source": str(begun), "destination": str(artifact), "params": {"format": "Q4_0"}, "context": context}
+            run_stage("transform", payload, log=log, timeout_s=120, threads=1, where="llamacpp")
+            assert not list(artifact.glob("*.importance"))
+            tensor = next(one for one in gguf.GGUFReader(artifact / "model.gguf").tensors if one.name == "blk.0.ffn_up.weight")
+            apart.append(float((squares * (gguf.dequantize(tensor.data, tensor.tensor_type) - weight) ** 2).mean()))
+        assert apart[1] < 0.7 * apart[0]
 
     def test_what_runs_survives_the_loss_of_its_environment_and_says_so_when_it_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As in a deployment whose replica starts anew after somebody removed the environment."""

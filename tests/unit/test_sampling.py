@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from genopt.engines.base import GenerationRequest
 from genopt.engines.sampling import Sampler, log_probs, nucleus
+from genopt.errors import StageError
 
 
 def request(**values: object) -> GenerationRequest:
@@ -69,3 +70,11 @@ def test_log_probabilities_are_normalized_and_ranked(logits: list[float], top: i
     assert found.log_prob == everything[0]
     assert [value for _, value in found.top] == sorted(everything, reverse=True)[:top]
     assert all(everything[token] == value for token, value in found.top)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_number_is_named_instead_of_chosen(wrong: float, temperature: float) -> None:
+    with pytest.raises(StageError, match="no numbers"):
+        Sampler(request(temperature=temperature)).choose(np.array([0.1, wrong, 2.9], np.float32))
+    assert Sampler(request(temperature=temperature)).choose(np.array([-np.inf, 3.0, -np.inf], np.float32)) == 1

@@ -1,0 +1,121 @@
+"""Measures which inputs of each matrix matter, for formats that round those weights most carefully.
+
+The importance of an input is the mean of its squares over calibration text, as llama.cpp's importance matrix has it
+(tools/imatrix/README.md): rounding a weight changes an output by its error times that input. The model stays as it is; a file
+beside it tells what was found.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from genopt.errors import DataError
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
+from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.calibration import calibration_sequences
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+FILE = "inputs.importance"
+"""Of an artifact; laid out as safetensors are, and named otherwise, since it holds no weights."""
+TRAIT = "importance"
+
+
+class ImportanceParams(Record):
+    """Parameters.
+
+    Attributes:
+        calibration_tokens: Calibration tokens that are read.
+    """
+
+    calibration_tokens: int = Field(default=16_384, ge=16)
+
+
+class Importance:
+    """See `genopt.techniques.base.Transform`."""
+
+    name = "importance"
+    version = 1
+    phase = 45
+    requires = frozenset({"hf"})
+    excludes = frozenset({"quantized"})
+    adds = frozenset({TRAIT})
+    removes: frozenset[str] = frozenset()
+    needs_calibration = True
+    accelerated = True
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        parse_settings(ImportanceParams, params, cls.name)
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`."""
+        return before
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        from safetensors.torch import save_file
+
+        from genopt.models.checkpoint import load_model
+
+        chosen = parse_settings(ImportanceParams, params, cls.name)
+        if context.calibration is None:
+            raise DataError("importance needs calibration text; give one with --calib-data.")
+        sequences = calibration_sequences(Path(context.calibration), chosen.calibration_tokens)
+        found = mean_squares(load_model(source), sequences, progress)
+        for path in source.iterdir():
+            if path.is_file():
+                shutil.copyfile(path, destination / path.name)
+        save_file({name: values.cpu() for name, values in found.items()}, destination / FILE)
+
+
+def mean_squares(model: PreTrainedModel, sequences: list[list[int]], progress: Progress) -> dict[str, Tensor]:
+    """By name of a weight matrix, the mean square of each of its inputs, in float32.
+
+    Args:
+        model: On its device.
+        sequences: Token ids.
+        progress: Told how far it is.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    from genopt.models import products
+
+    matrices = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    totals: dict[str, Tensor] = {}
+
+    def add(name: str, inputs: Tensor) -> None:
+        squares = inputs.float().pow(2).flatten(0, -2).sum(0)
+        totals[name] = totals[name] + squares if name in totals else squares
+
+    def hook(name: str) -> object:
+        def heard(_: nn.Module, received: tuple[Tensor, ...]) -> None:
+            add(name, received[0])
+
+        return heard
+
+    hooks = [module.register_forward_pre_hook(hook(name)) for name, module in matrices.items()]  # type: ignore[arg-type]  # typed too narrowly
+    try:
+        with torch.inference_mode(), products.by_fp32(products.are_slow_in(model)):
+            for number, sequence in enumerate(sequences, start=1):
+                model(input_ids=torch.tensor([sequence], device=model.device), use_cache=False)
+                progress(f"weighed the inputs of {len(matrices)} matrices on {number} of {len(sequences)} texts")
+    finally:
+        for one in hooks:
+            one.remove()
+    tokens = sum(map(len, sequences))
+    return {name: total / tokens for name, total in totals.items()}
