@@ -147,7 +147,8 @@ class Jobs:
         def ended() -> bool:
             details = self.details(job)
             patience.note(details)
-            return JobStatus(details.status).is_terminal()
+            over: bool = JobStatus(details.status).is_terminal()
+            return over
 
         asyncio.run(follow(self._client, job, write, ended))
         return _exit_code(self.details(job))

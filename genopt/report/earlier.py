@@ -28,14 +28,31 @@ def rows(report: Report) -> list[tuple[str, ...]]:
     """A row per candidate and run, in words; none where the run found everything itself."""
     until = datetime.fromisoformat(report.created)
     return [
-        (candidate.name, one.what, PurePath(one.run).name, f"{_moment(one):%Y-%m-%d %H:%M} UTC", _age(one, until), _with(one.environment))
-        for candidate in report.candidates for one in candidate.earlier
+        (who, one.what, PurePath(one.run).name, f"{_moment(one):%Y-%m-%d %H:%M} UTC", _age(one, until), _with(one.environment))
+        for who, one in _found(report)
     ]  # fmt: skip
 
 
 def lines(report: Report) -> list[str]:
-    """The same for a terminal, a line each."""
-    return [f"{MARK} {who}: {what} from the run {run}, {age} old ({facts})" for who, what, run, _, age, facts in rows(report)]
+    """The same for a terminal, a line for each run, with the age of the oldest."""
+    until = datetime.fromisoformat(report.created)
+    groups: dict[tuple[str, str, str], list[tuple[str, Earlier]]] = {}
+    for who, one in _found(report):
+        groups.setdefault((one.what, one.run, _with(one.environment)), []).append((who, one))
+    said = []
+    for (what, run, facts), found in groups.items():
+        oldest = min((one for _, one in found), key=lambda one: one.measured)
+        said.append(f"{MARK} {what} of {', '.join(who for who, _ in found)}: from the run {PurePath(run).name}, {_age(oldest, until)} old ({facts})")
+    return said
+
+
+def _found(report: Report) -> list[tuple[str, Earlier]]:
+    """By candidate, what another run found of it, once; what it found twice as of the first time."""
+    known: dict[tuple[str, str, str], tuple[str, Earlier]] = {}
+    for candidate in report.candidates:
+        for one in candidate.earlier:
+            known.setdefault((candidate.name, one.what, one.run), (candidate.name, one))
+    return list(known.values())
 
 
 def _moment(one: Earlier) -> datetime:

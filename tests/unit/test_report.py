@@ -401,6 +401,17 @@ def test_without_predictions_nothing_is_said_about_them(tmp_path: Path) -> None:
     assert "Predicted and measured" not in page(run).text
 
 
+def test_a_terminal_is_told_once_per_run_what_it_found(tmp_path: Path) -> None:
+    when = 1_790_000_000.0
+    looks = tuple(Earlier(what="quality", run="/runs/first", measured=when + minute * 60) for minute in (0, 5))
+    found = tuple(candidate.model_copy(update={"earlier": looks}) for candidate in FOUND[:2])
+    run = run_folder(tmp_path, found=(*found, *FOUND[2:]))
+    with (run.path / "journal.jsonl").open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps({"time": when + 3 * 86_400, "event": "note"}) + "\n")
+    names = ", ".join(candidate.name for candidate in found)
+    assert earlier.lines(write_reports(run)) == [f"† quality of {names}: from the run first, 3 days old (unknown)"]
+
+
 def test_what_other_runs_found_is_marked_everywhere(tmp_path: Path) -> None:
     when = 1_790_000_000.0
     environment = {"cpu": "Example CPU", "threads": 2, "libraries": {"torch": "2.13.0"}}
