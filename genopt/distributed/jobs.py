@@ -30,6 +30,7 @@ OURS = "genopt"
 """Key of a job's metadata: the command."""
 STOP_S = 90.0
 """Longest wait for a job that was told to stop; its report takes seconds, and the cluster kills it when its own patience ends."""
+START_TIMEOUT = "after 15 minutes unless RAY_JOB_START_TIMEOUT_SECONDS says otherwise on the head"
 PENDING_S = 10.0
 """How long a job may wait for its start before its user is told why."""
 CHATTY = ("ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
@@ -222,7 +223,7 @@ class Patience:
             reason = _first_line(RuntimeError(details.message or "no reason given."))
             self._notice(
                 f"{self._job} waits for its start: {reason} `ray status` shows what is free; its own process needs no processors, so leave "
-                f"--entrypoint-num-cpus, -memory and -label out, or end it with `genopt stop {self._job}`."
+                f"--entrypoint-num-cpus, -memory and -label out. Ray gives it up {START_TIMEOUT}."
             )
 
 
