@@ -7,8 +7,9 @@ Models have real shapes and random weights. Each way runs in a process of its ow
 read all weights but the table of embeddings.
 
 On an H100 (2026-11-28, torch 2.11, 8B shape) the step took 7.58 ms (59 % of the bandwidth) with Inductor's defaults, 6.47 ms (69 %) with
-tuning by coordinate descent, and 6.30 ms (71 %) with plain attention besides, which is how the engine compiles it since; eager it took
-33.2 ms, on another H100. The products of gate and up reach 92 % of the bandwidth, the head 95 %, down 77 %; smaller products, attention over
+tuning by coordinate descent, and 6.30 ms (71 %) with plain attention besides, which is how the engine compiles it since (then set
+from outside, by Inductor's environment variable); eager it took 33.2 ms, on another H100.
+The products of gate and up reach 92 % of the bandwidth, the head 95 %, down 77 %; smaller products, attention over
 the whole cache and copies of keys and values take the rest.
 """
 
