@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -81,25 +79,6 @@ def _weight(module: nn.Module) -> Tensor:
 def _axis(module: nn.Module, *, of_outputs: bool) -> int:
     """The axis of a weight; transformers' Conv1D, which is a linear layer, has its axes the other way round."""
     return int(of_outputs) if isinstance(module, Conv1D) else int(not of_outputs)
-
-
-@contextmanager
-def observed(blocks: Sequence[Block]) -> Iterator[list[Tensor]]:
-    """Within the block, sums up the squares of every unit over all tokens; yields a float32 vector per block."""
-    totals = [torch.zeros(block.width, device=_weight(block.reader).device) for block in blocks]
-
-    def hook(total: Tensor) -> object:
-        def add(_: nn.Module, received: tuple[Tensor, ...]) -> None:
-            total.add_(received[0].float().pow(2).flatten(0, -2).sum(0))
-
-        return add
-
-    hooks = [block.reader.register_forward_pre_hook(hook(total)) for block, total in zip(blocks, totals, strict=True)]  # type: ignore[arg-type]  # typed too narrowly
-    try:
-        yield totals
-    finally:
-        for one in hooks:
-            one.remove()
 
 
 def weights_of_units(block: Block) -> Tensor:

@@ -21,7 +21,7 @@ from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 FILE = "inputs.importance"
@@ -83,39 +83,11 @@ class Importance:
 
 
 def mean_squares(model: PreTrainedModel, sequences: list[list[int]], progress: Progress) -> dict[str, Tensor]:
-    """By name of a weight matrix, the mean square of each of its inputs, in float32.
-
-    Args:
-        model: On its device.
-        sequences: Token ids.
-        progress: Told how far it is.
-    """
-    import torch
+    """By name of a weight matrix, the mean square of each of its inputs; see `genopt.models.activations.mean_squares`."""
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    from genopt.models import products
+    from genopt.models import activations
 
-    matrices = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
-    totals: dict[str, Tensor] = {}
-
-    def add(name: str, inputs: Tensor) -> None:
-        squares = inputs.float().pow(2).flatten(0, -2).sum(0)
-        totals[name] = totals[name] + squares if name in totals else squares
-
-    def hook(name: str) -> object:
-        def heard(_: nn.Module, received: tuple[Tensor, ...]) -> None:
-            add(name, received[0])
-
-        return heard
-
-    hooks = [module.register_forward_pre_hook(hook(name)) for name, module in matrices.items()]  # type: ignore[arg-type]  # typed too narrowly
-    try:
-        with torch.inference_mode(), products.by_fp32(products.are_slow_in(model)):
-            for number, sequence in enumerate(sequences, start=1):
-                model(input_ids=torch.tensor([sequence], device=model.device), use_cache=False)
-                progress(f"weighed the inputs of {len(matrices)} matrices on {number} of {len(sequences)} texts")
-    finally:
-        for one in hooks:
-            one.remove()
-    tokens = sum(map(len, sequences))
-    return {name: total / tokens for name, total in totals.items()}
+    matrices = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    return activations.mean_squares(model, matrices, sequences, progress)

@@ -116,18 +116,14 @@ def narrow(model: PreTrainedModel, chosen: PruneWidthParams, sequences: list[lis
     Raises:
         InfeasibleError: The architecture's layers are of a kind that is not known.
     """
-    import torch
-
-    from genopt.models import products, width
+    from genopt.models import activations, width
 
     config = model.config.get_text_config(decoder=True)
     mlps = width.mlps(model) if chosen.neurons else []
     attentions = width.attentions(model) if chosen.heads else []
-    with torch.inference_mode(), products.by_fp32(products.are_slow_in(model)), width.observed([*mlps, *attentions]) as totals:
-        for number, sequence in enumerate(sequences, start=1):
-            model(input_ids=torch.tensor([sequence], device=model.device), use_cache=False)
-            progress(f"judged neurons and heads on {number} of {len(sequences)} texts")
-    worth = [total.sqrt() * width.weights_of_units(block) for total, block in zip(totals, [*mlps, *attentions], strict=True)]
+    blocks = [*mlps, *attentions]
+    squares = activations.mean_squares(model, {str(place): block.reader for place, block in enumerate(blocks)}, sequences, progress)
+    worth = [squares[str(place)].sqrt() * width.weights_of_units(block) for place, block in enumerate(blocks)]
     if mlps:
         count = kept_neurons(mlps[0].width, chosen.neurons)
         progress(f"keeping {count} of {mlps[0].width} neurons in each layer")

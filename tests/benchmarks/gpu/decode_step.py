@@ -24,15 +24,22 @@ import time
 from pathlib import Path
 from statistics import median
 
+from genopt.engines.base import GenerationRequest, TextSession
 from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
 
 WAYS = ("eager", "compiled")
 PROMPT, NEW = 512, 128
 
 
+def token_times(session: TextSession, request: GenerationRequest) -> list[float]:
+    """When each token of an answer came."""
+    stamps: list[float] = []
+    session.generate([request], lambda index, token, known: stamps.append(time.perf_counter()) is None)
+    return stamps
+
+
 def timed(model: Path, way: str, repeats: int) -> dict[str, float]:
     """Opens the model one way and times answers."""
-    from genopt.engines.base import GenerationRequest
     from genopt.engines.torch_engine import TorchEngine
 
     began = time.monotonic()
@@ -42,9 +49,7 @@ def timed(model: Path, way: str, repeats: int) -> dict[str, float]:
     paces: list[float] = []
     first: list[float] = []
     for _ in range(repeats + 1):
-        stamps: list[float] = []
-        began = time.perf_counter()
-        session.generate([request], lambda index, token, known: stamps.append(time.perf_counter()) is None)  # noqa: B023 - called before the next turn
+        began, stamps = time.perf_counter(), token_times(session, request)
         first.append(stamps[0] - began)
         paces.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
     read = sum(value.numel() * value.element_size() for name, value in session.model.named_parameters() if "embed_tokens" not in name)
