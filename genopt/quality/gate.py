@@ -8,9 +8,10 @@ units: both models see the same ones, so the interval is about paired difference
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 from pydantic import JsonValue
@@ -32,6 +33,8 @@ CHUNK = 4_000_000
 """Indices drawn at a time."""
 LEAST_DEVIATION = 1e-3
 """Least standard error of a replicate, as a share of the sample's: one that drew equal sequences alone has none."""
+LEAST_PROSPECT = 0.1
+"""More text is not read where it would decide with a smaller probability than this."""
 LOG_LIMIT = 50.0
 """Ends of intervals are kept within exp(±50), so that every reported number is finite."""
 
@@ -79,7 +82,8 @@ class SequentialGate:
         Accepts when the interval's lower end, at the look's level and at 95 %, is at or above the bar; rejects when
         the upper end, at both levels, is below it; is inconclusive between, and always on a handful of sequences. The
         reported interval is the 95 % one. Implausible or unusable scores are anomalous; unusable ones are reported
-        with a ratio of 0. `details["reason"]` says why.
+        with a ratio of 0. `details["reason"]` says why. `details["prospect"]` is the probability that the last look decides
+        where this one does not; below LEAST_PROSPECT `details["futile"]` is true and further looks are not worth their time.
 
         Args:
             reference: Natural log-probabilities of the reference, one sequence of values per text window.
@@ -100,6 +104,12 @@ class SequentialGate:
             reason = f"each token is {ratio:.2f} times as likely as under the original, more than a compressed model can honestly gain"
             facts["anomaly"] = reason
             verdict = "anomalous"
+        if verdict == "inconclusive" and look < len(self.looks) - 1:
+            prospect = self._prospect(paired, self.looks[look] / self.looks[-1])
+            facts["prospect"] = round(prospect, 4)
+            if prospect < LEAST_PROSPECT:
+                facts["futile"] = True
+                reason = f"{reason}, and all text there is would decide with a probability of {prospect:.1%} only"
         return _quality(ratio, shown, paired.tokens, verdict, {**facts, "reason": reason})
 
     def _verdict(self, paired: _Paired, shown: tuple[float, float], look: int) -> tuple[Verdict, str]:
@@ -119,6 +129,25 @@ class SequentialGate:
         if lower >= self.bar:
             return "accept", f"even the lower end of the interval, {lower:.4f}, holds the bar of {self.bar:g}"
         return "inconclusive", f"the interval at this look, {lower:.4f} to {upper:.4f}, contains the bar of {self.bar:g}"
+
+    def _prospect(self, paired: _Paired, share: float) -> float:
+        """Probability that the last look decides, given a share of its evidence.
+
+        The predictive power of Spiegelhalter, Freedman and Blackburn ("Monitoring clinical trials: conditional or predictive
+        power?", Controlled Clinical Trials 7, 1986) under a flat prior: the mean of all text is normal about the mean so far, its
+        variance that of the mean so far times the share that is missing. Looks between are left out, which tells a little less.
+        """
+        deviation = paired.deviation
+        if deviation == 0 or not self.bar:
+            return 1.0
+        final, spread = deviation * math.sqrt(share), deviation * math.sqrt(1 - share)
+        above = paired.log_ratio - math.log(self.bar)
+
+        def reached(distance: float, errors: Mapping[int, float]) -> float:
+            needed = final * -NormalDist().inv_cdf(min(errors[self.looks[-1]], (1 - LEVEL) / 2))
+            return NormalDist().cdf((distance - needed) / spread)
+
+        return reached(above, self._accept_errors) + reached(-above, self._reject_errors)
 
 
 @dataclass(frozen=True)
@@ -145,12 +174,17 @@ class _Paired:
     def log_ratio(self) -> float:
         return float(self.gains.sum() / self.lengths.sum())
 
+    @property
+    def deviation(self) -> float:
+        """Standard error of `log_ratio`; 0 for a single sequence."""
+        return float(_deviations(self.gains[None], self.lengths[None])[0]) if len(self.gains) > 1 else 0.0
+
     def interval(self, error: float, seed: int) -> tuple[float, float]:
         """Interval of the ratio with a two-sided error; everything possible for a single sequence."""
         count = len(self.gains)
         if count < 2:
             return 0.0, max(_exp(self.log_ratio), IMPLAUSIBLE_RATIO)
-        deviation = float(_deviations(self.gains[None], self.lengths[None])[0])
+        deviation = self.deviation
         if count < BOOTSTRAP_SEQUENCES or deviation == 0:
             reach = student_quantile(1 - error, count - 1)
             low, high = -reach, reach

@@ -77,10 +77,10 @@ class TextJudge:
         return quality
 
     def verdict(self, case: Case, deadline: float, progress: Progress) -> Quality:
-        """Spends more evaluation tokens until the gate decides, the text ends or the time is up; then checks what the candidate writes."""
+        """Spends more evaluation tokens until the gate decides or hardly would, or text or time end; then checks what the candidate writes."""
         quality = case.quality or self.first_look(case, progress)
         for look in range(1, len(self._gate.looks)):
-            if quality.verdict != "inconclusive":
+            if quality.verdict != "inconclusive" or quality.details.get("futile"):
                 break
             missing = self._window_count(look) - len(case.found.kl)
             if clock.now() + case.pace * missing > deadline:

@@ -205,3 +205,36 @@ def test_a_candidate_at_the_bar_is_wrongly_decided_within_the_error_rates(skewed
     slack = 2.5 * math.sqrt(0.025 * 0.975 / trials)
     assert ends.count("accept") / trials <= 0.025 + slack
     assert ends.count("reject") / trials <= 0.025 + slack
+
+
+def test_more_text_is_not_asked_for_where_it_would_hardly_decide() -> None:
+    """Of candidates that a look gives up on, hardly any would have been decided by all text; and many near the bar are given up on."""
+    given_up, decided, trials, look = 0, 0, 400, 2
+    for trial in range(trials):
+        reference, candidate = scores(SEQUENCES[-1], ratio=0.9905, spread=0.02, seed=20_000 + trial)
+        early = judge(reference[: SEQUENCES[look]], candidate[: SEQUENCES[look]], look)
+        if early.details.get("futile"):
+            given_up += 1
+            assert "would decide with a probability" in str(early.details["reason"])
+            decided += judge(reference, candidate, len(SEQUENCES) - 1).verdict != "inconclusive"
+    assert given_up > 0.1 * trials
+    assert decided / given_up <= 0.1 + 2.5 * math.sqrt(0.1 * 0.9 / given_up)
+
+
+def test_the_prospect_of_a_verdict_lies_where_most_runs_end() -> None:
+    """The stated probability is the share of runs that the last look decides."""
+    stated, decided = [], []
+    for trial in range(300):
+        ratio = 0.99 + 0.01 * np.random.default_rng(trial).uniform(-1, 1)
+        reference, candidate = scores(SEQUENCES[-1], ratio=float(ratio), spread=0.02, seed=30_000 + trial)
+        early = judge(reference[: SEQUENCES[1]], candidate[: SEQUENCES[1]], 1)
+        if early.verdict == "inconclusive":
+            stated.append(float(str(early.details["prospect"])))
+            decided.append(judge(reference, candidate, len(SEQUENCES) - 1).verdict != "inconclusive")
+    assert float(np.mean(decided)) == pytest.approx(float(np.mean(stated)), abs=0.1)
+
+
+def test_no_verdict_is_given_up_on_at_the_last_look_or_without_a_bar() -> None:
+    assert "prospect" not in judge(*scores(SEQUENCES[-1], ratio=BAR, spread=0.02), len(SEQUENCES) - 1).details
+    off = SequentialGate(0.0, LOOKS, accept_from=LOOKS[1])
+    assert judge(*scores(SEQUENCES[0], ratio=0.5, spread=0.02), gate=off).details["prospect"] == 1
