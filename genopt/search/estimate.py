@@ -10,7 +10,7 @@ from genopt.plan import Plan, Record
 from genopt.search.predict import runtime_of
 
 UNKNOWN_S = 45.0
-"""Most that is assumed for the first candidate of an engine, besides loading."""
+"""Assumed for the first candidate of an engine, besides loading, where the references do not tell."""
 
 
 class Forecast(Record):
@@ -45,11 +45,13 @@ def expected_s(
         plan: The candidate.
         history: Seconds of finished candidates by what runs them (`genopt.search.predict.runtime_of`), without their time boxes.
         load_s: Seconds that opening took for a reference, likewise: compiling a step takes longer than all else.
-        references_s: Seconds that measuring both references took: no candidate is expected to need more.
+        references_s: Seconds that measuring both references took: no candidate is expected to need more, nor less than half of them, since
+            large models take their time in every engine.
     """
     runtime = runtime_of(plan)
     past = history.get(runtime)
-    seconds = median(past) if past else min(UNKNOWN_S, references_s) + load_s.get(runtime, 0.0)
+    unknown = max(min(UNKNOWN_S, references_s), references_s / 2)
+    seconds = median(past) if past else unknown + load_s.get(runtime, 0.0)
     return seconds + time_boxes_s(plan)
 
 

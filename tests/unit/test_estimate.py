@@ -21,6 +21,7 @@ def test_what_is_not_compiled_is_not_expected_to_take_a_compilation() -> None:
 
 def test_no_candidate_is_expected_to_need_more_than_both_references() -> None:
     assert expected_s(EAGER, load_s=LOAD_S, references_s=20.0) == 26.0
+    assert expected_s(EAGER, load_s=LOAD_S, references_s=260.0) == 136.0, "a large model takes its time in every engine"
 
 
 def test_those_that_ended_tell_and_their_time_boxes_are_their_own() -> None:
