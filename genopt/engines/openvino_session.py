@@ -40,8 +40,7 @@ class OpenVinoSession:
     def warm_up(self) -> None:
         """Runs a prompt and a decode step once, and finds out whether prompts of several lengths can be read together.
 
-        In bf16, which is the default on processors with AMX, a place that may attend to nothing becomes no number, and so does all that
-        follows; in fp32 it does not.
+        On one processor with AMX, where bf16 is the default, padding spread NaN; on another it did not, so it is tried.
         """
         longest = min(8, self._limit - 2)
         self.generate([GenerationRequest(prompt_ids=(0,) * longest, max_new_tokens=2)])
