@@ -62,7 +62,7 @@ def measure(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
 
     ends = time.monotonic() + time_limit_s
     asked = SensitivityRequest.model_validate(payload)
-    sequences = calibration_sequences(Path(asked.calibration), asked.tokens)
+    sequences = calibration_sequences(asked.calibration, asked.tokens)
     session = TorchSession(Path(asked.model), TorchOptions(dtype="float32", threads=asked.threads))
     with tempfile.TemporaryDirectory(prefix="genopt-sensitivity-") as scratch:
         found = sensitivity(session, sequences, Path(scratch), asked.share, lambda: ends - time.monotonic())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow.parquet as pq
 
+from genopt.errors import DataError
 
-def calibration_sequences(path: Path, tokens: int) -> list[list[int]]:
+
+def calibration_sequences(path: str | None, tokens: int) -> list[list[int]]:
     """The first sequences that hold `tokens` tokens together; the last one is cut, and never shorter than two.
 
     Args:
-        path: Parquet file with a column `ids`.
+        path: Parquet file with a column `ids`; None where there is no calibration text.
         tokens: How many tokens are wanted.
+
+    Raises:
+        DataError: There is none.
     """
+    if path is None:
+        raise DataError("This technique needs calibration text; give one with --calib-data.")
     found: list[list[int]] = []
     left = tokens
     for ids in pq.read_table(path, columns=["ids"])["ids"].to_pylist():

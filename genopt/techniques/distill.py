@@ -80,10 +80,8 @@ class Distill:
         from genopt.models.checkpoint import load_model, save_model
 
         chosen = parse_settings(DistillParams, params, cls.name)
-        if context.calibration is None:
-            raise DataError("distill needs calibration text; give one with --calib-data.")
         torch.manual_seed(context.seed)
-        wanted = calibration_sequences(Path(context.calibration), chosen.max_seq_length * (4 * chosen.steps + HELD_OUT))
+        wanted = calibration_sequences(context.calibration, chosen.max_seq_length * (4 * chosen.steps + HELD_OUT))
         pieces = [ids[start : start + chosen.max_seq_length] for ids in wanted for start in range(0, len(ids) - 1, chosen.max_seq_length)]
         if len(pieces) <= HELD_OUT:
             raise DataError("The calibration text is too short to distill on; give a longer one with --calib-data.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from genopt.errors import DataError, InfeasibleError
+from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
@@ -70,9 +70,7 @@ class DropLayers:
         from genopt.models.decoder import without_layers
 
         chosen = parse_settings(DropLayersParams, params, cls.name)
-        if context.calibration is None:
-            raise DataError("drop_layers needs calibration text; give one with --calib-data.")
-        sequences = calibration_sequences(Path(context.calibration), chosen.calibration_tokens)
+        sequences = calibration_sequences(context.calibration, chosen.calibration_tokens)
         model = load_model(source)
         losses = layer_losses(model, sequences, progress)
         dropped = sorted(range(len(losses)), key=lambda index: losses[index])[: chosen.count]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from genopt.errors import DataError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
@@ -72,9 +71,7 @@ class Importance:
         from genopt.models.checkpoint import load_model
 
         chosen = parse_settings(ImportanceParams, params, cls.name)
-        if context.calibration is None:
-            raise DataError("importance needs calibration text; give one with --calib-data.")
-        sequences = calibration_sequences(Path(context.calibration), chosen.calibration_tokens)
+        sequences = calibration_sequences(context.calibration, chosen.calibration_tokens)
         found = mean_squares(load_model(source), sequences, progress)
         for path in source.iterdir():
             if path.is_file():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from genopt.errors import DataError, InfeasibleError
+from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import ATTENTION, MLP, PROJECTIONS, Footprint
 from genopt.search.space import Tunable
@@ -86,10 +86,9 @@ class PruneWidth:
         from genopt.models.checkpoint import load_model, save_model
 
         chosen = parse_settings(PruneWidthParams, params, cls.name)
-        if context.calibration is None:
-            raise DataError("prune_width needs calibration text; give one with --calib-data.")
+        sequences = calibration_sequences(context.calibration, chosen.calibration_tokens)
         model = load_model(source)
-        narrow(model, chosen, calibration_sequences(Path(context.calibration), chosen.calibration_tokens), progress)
+        narrow(model, chosen, sequences, progress)
         save_model(model, source, destination)
 
 
