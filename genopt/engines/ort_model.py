@@ -185,7 +185,8 @@ class OrtDecoder:
             former = {}  # its memory is free before there is another
         cache = self._model.cache(self._slots + (self._slots > 1), length)
         mask = np.zeros((self._slots, length), np.int64)
-        mask[:rows, : self._length] = self._mask[:rows]
+        if rows:
+            mask[:rows, : self._length] = self._mask[:rows]
         for name, values in former.items():
             for row, filled in enumerate(self._filled[:rows]):  # only what is filled, so that the rest still takes no memory
                 cache[name][row, :, :filled] = values[row, :, :filled]

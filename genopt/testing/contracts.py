@@ -21,6 +21,7 @@ from genopt.engines.base import Generation, GenerationRequest, Joinable, Running
 from genopt.environments.declaration import find
 from genopt.environments.place import state_of
 from genopt.errors import SpecError, StageError
+from genopt.models.capability import capability
 from genopt.plan import JsonValue, Plan
 from genopt.process import SessionProcess, run_stage
 from genopt.quality.audit import audit
@@ -152,9 +153,11 @@ def check_declarations(engine: Any, name: str, options: dict[str, JsonValue]) ->
 
 
 def runs_here(kind: catalog.Kind, name: str) -> bool:
-    """Whether the environment of a technique or engine is built on this machine; always where it needs none."""
-    environment = catalog.load(kind, name).environment
-    return environment is None or state_of(find(environment)) == "built"
+    """Whether a technique's or engine's environment is built on this machine, and the GPU there that a technique cannot do without."""
+    entry = catalog.load(kind, name)
+    if kind == "techniques" and entry.gpu == "needed" and capability() is None:
+        return False
+    return entry.environment is None or state_of(find(entry.environment)) == "built"
 
 
 def check_space(task: Any) -> None:
@@ -268,6 +271,11 @@ def _check_running_batch(session: TextSession, batch: RunningBatch, vocabulary: 
         assert list(found[key].token_ids) == streamed[key] == list(session.generate([request])[0].token_ids), "company changes nothing"
         assert found[key].finish_reason == "length"
         assert found[key].started_ns <= found[key].timestamps_ns[0]
+    batch.join(7, asked[3])  # a batch that everybody has left takes shorter ones too
+    streamed[7] = []
+    while batch.busy:
+        step()
+    assert streamed[7] == streamed[3]
 
 
 def _check_scores(session: TextSession, vocabulary: int) -> None:
