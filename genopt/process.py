@@ -220,6 +220,10 @@ class EngineProcess:
             raise StageError("The engine session is closed; open it first.")
         return self._process
 
+    def wait(self) -> int:
+        """Waits until the process has ended, for whatever reason, and returns its exit status."""
+        return self._running().wait()
+
     def send(self, message: Mapping[str, Any]) -> None:
         """Sends one message to the engine's process; `genopt.worker` says which there are.
 

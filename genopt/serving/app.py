@@ -19,7 +19,7 @@ from genopt.plan import Record
 from genopt.serving.answer import Patience
 from genopt.serving.api import Api
 from genopt.serving.canary_app import RayControl, canary_application, canary_engine
-from genopt.serving.exchange import AnyAsk, Caller, Event, Refusal, Served
+from genopt.serving.exchange import ENGINE_LOST, AnyAsk, Caller, Event, Refusal, Served
 from genopt.serving.guard import Finished
 from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import KeyGate, OpenGate
@@ -65,7 +65,7 @@ class HandleEngine:
         except DeploymentUnavailableError:
             yield Refusal(status=503, message="No engine replica is running; try again later.", code="no_capacity", retry_after_s=5)
         except (RayError, RayServeException):
-            yield Refusal(status=503, message="The engine replica was lost; try again.", code="engine_lost", retry_after_s=5)
+            yield ENGINE_LOST
 
     async def ready(self) -> bool:
         """Whether a replica answers within a few seconds; one that is merely full counts as ready."""

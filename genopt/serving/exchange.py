@@ -142,6 +142,11 @@ class Refusal(Record):
     retry_after_s: int | None = None
 
 
+ENGINE_LOST = Refusal(status=503, message="The engine replica was lost; try again.", code="engine_lost", retry_after_s=5)
+"""The replica is gone, or about to be; the request did not get to an engine or was one of many that ran on it."""
+ENGINE_FAILED = Refusal(status=503, message="The engine failed; try again.", code="engine_failed", retry_after_s=5)
+"""The engine failed while it worked on the request. The cause is in the logs of the replica and the engine: it may name paths that are no
+caller's business."""
 Event = Admitted | Piece | Picture | Refusal
 
 

@@ -13,10 +13,11 @@ from genopt.engines.images import ImageRequest
 from genopt.errors import GenoptError, OutOfMemoryError, SpecError
 from genopt.image_calls import ImageProcess
 from genopt.serving.batching import EngineLoad
-from genopt.serving.exchange import Admitted, Event, ImageAsk, Picture, Refusal
+from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, Admitted, Event, ImageAsk, Picture, Refusal
 from genopt.serving.image_batching import ImageBatcher
 from genopt.serving.manifest import ServeArguments
 from genopt.serving.metrics import EngineMetrics
+from genopt.serving.tether import Tether
 
 
 class ImageReplica:
@@ -41,6 +42,7 @@ class ImageReplica:
         self._batcher = ImageBatcher(
             session.open(), max_batch=arguments.max_batch, wait_s=arguments.batch_wait_ms / 1000, on_change=self._metrics.note
         )
+        self._tether = Tether(session)
 
     async def ready(self) -> bool:
         """Answers, which is all that readiness asks: the constructor opened and warmed the engine."""
@@ -61,11 +63,15 @@ class ImageReplica:
 
     def __del__(self) -> None:
         # Serve calls this when it stops a replica; it also runs when the constructor failed before there was a batcher.
-        if "_batcher" in vars(self):
+        if "_tether" in vars(self):
+            self._tether.release()
             self._batcher.close()
 
     async def generate(self, ask: ImageAsk) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
+        if self._tether.engine_gone:
+            yield ENGINE_LOST
+            return
         seed = secrets.randbelow(2**31) if ask.seed is None else ask.seed
         request = ImageRequest(prompt=ask.prompt, seed=seed, width=ask.width, height=ask.height)
         yield Admitted(prompt_tokens=0, variant=self._variant)
@@ -76,7 +82,6 @@ class ImageReplica:
         except OutOfMemoryError as error:
             yield Refusal(status=413, message=error.message, param="size", code="too_large")
         except GenoptError:
-            # The cause is in the replica's and the engine's logs; it may name paths that are no caller's business.
-            yield Refusal(status=503, message="The engine failed; try again.", code="engine_failed", retry_after_s=5)
+            yield ENGINE_FAILED
         else:
             yield Picture(png=base64.b64encode(image.png).decode(), steps=len(image.timestamps_ns))

@@ -16,10 +16,11 @@ from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.errors import GenoptError, SpecError
 from genopt.process import SessionProcess
 from genopt.serving.batching import Batcher, EngineLoad, Finish, Scheduler
-from genopt.serving.exchange import Admitted, Ask, Event, Piece, Refusal, ScoredToken
+from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, Admitted, Ask, Event, Piece, Refusal, ScoredToken
 from genopt.serving.joining import Joining
 from genopt.serving.manifest import ServeArguments
 from genopt.serving.metrics import EngineMetrics
+from genopt.serving.tether import Tether
 from genopt.serving.text import Detokenizer, ModelText, StopScanner
 
 DEFAULT_MAX_TOKENS = 256
@@ -53,6 +54,7 @@ class EngineReplica:
         )  # fmt: skip
         self._metrics = EngineMetrics(arguments.variant.name)
         self._scheduler = _scheduler(session.open(), arguments, self._metrics.note)
+        self._tether = Tether(session)
 
     async def ready(self) -> bool:
         """Answers, which is all that readiness asks: the constructor opened and warmed the engine."""
@@ -73,12 +75,13 @@ class EngineReplica:
 
     def __del__(self) -> None:
         # Serve calls this when it stops a replica; it also runs when the constructor failed before there was a scheduler.
-        if "_scheduler" in vars(self):
+        if "_tether" in vars(self):
+            self._tether.release()
             self._scheduler.close()
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
-        request = await self._admit(ask)
+        request = ENGINE_LOST if self._tether.engine_gone else await self._admit(ask)
         if isinstance(request, Refusal):
             yield request
             return
@@ -88,8 +91,7 @@ class EngineReplica:
                 async for piece in pieces:
                     yield piece
         except GenoptError:
-            # The cause is in the replica's and the engine's logs; it may name paths that are no caller's business.
-            yield Refusal(status=503, message="The engine failed; try again.", code="engine_failed", retry_after_s=5)
+            yield ENGINE_FAILED
 
     async def _admit(self, ask: Ask) -> GenerationRequest | Refusal:
         characters = len(ask.prompt or "") + sum(len(message.content) for message in ask.messages or ())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from genopt.serving.exchange import Admitted, AnyAsk, Backend, Caller, Event, Picture, Piece, Refusal, Served
+from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, Admitted, AnyAsk, Backend, Caller, Event, Picture, Piece, Refusal, Served
 
-ATTEMPTS = 3
+ATTEMPTS = {ENGINE_LOST.code: 5, ENGINE_FAILED.code: 2}
+"""How often a request is tried that ends with such a refusal. An engine that failed on it may do so again, and take what else it does along."""
 AGAIN_S = 0.1
-LOST = "engine_lost"
-"""Code of the refusals that are worth another attempt. Not of those of an engine that died on a request: the next one might, too."""
+"""Before the second attempt; twice as long before each further one, so that a replica that ends can be noticed."""
 
 
 class Retrying:
@@ -28,7 +29,7 @@ class Retrying:
 
     async def generate(self, ask: AnyAsk, caller: Caller) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in itertools.count(1):
             admitted: Admitted | None = None
             started = lost = False
             async with aclosing(self._backend.generate(ask, caller)) as events:
@@ -36,7 +37,7 @@ class Retrying:
                     if isinstance(event, Admitted):
                         admitted = event
                         continue
-                    if isinstance(event, Refusal) and event.code == LOST and not started and attempt < ATTEMPTS:
+                    if isinstance(event, Refusal) and not started and attempt < ATTEMPTS.get(event.code, 1):
                         lost = True
                         break
                     if isinstance(event, Piece | Picture) and admitted is not None:
@@ -46,7 +47,7 @@ class Retrying:
                     yield event
             if not lost:
                 return
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(AGAIN_S * 2 ** (attempt - 1))
 
     async def ready(self) -> bool:
         """See `Backend.ready`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 import ray
 import yaml
@@ -284,7 +285,16 @@ def test_a_public_address_a_taken_port_and_another_port_are_refused(endpoint: de
             deployment.deploy(config, wait_s=5, progress=lambda text: None)
 
 
-def test_a_dead_engine_is_refused_at_once_and_its_replica_replaced(endpoint: deployment.Endpoint, openai_client: openai.OpenAI) -> None:
+def test_who_asks_an_engine_that_has_died_waits_for_the_next_one(endpoint: deployment.Endpoint) -> None:
+    (replica,) = [one for one in psutil.process_iter(["cmdline"]) if "ServeReplica:genopt:Engine" in " ".join(one.info["cmdline"] or ())]
+    (engine,) = replica.children()
+    engine.kill()
+    answer = httpx.post(f"{endpoint.url}/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 5}, timeout=WAIT_S)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["text"] == _expected(5)
+
+
+def test_what_engines_die_of_is_refused_in_the_end_and_their_replica_replaced(endpoint: deployment.Endpoint, openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError, match="engine failed") as failure:
         openai_client.completions.create(model="tiny", prompt=[CRASH], max_tokens=5)
     assert failure.value.status_code == 503

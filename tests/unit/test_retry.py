@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from genopt.serving.exchange import Admitted, Ask, Caller, Event, Piece, Refusal
+from genopt.serving import retry
+from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, Admitted, Ask, Caller, Event, Piece, Refusal
 from genopt.serving.retry import ATTEMPTS, Retrying
 from genopt.testing.scripted_backend import ADMITTED, ANSWER, ScriptedBackend
 
-LOST = Refusal(status=503, message="lost", code="engine_lost", retry_after_s=5)
-OTHERS = [Refusal(status=503, message="dead", code="engine_failed"), Refusal(status=429, message="full", code="over_capacity"),
-          Refusal(status=400, message="bad", code="invalid_value")]  # fmt: skip
+LOST, FAILED = ENGINE_LOST, ENGINE_FAILED
+OTHERS = [Refusal(status=429, message="full", code="over_capacity"), Refusal(status=400, message="bad", code="invalid_value")]
 
 
 class InTurn(ScriptedBackend):
@@ -43,10 +43,17 @@ def test_a_request_without_text_is_started_again(lost: tuple[Event, ...]) -> Non
     assert len(backend.asked) == 3
 
 
-def test_it_is_given_up_in_the_end() -> None:
-    backend = InTurn((ADMITTED, LOST))
-    assert answer(backend) == [LOST]
-    assert len(backend.asked) == ATTEMPTS
+@pytest.mark.parametrize("refusal", [LOST, FAILED])
+def test_it_is_given_up_in_the_end(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "AGAIN_S", 0.001)
+    backend = InTurn((ADMITTED, refusal))
+    assert answer(backend) == [refusal]
+    assert len(backend.asked) == ATTEMPTS[refusal.code]
+
+
+def test_a_request_on_which_an_engine_failed_gets_one_more_chance() -> None:
+    assert answer(InTurn((ADMITTED, FAILED), ANSWER)) == list(ANSWER)
+    assert ATTEMPTS[FAILED.code] == 2, "it may be what the engine fails on"
 
 
 def test_after_the_first_text_the_loss_is_passed_on() -> None:
