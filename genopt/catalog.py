@@ -26,6 +26,9 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "torchao_int8_dynamic": "genopt.techniques.torchao_int8:Int8Dynamic",
         "onnx_genai": "genopt.techniques.onnx_genai:OnnxGenai",
         "onnx_weight_only": "genopt.techniques.onnx_weight_only:OnnxWeightOnly",
+        "torchao_int4_weight_only": "genopt.techniques.torchao_int4:Int4WeightOnly",
+        "torchao_float8_weight_only": "genopt.techniques.torchao_float8:Float8WeightOnly",
+        "torchao_float8_dynamic": "genopt.techniques.torchao_float8:Float8Dynamic",
         "compressed_tensors": "genopt.techniques.compressed_tensors:CompressedTensors",
         "importance": "genopt.techniques.importance:Importance",
         "gguf": "genopt.techniques.gguf:Gguf",
@@ -37,6 +40,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "distill": "genopt.techniques.distill:Distill",
         "diffusers_int8_weight_only": "genopt.techniques.diffusers_denoiser:DenoiserInt8WeightOnly",
         "diffusers_int8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserInt8Dynamic",
+        "diffusers_float8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserFloat8Dynamic",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
     },
     "engines": {

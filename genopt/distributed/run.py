@@ -113,7 +113,8 @@ class _Run:
         self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick)
         self._search = SearchPhase(
             self._spec, self._task, budget, self._outcome, self._predictions, self._benches,
-            environments=self._environments.keys(), expected_s=self._expected_s, started=self._started, finished=self._ended, tick=self._tick,
+            environments=self._environments.keys(), gpus=self._nodes[0].gpus > 0, expected_s=self._expected_s, started=self._started,
+            finished=self._ended, tick=self._tick,
         )  # fmt: skip
 
     def go(self) -> RunFolder:

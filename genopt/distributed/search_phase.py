@@ -20,7 +20,7 @@ from genopt.search.predict import runtime_of
 from genopt.search.propose import pool
 from genopt.search.space import Point, Space
 from genopt.spec import RunSpec
-from genopt.tasks.base import Evaluation, Task, environments_of
+from genopt.tasks.base import Evaluation, Task, environments_of, needs_gpu
 
 SEARCH_END_S = 3.0
 """Ray Tune needs this long to end after its last trial has."""
@@ -37,6 +37,7 @@ class SearchPhase:
         predictions: What is expected of what was not.
         benches: Where candidates are evaluated.
         environments: Engine environments that candidates may need, besides ours.
+        gpus: Whether there are GPUs.
         expected_s: How long a candidate takes.
         started: Told of a candidate and the seconds that it is expected to take.
         finished: Told how a candidate ended.
@@ -53,6 +54,7 @@ class SearchPhase:
         benches: Benches,
         *,
         environments: Collection[str],
+        gpus: bool,
         expected_s: Callable[[Plan], float],
         started: Callable[[Plan, float], None],
         finished: Callable[[Evaluation], None],
@@ -60,7 +62,7 @@ class SearchPhase:
     ) -> None:
         self._spec, self._task, self._budget = spec, task, budget
         self._outcome, self._predictions, self._benches = outcome, predictions, benches
-        self._environments = frozenset(environments)
+        self._environments, self._gpus = frozenset(environments), gpus
         self._expected_s, self._started, self._finished, self._tick = expected_s, started, finished, tick
 
     @property
@@ -70,7 +72,7 @@ class SearchPhase:
 
     def wants(self, plan: Plan) -> bool:
         """Whether a plan is asked for and can run here."""
-        return self._spec.wants(plan) and environments_of(plan) <= self._environments
+        return self._spec.wants(plan) and environments_of(plan) <= self._environments and (self._gpus or not needs_gpu(plan))
 
     def _goes_on(self) -> bool:
         return self.trials_left() != 0 and self.has_time

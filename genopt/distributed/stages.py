@@ -120,7 +120,7 @@ def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | Non
         window: When it may be built.
         node: Where; None leaves that to Ray.
     """
-    gains = any(catalog.load("techniques", step.technique).accelerated for step in plan.steps)
+    gains = any(catalog.load("techniques", step.technique).gpu != "unused" for step in plan.steps)
     # Without an explicit strategy the placement group of a search's trial would capture the task and never fit it.
     strategy = "DEFAULT" if node is None else on_node(node)
     options = build_task.options(num_gpus=min(1.0, facts.gpus) if gains else 0, scheduling_strategy=strategy)
@@ -143,7 +143,7 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
         technique = catalog.load("techniques", step.technique)
         context = {
             "seed": facts.seed, "calibration": facts.calibration_digest if technique.needs_calibration else None, "libraries": facts.libraries,
-            "device": "cuda" if technique.accelerated and facts.gpus else "cpu",  # they round differently
+            "device": "cuda" if technique.gpu != "unused" and facts.gpus else "cpu",  # they round differently
         }  # fmt: skip
         if technique.environment is not None:  # its libraries are those of the lock, not ours
             context["environment"] = place.identities().get(technique.environment, "")

@@ -134,11 +134,16 @@ class DiffusersSession:
     def _compiled(self) -> Any:
         """The denoiser for images that are made alone; batches of every size would be compiled again."""
         if self._options.compile == "regional":
-            self._denoiser.compile_repeated_blocks(dynamic=False)
+            try:
+                self._denoiser.compile_repeated_blocks(dynamic=False)
+            except ValueError:
+                name = type(self._denoiser).__name__
+                raise InfeasibleError(f"{name} does not say which of its blocks repeat, so they cannot be compiled alone.") from None
         if self._options.compile != "denoiser":
             return None
-        mode = "max-autotune-no-cudagraphs" if self._device.type == "cuda" else None
-        return torch.compile(self._denoiser, dynamic=False, mode=mode)
+        # Without "max-autotune": on an H200 it took 18 minutes for the UNet of SDXL and 5 for half of FLUX.1, where compiling the blocks
+        # alone was done in 20 seconds and came within 2 % of it.
+        return torch.compile(self._denoiser, dynamic=False)
 
     @property
     def _device(self) -> torch.device:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from genopt.errors import InfeasibleError
+from genopt.models.capability import FLOAT8, capability, require_capability
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.space import Tunable
 
 if TYPE_CHECKING:
     from genopt.engines.vllm_session import VllmSession
-
-FP8_CAPABILITY = (8, 9)
-"""Compute capability from which on GPUs multiply 8-bit floats."""
 
 
 class VllmOptions(Record):
@@ -69,11 +67,10 @@ class VllmEngine:
     def check(options: dict[str, JsonValue]) -> None:
         """See `Engine.check`."""
         chosen = parse_settings(VllmOptions, options, "vllm")
-        capability = _capability()
-        if capability is None:
+        if capability() is None:
             raise InfeasibleError("vLLM's kernels for NVIDIA need a GPU and there is none here; on CPUs use the engine vllm_cpu.")
-        if "fp8" in (chosen.quantization, chosen.cache_type) and capability < FP8_CAPABILITY:
-            raise InfeasibleError("8-bit floats need a GPU of compute capability 8.9 or later; choose int8 weights instead.")
+        if "fp8" in (chosen.quantization, chosen.cache_type):
+            require_capability(FLOAT8, "8-bit floats")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
@@ -102,13 +99,6 @@ class VllmCpuEngine:
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
         """See `Engine.open`."""
         return _opened(artifact, parse_settings(VllmOptions, options, "vllm_cpu"))
-
-
-def _capability() -> tuple[int, int] | None:
-    """Compute capability of the GPU; None where there is none."""
-    import torch
-
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def _opened(artifact: Path, options: VllmOptions) -> VllmSession:

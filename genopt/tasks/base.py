@@ -130,6 +130,17 @@ def _environment(kind: Literal["engines", "techniques"], name: str) -> str | Non
     return found
 
 
+@cache
+def _needs_gpu(technique: str) -> bool:
+    found: bool = catalog.load("techniques", technique).gpu == "needed"
+    return found
+
+
+def needs_gpu(plan: Plan) -> bool:
+    """Whether one of a plan's steps works only on a GPU; engines that do are kept by their environments."""
+    return any(_needs_gpu(step.technique) for step in plan.steps)
+
+
 def fits(plan: Plan, traits: Collection[str]) -> bool:
     """Whether a plan begins with an original of these traits: some begin only with what was given in a certain format."""
     return not plan.steps or catalog.load("techniques", plan.steps[0].technique).requires <= frozenset(traits)

@@ -18,13 +18,15 @@ BASELINE = Plan(name="baseline", engine="torch", options={"compile": True, "spar
 ENGINES: Mapping[str, str] = {"ort_genai": "ort", "torch": "torch", "llamacpp": "llamacpp", "openvino": "openvino", "vllm": "vllm"}
 """Engines of the space, with the words that begin the names of their candidates."""
 TECHNIQUES: Mapping[str, str] = {
-    "drop_layers": "drop", "torchao_int8_weight_only": "int8-weight-only", "torchao_int8_dynamic": "int8-dynamic", "onnx_genai": "onnx",
-    "onnx_weight_only": "int8", "gguf": "", "openvino_export": "", "compressed_tensors": "",
+    "drop_layers": "drop", "torchao_int8_weight_only": "int8-weight-only", "torchao_int8_dynamic": "int8-dynamic",
+    "torchao_float8_weight_only": "float8-weight-only", "torchao_float8_dynamic": "float8-dynamic", "torchao_int4_weight_only": "int4-weight-only",
+    "onnx_genai": "onnx", "onnx_weight_only": "int8", "gguf": "", "openvino_export": "", "compressed_tensors": "",
 }  # fmt: skip
 """Its techniques; magnitude pruning makes nothing faster here, and distillation has its own place in the first candidates."""
 
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
+    "torchao_float8_weight_only": "quantization", "torchao_float8_dynamic": "quantization", "torchao_int4_weight_only": "quantization",
     "compressed_tensors": "quantization", "gguf": "quantization", "openvino_export": "quantization", "importance": "quantization",
     "magnitude_prune": "pruning", "drop_layers": "pruning", "prune_width": "pruning", "distill": "pruning",
 }  # fmt: skip
@@ -116,6 +118,9 @@ class TextGeneration:
             _weighed(_llamacpp("Q4_K_M")),
             _named("torchao-int8-weight-only", _torch(torchao_int8_weight_only=True)),
             _named("torchao-int8-dynamic", _torch(torchao_int8_dynamic=True)),
+            _named("torchao-float8-weight-only", _torch(torchao_float8_weight_only=True)),
+            _named("torchao-float8-dynamic", _torch(torchao_float8_dynamic=True)),
+            _named("torchao-int4-weight-only", _torch(torchao_int4_weight_only=True)),
             # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.
             ORIGINAL.model_copy(update={"name": "prune-magnitude-50", "steps": (Step(technique="magnitude_prune", params={"sparsity": 0.5}),)}),
             Plan(name="drop-2-layers-distilled", steps=(drop, distill), engine="torch", options={"compile": True}),

@@ -17,13 +17,13 @@ ORIGINAL = Plan(name="original", engine="diffusers", options={"spare_threads": 0
 BASELINE = Plan(name="baseline", engine="diffusers", options={"compile": "denoiser", "channels_last": True, "spare_threads": 0})
 TRAITS = frozenset({"diffusers"})
 """Of an original pipeline."""
-_INT8 = {"diffusers_int8_weight_only", "diffusers_int8_dynamic"}
+_ROUNDED = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic", "diffusers_float8_dynamic": "float8-dynamic"}
+"""Techniques of the space, with the words for them in the names of candidates."""
 
 
 @cache
 def _space() -> Space:
-    techniques = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic"}
-    return compose({"diffusers": ""}, techniques, TRAITS)
+    return compose({"diffusers": ""}, _ROUNDED, TRAITS)
 
 
 def _point(technique: str = "", **options: Choice) -> Point:
@@ -78,6 +78,7 @@ class TextToImage:
             _named("first-block-cache", cache="first_block", cache_threshold=0.1),
             _named("int8-dynamic", "diffusers_int8_dynamic"),
             _named("int8-weight-only", "diffusers_int8_weight_only"),
+            _named("float8-dynamic-compiled", "diffusers_float8_dynamic", compile="denoiser", channels_last=True),
             _named("bf16", dtype="bfloat16"),
             ORIGINAL.model_copy(update={"name": "prune-magnitude-30", "steps": (Step(technique="diffusers_magnitude_prune", params=pruned),)}),
         ]
@@ -85,7 +86,7 @@ class TextToImage:
     @staticmethod
     def families(plan: Plan) -> frozenset[str]:
         """Fewer steps, cheaper steps, fewer bits, fewer weights."""
-        found = {"quantization"} if any(step.technique in _INT8 for step in plan.steps) else set()
+        found = {"quantization"} if any(step.technique in _ROUNDED for step in plan.steps) else set()
         if any(step.technique == "diffusers_magnitude_prune" for step in plan.steps):
             found.add("pruning")
         if plan.options.get("num_inference_steps") is not None or plan.options.get("guidance_end", 1.0) != 1.0:

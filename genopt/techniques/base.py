@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from genopt.plan import JsonValue, Record
 from genopt.search.footprint import Footprint
@@ -31,6 +31,8 @@ class TransformContext(Record):
 
 
 Progress = Callable[[str], None]
+GpuUse = Literal["unused", "used", "needed"]
+"""What a GPU is to a transform: nothing; faster work, which is done without one all the same; or what neither it nor its result can do without."""
 
 
 class Transform(Protocol):
@@ -49,8 +51,7 @@ class Transform(Protocol):
     removes: frozenset[str]
     """Traits of the source that the result no longer has."""
     needs_calibration: bool
-    accelerated: bool
-    """Whether a GPU makes its work faster; without one it runs all the same."""
+    gpu: GpuUse
     tunables: tuple[Tunable, ...]
     """Parameters that a search may change, and to what."""
     environment: str | None

@@ -14,7 +14,7 @@ from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
@@ -53,7 +53,7 @@ class CompressedTensors:
     adds = frozenset({TRAIT, "quantized"})
     removes = frozenset({"hf"})
     needs_calibration = False
-    accelerated = True
+    gpu: GpuUse = "used"
     tunables = (
         Tunable(name="scheme", choices=("FP8_DYNAMIC", "W8A8", "W8A16", "W4A16"), words=("fp8_dynamic", "w8a8", "w8a16", "w4a16")),
         Tunable(name="group_size", choices=(128, 64, 32), words=("", "g64", "g32"), when=(("scheme", "W8A16"), ("scheme", "W4A16"))),

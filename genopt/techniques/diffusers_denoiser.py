@@ -1,4 +1,4 @@
-"""What transforms do to the denoiser of a pipeline: 8-bit matrices with torchao, and weights set to zero.
+"""What transforms do to the denoiser of a pipeline: matrices in 8 bits with torchao, and weights set to zero.
 
 Layers that are small, and those before the first and behind the last block, stay as they are: they cost little, and rounding
 them shows most.
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from genopt.errors import InfeasibleError
+from genopt.models.capability import FLOAT8, require_capability
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torchao.core.config import AOBaseConfig
 
@@ -61,7 +63,7 @@ class _OnDenoisers:
     adds = frozenset({"quantized"})
     removes: frozenset[str] = frozenset()
     needs_calibration = False
-    accelerated = False
+    gpu: GpuUse = "unused"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
     settings: type[Record] = QuantizeParams
@@ -80,9 +82,12 @@ class _OnDenoisers:
         return before.stored(8.0, families=MATRICES).risked(cls.chance)
 
 
-class _Int8(_OnDenoisers):
+class _Rounded(_OnDenoisers):
+    """Subclasses say into what."""
+
     @classmethod
-    def _write(cls, scheme: AOBaseConfig, source: Path, destination: Path, params: dict[str, JsonValue], progress: Progress) -> None:
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
         from torchao.quantization import quantize_
 
         from genopt.models import quantized
@@ -93,36 +98,66 @@ class _Int8(_OnDenoisers):
         if not chosen:
             raise InfeasibleError(f"The denoiser has no matrix of {least} features or more within its blocks; give a smaller least_features.")
         progress(f"quantizing {len(chosen)} matrices of the {name} to 8 bits")
-        quantize_(denoiser, scheme, filter_fn=lambda _, path: path in chosen)
+        if cls.gpu != "unused":
+            denoiser.to("cuda")
+        quantize_(denoiser, cls.scheme(denoiser.dtype), filter_fn=lambda _, path: path in chosen)
         _copy(source, destination, without=name)
         quantized.save(denoiser, destination / name)
 
+    @staticmethod
+    def scheme(dtype: torch.dtype) -> AOBaseConfig:
+        """What torchao is asked for, for a denoiser of this precision."""
+        raise NotImplementedError
 
-class DenoiserInt8WeightOnly(_Int8):
+
+class DenoiserInt8WeightOnly(_Rounded):
     """W8A16: weights with one scale per output channel, activations as they are."""
 
     name = "diffusers_int8_weight_only"
 
-    @classmethod
-    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
-        """See `Transform.apply`."""
+    @staticmethod
+    def scheme(dtype: torch.dtype) -> AOBaseConfig:
+        """See `_Rounded.scheme`."""
         from torchao.quantization import Int8WeightOnlyConfig
 
-        cls._write(Int8WeightOnlyConfig(version=2), source, destination, params, progress)
+        return Int8WeightOnlyConfig(version=2)
 
 
-class DenoiserInt8Dynamic(_Int8):
+class DenoiserInt8Dynamic(_Rounded):
     """W8A8: weights with one scale per output channel, activations with one per token, found while running."""
 
     name = "diffusers_int8_dynamic"
     chance = 0.5
 
-    @classmethod
-    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
-        """See `Transform.apply`."""
+    @staticmethod
+    def scheme(dtype: torch.dtype) -> AOBaseConfig:
+        """See `_Rounded.scheme`."""
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-        cls._write(Int8DynamicActivationInt8WeightConfig(version=2), source, destination, params, progress)
+        return Int8DynamicActivationInt8WeightConfig(version=2)
+
+
+class DenoiserFloat8Dynamic(_Rounded):
+    """Weights and activations in 8-bit floats, which the GPU multiplies: a scale per output channel and token in bf16, else one for all."""
+
+    name = "diffusers_float8_dynamic"
+    gpu: GpuUse = "needed"
+    chance = 0.6
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        super().check(source, params)
+        require_capability(FLOAT8, "8-bit floats")
+
+    @staticmethod
+    def scheme(dtype: torch.dtype) -> AOBaseConfig:
+        """See `_Rounded.scheme`; torchao multiplies with a scale per row in bf16 alone."""
+        import torch
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor
+
+        granularity = PerRow() if dtype == torch.bfloat16 else PerTensor()
+        return Float8DynamicActivationFloat8WeightConfig(granularity=granularity, set_inductor_config=False)
 
 
 class DenoiserMagnitudePrune(_OnDenoisers):

@@ -18,7 +18,7 @@ from genopt.errors import DataError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Distill:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
-    accelerated = True
+    gpu: GpuUse = "used"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 

@@ -12,7 +12,7 @@ from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class DropLayers:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
-    accelerated = True
+    gpu: GpuUse = "used"
     tunables = (Tunable(name="count", choices=(1, 2), words=("1-layer", "2-layers")),)
     environment: str | None = None
 

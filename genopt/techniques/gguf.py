@@ -12,7 +12,7 @@ from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.gguf_shape import read_shape
 
 Format = Literal["native", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
@@ -46,7 +46,7 @@ class Gguf:
     adds = frozenset({"gguf"})
     removes = frozenset({"hf"})
     needs_calibration = False
-    accelerated = False
+    gpu: GpuUse = "unused"
     tunables = (
         Tunable(
             name="format",

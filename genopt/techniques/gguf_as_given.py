@@ -10,7 +10,7 @@ from genopt.models.gguf import GIVEN, GIVEN_TRAIT
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.gguf import copy_companions
 
 TYPICAL_BITS = 5.0
@@ -32,7 +32,7 @@ class GgufAsGiven:
     adds = frozenset({"gguf"})
     removes = frozenset({"hf", GIVEN_TRAIT})
     needs_calibration = False
-    accelerated = False
+    gpu: GpuUse = "unused"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Importance:
     adds = frozenset({TRAIT})
     removes: frozenset[str] = frozenset()
     needs_calibration = True
-    accelerated = True
+    gpu: GpuUse = "used"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 
 class MagnitudePruneParams(Record):
@@ -38,7 +38,7 @@ class MagnitudePrune:
     adds = frozenset({"sparse"})
     removes: frozenset[str] = frozenset()
     needs_calibration = False
-    accelerated = False
+    gpu: GpuUse = "unused"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 

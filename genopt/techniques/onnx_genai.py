@@ -15,7 +15,7 @@ from genopt.errors import InfeasibleError, StageError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 BUILDER = "onnxruntime_genai.models.builder"
 UNSUPPORTED = "is not currently supported"
@@ -45,7 +45,7 @@ class OnnxGenai:
     adds = frozenset({"onnx_genai"})
     removes = frozenset({"hf"})
     needs_calibration = False
-    accelerated = False
+    gpu: GpuUse = "unused"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 

@@ -15,7 +15,7 @@ from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import HEAD, MLP, PROJECTIONS, Footprint
 from genopt.search.precision import FAMILIES
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.onnx_embedding import shrink_embedding
 
 Bits = Literal[4, 8, 32]
@@ -88,7 +88,7 @@ class OnnxWeightOnly:
     adds = frozenset({"quantized"})
     removes: frozenset[str] = frozenset()
     needs_calibration = False
-    accelerated = False
+    gpu: GpuUse = "unused"
     tunables = (
         Tunable(name="block_size", choices=(32, 16, 64, 128), words=("g32", "g16", "g64", "g128")),
         Tunable(name="symmetric", choices=(False, True), words=("asym", "sym")),

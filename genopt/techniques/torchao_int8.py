@@ -1,87 +1,52 @@
-"""8-bit weights with torchao, by rounding, without calibration. The head stays in the checkpoint's precision."""
+"""8-bit integers with torchao, one scale per output channel."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genopt.errors import InfeasibleError
-from genopt.plan import JsonValue, Record, parse_settings
-from genopt.search.footprint import MATRICES, Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.models.capability import capability
+from genopt.plan import JsonValue
+from genopt.techniques.base import GpuUse
+from genopt.techniques.torchao_rounding import TorchaoRounding
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
 
-class NoParams(Record):
-    """These techniques have no parameters."""
-
-
-class _Int8:
-    """What both share; see `genopt.techniques.base.Transform`."""
-
-    name = ""
-    version = 1
-    phase = 40
-    requires = frozenset({"hf"})
-    excludes = frozenset({"quantized"})
-    adds = frozenset({"quantized"})
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    accelerated = False
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
-    chance = 0.8
-
-    @classmethod
-    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
-        """See `Transform.check`."""
-        parse_settings(NoParams, params, cls.name)
-        if importlib.util.find_spec("torchao") is None:
-            raise InfeasibleError("torchao is not installed; install it with: pip install torchao.")
-
-    @classmethod
-    def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
-        """See `Transform.footprint`: one scale per output channel costs next to nothing."""
-        return before.stored(8.0, families=MATRICES).risked(cls.chance)
-
-    @classmethod
-    def _write(cls, scheme: AOBaseConfig, source: Path, destination: Path, progress: Progress) -> None:
-        from transformers import AutoModelForCausalLM, TorchAoConfig
-
-        from genopt.models.checkpoint import save_model
-
-        progress("quantizing to 8 bits")
-        config = TorchAoConfig(scheme)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, quantization_config=config, device_map="cpu")
-        save_model(model, source, destination)
-
-
-class Int8WeightOnly(_Int8):
-    """W8A16: weights with one scale per output channel, activations as they are."""
+class Int8WeightOnly(TorchaoRounding):
+    """W8A16: activations stay as they are."""
 
     name = "torchao_int8_weight_only"
+    what = "8-bit weights"
 
-    @classmethod
-    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
-        """See `Transform.apply`."""
+    @staticmethod
+    def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
+        """See `TorchaoRounding.scheme`."""
         from torchao.quantization import Int8WeightOnlyConfig
 
-        cls._write(Int8WeightOnlyConfig(version=2), source, destination, progress)
+        return Int8WeightOnlyConfig(version=2)
 
 
-class Int8Dynamic(_Int8):
-    """W8A8: weights with one scale per output channel, activations with one per token, found while running."""
+class Int8Dynamic(TorchaoRounding):
+    """W8A8: activations are rounded with one scale per token, found while running."""
 
     name = "torchao_int8_dynamic"
+    what = "8-bit weights and activations"
+    gpu: GpuUse = "used"
     chance = 0.4
 
     @classmethod
-    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
-        """See `Transform.apply`."""
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`; on GPUs PyTorch has no such product (`torch._int_mm`) of fewer than 17 rows."""
+        super().check(source, params)
+        if capability() is not None:
+            raise InfeasibleError("PyTorch multiplies 8-bit integers on GPUs only for 17 tokens at once or more; use W8A8 in vLLM or 8-bit floats.")
+
+    @staticmethod
+    def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
+        """See `TorchaoRounding.scheme`."""
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-        cls._write(Int8DynamicActivationInt8WeightConfig(version=2), source, destination, progress)
+        return Int8DynamicActivationInt8WeightConfig(version=2)

@@ -18,7 +18,7 @@ from pydantic import Field
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 LOG = "GENOPT_FAKE_LOG"
 """Environment variable: file that gets the label of each transform that was applied, a line each."""
@@ -51,7 +51,7 @@ class FakeTransform:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = False
-    accelerated = False
+    gpu: GpuUse = "unused"
     tunables = (Tunable(name="label", choices=("a", "b"), words=("a", "b")),)
     environment: str | None = None
 

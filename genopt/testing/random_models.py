@@ -32,7 +32,7 @@ def write_random_llama(folder: Path, shape: str) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    write_tiny_tokenizer(folder, context=CONTEXT)
+    write_tiny_tokenizer(folder, context=CONTEXT, vocabulary=LLAMA_SHAPES[shape]["vocab_size"])
     torch.manual_seed(0)
     config = LlamaConfig(
         **LLAMA_SHAPES[shape], max_position_embeddings=CONTEXT, dtype="bfloat16", bos_token_id=BOS_ID, eos_token_id=EOS_ID,

@@ -10,12 +10,13 @@ VOCABULARY = 300
 CONTEXT = 512
 
 
-def write_tiny_llama(folder: Path, *, layers: int = 3) -> Path:
+def write_tiny_llama(folder: Path, *, layers: int = 3, tied: bool = True) -> Path:
     """Writes a random Llama in bfloat16 with a tokenizer, and returns its folder.
 
     Args:
         folder: Created if missing.
         layers: Decoder layers.
+        tied: Whether its head is its table of embeddings.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,7 +25,7 @@ def write_tiny_llama(folder: Path, *, layers: int = 3) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=128, num_hidden_layers=layers,
-        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.1, dtype="bfloat16",
+        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=tied, initializer_range=0.1, dtype="bfloat16",
         bos_token_id=BOS_ID, eos_token_id=EOS_ID,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

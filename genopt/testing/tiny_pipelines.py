@@ -80,7 +80,7 @@ def write_tiny_pixart(folder: Path) -> Path:
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
-    tokenizer = _t5_tokenizer()
+    tokenizer = letter_tokenizer(CONTEXT)
     text = T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=2 * WIDTH, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
     transformer = PixArtTransformer2DModel(
         num_attention_heads=4, attention_head_dim=8, num_layers=2, cross_attention_dim=32, caption_channels=WIDTH, sample_size=SAMPLE, patch_size=2,
@@ -91,6 +91,18 @@ def write_tiny_pixart(folder: Path) -> Path:
     )  # fmt: skip
     pipeline.save_pretrained(folder)
     return folder
+
+
+def letter_tokenizer(context: int) -> T5Tokenizer:
+    """A tokenizer for T5 that reads letters, digits and spaces, one by one.
+
+    Args:
+        context: Tokens to which prompts are cut.
+    """
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((character, -2.0) for character in "▁" + string.ascii_lowercase + string.digits)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=context)
 
 
 WRITERS: Mapping[str, Callable[[Path], Path]] = {
@@ -135,11 +147,3 @@ def _clip_text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         max_position_embeddings=CONTEXT, projection_dim=WIDTH, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-
-
-def _t5_tokenizer() -> T5Tokenizer:
-    """Reads letters, digits and spaces, one by one."""
-    from transformers import T5Tokenizer
-
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((character, -2.0) for character in "▁" + string.ascii_lowercase + string.digits)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=CONTEXT)

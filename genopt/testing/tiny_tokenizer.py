@@ -1,4 +1,4 @@
-"""A tokenizer for tests: token id i is the byte i, and two special tokens follow."""
+"""A tokenizer for tests: token id i is the byte i, two special tokens follow, and then, if wanted, words that it writes but never reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ CHAT_TEMPLATE = (
 )
 BOS_ID = 256
 EOS_ID = 257
+LEAST = 258
+"""Tokens of a vocabulary without such words."""
 
 
 def byte_characters() -> list[str]:
@@ -20,17 +22,19 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(rest)) for byte in range(256)]
 
 
-def write_tiny_tokenizer(folder: Path, *, context: int = 512) -> None:
+def write_tiny_tokenizer(folder: Path, *, context: int = 512, vocabulary: int = LEAST) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and `config.json`.
 
     Args:
         folder: Created if missing.
         context: Context length in tokens.
+        vocabulary: Token ids that have a text: a model with random weights says any of its own.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(models.BPE(vocab={character: byte for byte, character in enumerate(byte_characters())}, merges=[]))
+    words = [*byte_characters(), "<s>", "</s>", *(f"w{number}" for number in range(LEAST, vocabulary))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])

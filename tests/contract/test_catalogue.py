@@ -23,6 +23,9 @@ from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
 TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
     "torchao_int8_dynamic": ("hf", {}),
+    "torchao_int4_weight_only": ("hf", {"group_size": 32}),
+    "torchao_float8_weight_only": ("hf", {}),
+    "torchao_float8_dynamic": ("hf", {}),
     "compressed_tensors": ("hf", {"scheme": "W4A16", "group_size": 32}),
     "importance": ("hf", {"calibration_tokens": 128}),
     "gguf": ("hf", {"format": "Q8_0"}),
@@ -36,6 +39,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
     "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
     "diffusers_int8_dynamic": ("diffusers", {}),
+    "diffusers_float8_dynamic": ("diffusers", {"least_features": 16}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
 }
 """By name: a trait of the source, and parameters."""
@@ -91,7 +95,7 @@ def context(original: Path, calibration: Path | None) -> TransformContext:
 
 
 def test_every_entry_has_a_case_here() -> None:
-    """Those of environments that are not built here are only looked at."""
+    """Those of environments that are not built here, or of GPUs that are not here, are only looked at."""
     assert TECHNIQUES.keys() == catalog.BUILT_IN["techniques"].keys()
     assert ENGINES.keys() == catalog.BUILT_IN["engines"].keys()
 

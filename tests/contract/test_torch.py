@@ -20,6 +20,8 @@ from genopt.techniques.base import TransformContext
 from genopt.techniques.distill import DistillParams, distill
 from genopt.techniques.drop_layers import DropLayers, layer_losses
 from genopt.techniques.magnitude_prune import MagnitudePrune
+from genopt.techniques.torchao_float8 import Float8Dynamic, Float8WeightOnly
+from genopt.techniques.torchao_int4 import Int4WeightOnly
 from genopt.techniques.torchao_int8 import Int8Dynamic, Int8WeightOnly
 from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
 
@@ -94,6 +96,42 @@ def test_eight_bits_load_back_smaller_and_close(llama: Path, tmp_path: Path, tec
     found = np.array(session.score([prompt(60, 3)]).log_probs[0])
     session.close()
     assert np.abs(found - log_probs(load(llama), prompt(60, 3))).mean() < 0.1
+
+
+@pytest.mark.parametrize("technique", [Int8WeightOnly, Int8Dynamic])
+def test_a_head_of_its_own_can_be_rounded_too(tmp_path: Path, technique: Any) -> None:
+    source = write_tiny_llama(tmp_path / "llama", tied=False)
+    sizes = []
+    for head in (False, True):
+        folder = tmp_path / f"head-{head}"
+        folder.mkdir()
+        technique.apply(source, folder, {"head": head}, context(), lambda _: None)
+        sizes.append((folder / "model.safetensors").stat().st_size)
+        session = TorchEngine.open(folder, {"threads": 1})
+        found = np.array(session.score([prompt(60, 3)]).log_probs[0])
+        session.close()
+        assert np.abs(found - log_probs(load(source), prompt(60, 3))).mean() < 0.1
+    assert sizes[1] < sizes[0]
+
+
+def test_a_head_that_is_the_table_of_embeddings_stays(llama: Path) -> None:
+    with pytest.raises(InfeasibleError, match="is its table of embeddings"):
+        Int8WeightOnly.check(llama, {"head": True})
+
+
+@pytest.mark.parametrize(("technique", "least"), [(Int4WeightOnly, (8, 0)), (Float8Dynamic, (8, 9)), (Float8WeightOnly, (8, 9))])
+def test_what_gpus_alone_can_multiply_is_refused_elsewhere(
+    llama: Path, technique: Any, least: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InfeasibleError, match="need an NVIDIA GPU and there is none here"):
+        technique.check(llama, {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(InfeasibleError, match=rf"capability {least[0]}\.{least[1]} or later"):
+        technique.check(llama, {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: least)
+    technique.check(llama, {})
 
 
 def test_half_of_each_decoder_matrix_becomes_zero_and_nothing_else_changes(llama: Path, tmp_path: Path) -> None:
