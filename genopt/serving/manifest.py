@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,8 +82,8 @@ class Scaling(Record):
 def autoscaling(throughput: Mapping[int, float], *, max_replicas: int = 1) -> Scaling:
     """Turns measured throughput per concurrency into limits.
 
-    The target is the knee (`genopt.measure.knee`). A replica accepts half as many again, so that the next batch is
-    already there when one ends, and a new replica is asked for before callers are turned away. Four times that may
+    The target is the knee (`genopt.measure.knee`). A replica accepts as many again, so that the next batch is
+    already there when one ends, and a new replica is asked for before callers are turned away. Three times that may
     queue per proxy: at the knee a full queue is then a few batches of waiting, after which a quick
     429 serves a caller better than a late answer.
 
@@ -96,9 +95,9 @@ def autoscaling(throughput: Mapping[int, float], *, max_replicas: int = 1) -> Sc
         The limits. Without a measurement the target is 1, the only concurrency that needs none.
     """
     target = knee(throughput)
-    accepted = max(target + 1, math.ceil(target * 1.5))
+    accepted = 2 * target
     return Scaling(
-        target_ongoing_requests=target, max_ongoing_requests=accepted, max_queued_requests=4 * accepted,
+        target_ongoing_requests=target, max_ongoing_requests=accepted, max_queued_requests=3 * accepted,
         min_replicas=1, max_replicas=max_replicas,
     )  # fmt: skip
 

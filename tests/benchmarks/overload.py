@@ -25,7 +25,7 @@ from served import add_arguments, served, subject
 
 from genopt.measure.arrivals import arrivals
 from genopt.measure.process_tree import TreeMemory
-from genopt.serving.manifest import Scaling
+from genopt.serving.manifest import autoscaling
 
 SLOTS = 8
 
@@ -99,9 +99,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the peak is measured")
     options = parser.parse_args()
-    scaling = Scaling(
-        target_ongoing_requests=SLOTS, max_ongoing_requests=12, max_queued_requests=24, min_replicas=1, max_replicas=1
-    )  # fmt: skip
+    scaling = autoscaling({SLOTS // 2: 0.5, SLOTS: 1.0})
     with subject(options) as what, served(what, scaling) as endpoint:
         return int(not asyncio.run(run(endpoint.url, options)))
 
