@@ -30,6 +30,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "torchao_float8_weight_only": "genopt.techniques.torchao_float8:Float8WeightOnly",
         "torchao_float8_dynamic": "genopt.techniques.torchao_float8:Float8Dynamic",
         "compressed_tensors": "genopt.techniques.compressed_tensors:CompressedTensors",
+        "llmcompressor": "genopt.techniques.llmcompressor:LlmCompressor",
         "importance": "genopt.techniques.importance:Importance",
         "gguf": "genopt.techniques.gguf:Gguf",
         "gguf_as_given": "genopt.techniques.gguf_as_given:GgufAsGiven",
@@ -62,6 +63,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     },
     "environments": {
         "llamacpp": "genopt.environments.built_in:LLAMACPP",
+        "llmcompressor": "genopt.environments.built_in:LLMCOMPRESSOR",
         "openvino": "genopt.environments.built_in:OPENVINO",
         "vllm": "genopt.environments.built_in:VLLM",
         "vllm-cpu": "genopt.environments.built_in:VLLM_CPU",

@@ -1,10 +1,15 @@
-"""Proves that an engine environment works: a tiny model is converted, opened and continued in it."""
+"""Proves that an environment works: a tiny model is converted, opened and continued in it, or what has no engine is applied to one."""
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest
@@ -15,24 +20,26 @@ from genopt.process import SessionProcess, run_stage
 
 LIMIT_S = 300.0
 THREADS = 2
+CALIBRATION = (4, 512)
+"""Sequences of calibration text for the tiny model, and tokens of each."""
 
 
 class Checked(Record):
-    """An engine that generated.
+    """An engine that generated, or a technique that was applied.
 
     Attributes:
-        engine: Catalogue name.
-        load_s: Seconds from the start of its process until it could generate.
-        token: What it generated.
+        name: Catalogue name.
+        seconds: From the start of its process until an engine could generate, or a technique was done.
+        token: What an engine generated.
     """
 
-    engine: str
-    load_s: float
-    token: int
+    name: str
+    seconds: float
+    token: int | None = None
 
 
 def check(name: str, *, progress: Callable[[str], None]) -> list[Checked]:
-    """Generates a token with every engine of an environment.
+    """Generates a token with every engine of an environment; of one without engines, tries its techniques.
 
     Args:
         name: The environment.
@@ -44,26 +51,48 @@ def check(name: str, *, progress: Callable[[str], None]) -> list[Checked]:
     """
     require_built(name)
     engines = [engine for engine in catalog.names("engines") if catalog.load("engines", engine).environment == name]
-    if not engines:
-        raise StageError(f"No engine runs in the environment {name!r}, so there is nothing to check; remove it with: genopt env remove {name}.")
+    techniques = [technique for technique in catalog.names("techniques") if catalog.load("techniques", technique).environment == name]
+    if not engines and not techniques:
+        raise StageError(f"Nothing runs in the environment {name!r}, so there is nothing to check; remove it with: genopt env remove {name}.")
     with tempfile.TemporaryDirectory(prefix="genopt-check-") as scratch:
         from genopt.testing.tiny_models import write_tiny_llama
 
         progress("making a tiny model")
         original = write_tiny_llama(Path(scratch, "original"))
+        if not engines:
+            return [_applied(technique, original, Path(scratch, technique), progress) for technique in techniques]
         return [_check(engine, original, Path(scratch, engine), progress) for engine in engines]
+
+
+def _applied(technique: str, original: Path, scratch: Path, progress: Callable[[str], None]) -> Checked:
+    began, log = time.monotonic(), scratch / "log.txt"
+    scratch.mkdir()
+    calibration = scratch / "calibration.parquet"
+    rows = [[(7 * row + 3 * place) % 256 for place in range(CALIBRATION[1])] for row in range(CALIBRATION[0])]
+    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), calibration)
+    with _logged(log):
+        progress(f"applying {technique}")
+        _transform(technique, original, scratch / "artifact", str(calibration), log)
+    return Checked(name=technique, seconds=time.monotonic() - began)
+
+
+@contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """Adds the end of a log to a failure's details."""
+    try:
+        yield
+    except StageError as error:
+        raise type(error)(error.message, {**error.details, "log": log.read_text(errors="replace")[-4000:] if log.exists() else ""}) from None
 
 
 def _check(engine: str, original: Path, scratch: Path, progress: Callable[[str], None]) -> Checked:
     log = scratch / "log.txt"
-    try:
+    with _logged(log):
         artifact = _artifact(engine, original, scratch / "artifact", log, progress)
         progress(f"opening it with {engine}")
         with SessionProcess(engine, artifact, {"threads": THREADS}, log=log, timeout_s=LIMIT_S, threads=THREADS) as session:
             (found,) = session.generate([GenerationRequest(prompt_ids=(1, 2, 3), max_new_tokens=1)])
-            return Checked(engine=engine, load_s=session.load_s, token=found.token_ids[0])
-    except StageError as error:
-        raise type(error)(error.message, {**error.details, "log": log.read_text(errors="replace")[-4000:] if log.exists() else ""}) from None
+            return Checked(name=engine, seconds=session.load_s, token=found.token_ids[0])
 
 
 def _artifact(engine: str, original: Path, destination: Path, log: Path, progress: Callable[[str], None]) -> Path:
@@ -75,10 +104,15 @@ def _artifact(engine: str, original: Path, destination: Path, log: Path, progres
     if technique is None:
         raise StageError(f"No technique makes what the engine {engine!r} opens, so it cannot be checked; add one to the catalogue.")
     progress(f"converting it with {technique}")
+    return _transform(technique, original, destination, None, log)
+
+
+def _transform(technique: str, original: Path, destination: Path, calibration: str | None, log: Path) -> Path:
     destination.mkdir(parents=True)
-    context = {"original": str(original), "calibration": None, "seed": 0, "threads": THREADS}
+    loaded = catalog.load("techniques", technique)
+    context = {"original": str(original), "calibration": calibration, "seed": 0, "threads": THREADS}
     payload = {"technique": technique, "source": str(original), "destination": str(destination), "params": {}, "context": context}
-    run_stage("transform", payload, log=log, timeout_s=LIMIT_S, threads=THREADS, where=catalog.load("techniques", technique).environment)
+    run_stage("transform", payload, log=log, timeout_s=LIMIT_S, threads=THREADS, where=loaded.environment)
     return destination
 
 

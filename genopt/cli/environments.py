@@ -71,10 +71,13 @@ def check_environment(name: Name, as_json: options.Json = False) -> None:
     from genopt.environment_check import check
 
     found = check(name, progress=lambda text: say(f"  {text}"))
-    for engine in found:
-        say(f"✓ {engine.engine} opened a tiny model in {engine.load_s:.1f} s and generated token {engine.token}")
+    for one in found:
+        done = f"opened a tiny model in {one.seconds:.1f} s and generated token {one.token}" if one.token is not None else (
+            f"changed a tiny model in {one.seconds:.1f} s"
+        )  # fmt: skip
+        say(f"✓ {one.name} {done}")
     if as_json:
-        print_json([engine.model_dump(mode="json") for engine in found])
+        print_json([one.model_dump(mode="json") for one in found])
 
 
 @environments.command("remove")

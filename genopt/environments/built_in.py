@@ -24,3 +24,7 @@ VLLM_CPU = Environment(
     name="vllm-cpu", about="on CPUs vLLM continues many requests at once faster than the other engines, and takes minutes to start", package=LOCKS,
     lock="vllm-cpu.txt", disk_bytes=4_000_000_000,
 )  # fmt: skip
+LLMCOMPRESSOR = Environment(
+    name="llmcompressor", about="with calibration text llm-compressor rounds weights for vLLM with less damage (GPTQ, SmoothQuant)",
+    package=LOCKS, lock="llmcompressor.txt", disk_bytes=4_000_000_000,
+)  # fmt: skip

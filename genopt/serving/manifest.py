@@ -37,7 +37,7 @@ class ServeArguments(Record):
         max_batch: Most requests that the engine continues at once.
         batch_wait_ms: How long the first request of a batch waits for company, where the engine's batches cannot be joined.
         stream_interval_ms: Shortest time between two pieces of a stream; the first goes out at once. Each piece costs processor time in
-            three processes, which the engine then lacks.
+            three processes, which an engine on the same processors then lacks.
         max_context: Upper bound of prompt and answer in tokens, where the model's own is to be lowered.
         call_limit_s: Limit of opening the engine and of one batch.
         stall_s: Longest accepted time without a token before a busy replica counts as stuck.
@@ -55,7 +55,7 @@ class ServeArguments(Record):
     num_gpus: float = Field(default=0.0, ge=0)
     max_batch: int = Field(default=4, gt=0)
     batch_wait_ms: float = Field(default=5.0, ge=0)
-    stream_interval_ms: float = Field(default=0.0, ge=0)
+    stream_interval_ms: float = Field(default=50.0, ge=0)
     max_context: int | None = Field(default=None, gt=1)
     call_limit_s: float = Field(default=LONGEST_STREAM_S, gt=0)
     stall_s: float = Field(default=60.0, gt=0)

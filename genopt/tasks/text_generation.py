@@ -27,7 +27,8 @@ TECHNIQUES: Mapping[str, str] = {
 _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
     "torchao_float8_weight_only": "quantization", "torchao_float8_dynamic": "quantization", "torchao_int4_weight_only": "quantization",
-    "compressed_tensors": "quantization", "gguf": "quantization", "openvino_export": "quantization", "importance": "quantization",
+    "compressed_tensors": "quantization", "llmcompressor": "quantization", "gguf": "quantization", "openvino_export": "quantization",
+    "importance": "quantization",
     "magnitude_prune": "pruning", "drop_layers": "pruning", "prune_width": "pruning", "distill": "pruning",
 }  # fmt: skip
 
@@ -72,6 +73,12 @@ def _vllm_cpu(name: str, *steps: Step) -> Plan:
     return Plan(name=name, steps=steps, engine="vllm_cpu")
 
 
+def _calibrated(engine: str, method: str, scheme: str) -> Plan:
+    """Beside the space, since calibration takes minutes: what rounding to the same format gains from it."""
+    name = f"{engine.replace('_', '-')}-{scheme.lower()}-{method}"
+    return Plan(name=name, steps=(Step(technique="llmcompressor", params={"method": method, "scheme": scheme, "group_size": 32}),), engine=engine)
+
+
 class TextGeneration:
     """See `genopt.tasks.base.Task`."""
 
@@ -110,6 +117,8 @@ class TextGeneration:
             _space().plan(_vllm("W8A8")),
             _vllm_cpu("vllm-cpu-native"),
             _vllm_cpu("vllm-cpu-w8a8", Step(technique="compressed_tensors", params={"scheme": "W8A8"})),
+            *(_calibrated("vllm", method, scheme) for method, scheme in (("gptq", "W4A16"), ("smoothquant", "W8A8"))),
+            _calibrated("vllm_cpu", "smoothquant", "W8A8"),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
             _named("ort-int4-g32", _int4(32)),
             _named("ort-int4-g128", _int4(128)),

@@ -18,7 +18,8 @@ from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 Scheme = Literal["W4A16", "W8A16", "W8A8", "FP8_DYNAMIC"]
 TRAIT = "compressed_tensors"
@@ -82,20 +83,19 @@ class CompressedTensors:
         from genopt.models.checkpoint import load_model, save_model
 
         chosen = parse_settings(CompressedTensorsParams, params, "compressed_tensors")
-        scheme = _scheme(chosen)
+        scheme = named_scheme(chosen.scheme, chosen.group_size)
         model = load_model(source)
-        head = model.get_output_embeddings()
-        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+        linear = inner_matrices(model)
         if not linear:
             raise InfeasibleError("This model has no linear layers, which is all that compressed-tensors knows; use another technique for it.")
+        if chosen.scheme in GROUPED:
+            require_groups(model, chosen.group_size)
         state = model.state_dict()
         progress(f"rounding {len(linear)} matrices ({chosen.scheme})")
         for name, module in linear.items():
-            if chosen.scheme in GROUPED and module.in_features % chosen.group_size:
-                raise InfeasibleError(f"Groups of {chosen.group_size} weights do not divide the {module.in_features} of {name}; choose smaller ones.")
             del state[f"{name}.weight"]
             state |= {f"{name}.{part}": values for part, values in _rounded(module.weight.detach(), scheme).items()}
-        ignored = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is head]
+        ignored = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in linear]
         model.config.quantization_config = {
             "quant_method": "compressed-tensors", "format": FORMATS[chosen.scheme], "quantization_status": "compressed", "ignore": ignored,
             "config_groups": {"group_0": scheme.model_dump(mode="json", exclude_none=True, exclude={"format"})},
@@ -103,14 +103,39 @@ class CompressedTensors:
         save_model(model, source, destination, state)
 
 
-def _scheme(chosen: CompressedTensorsParams) -> QuantizationScheme:
+def named_scheme(name: str, group_size: int) -> QuantizationScheme:
+    """A scheme of compressed-tensors.
+
+    Args:
+        name: As it calls the scheme.
+        group_size: Consecutive weights that share a scale, where the scheme has groups.
+    """
     from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 
-    scheme = preset_name_to_scheme(chosen.scheme, ["Linear"])
-    if scheme.weights is None or chosen.scheme not in GROUPED:
+    scheme = preset_name_to_scheme(name, ["Linear"])
+    if scheme.weights is None or name not in GROUPED:
         return scheme
-    weights = scheme.weights.model_copy(update={"group_size": chosen.group_size})
+    weights = scheme.weights.model_copy(update={"group_size": group_size})
     return scheme.model_copy(update={"weights": weights})
+
+
+def inner_matrices(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear layers of a model by name, without its head."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+
+
+def require_groups(model: PreTrainedModel, group_size: int) -> None:
+    """Refuses groups that do not divide a matrix.
+
+    Raises:
+        InfeasibleError: Names the first such matrix.
+    """
+    for name, module in inner_matrices(model).items():
+        if module.in_features % group_size:
+            raise InfeasibleError(f"Groups of {group_size} weights do not divide the {module.in_features} of {name}; choose smaller ones.")
 
 
 def _rounded(weight: Tensor, scheme: QuantizationScheme) -> dict[str, Tensor]:

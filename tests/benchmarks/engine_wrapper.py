@@ -41,6 +41,7 @@ import llama_cpp as c, numpy as np
 folder, threads, prompt, tokens = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
 model_params = c.llama_model_default_params()
 model_params.n_gpu_layers = 0
+model_params.use_extra_bufts = "amx_int8" not in open("/proc/cpuinfo").read()  # as the engine: with them the process ends on such processors
 model = c.llama_model_load_from_file((folder + "/model.gguf").encode(), model_params)
 params = c.llama_context_default_params()
 params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = 512, 512, threads, threads
@@ -83,7 +84,7 @@ class Direct:
     """The library in a script of its own; it writes its answers to a file descriptor that nothing else uses."""
 
     def __init__(self, environment: str, script: str, artifact: Path, threads: int, log: Path) -> None:
-        python = place.interpreter(place.require_built(environment))
+        python, self._log = place.interpreter(place.require_built(environment)), log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [str(python), "-c", script, str(artifact), str(threads), json.dumps(PROMPT), str(TOKENS)], stdin=subprocess.PIPE,
@@ -99,7 +100,7 @@ class Direct:
             if line.startswith('{"speed"'):
                 found: dict[str, Any] = json.loads(line)
                 return found
-        raise SystemExit("The script ended; see its log.")
+        raise SystemExit(f"The script ended: {self._log.read_text(encoding='utf-8', errors='replace')[-500:]}")
 
     def close(self) -> None:
         self._process.kill()

@@ -76,7 +76,7 @@ def expected(tokens: int) -> str:
 
 @contextmanager
 def served(
-    what: Subject, scaling: Scaling, *, stream_interval_ms: float = 0.0, deployments: dict[str, dict[str, Any]] | None = None
+    what: Subject, scaling: Scaling, *, stream_interval_ms: float = 50.0, deployments: dict[str, dict[str, Any]] | None = None
 ) -> Iterator[Endpoint]:  # fmt: skip
     """Serves it on a Ray of its own until the block ends.
 

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--stream-interval-ms", type=float, default=0.0, help="as in serve.yaml: shortest time between two pieces of a stream")
+    parser.add_argument("--stream-interval-ms", type=float, default=50.0, help="as in serve.yaml: shortest time between two pieces of a stream")
     parser.add_argument("--turns", type=int, default=2)
     options = parser.parse_args()
     most = max(options.concurrency)

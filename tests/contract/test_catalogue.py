@@ -27,6 +27,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_float8_weight_only": ("hf", {}),
     "torchao_float8_dynamic": ("hf", {}),
     "compressed_tensors": ("hf", {"scheme": "W4A16", "group_size": 32}),
+    "llmcompressor": ("hf", {"method": "gptq", "scheme": "W4A16", "group_size": 32, "num_calibration_samples": 4, "max_seq_length": 32}),
     "importance": ("hf", {"calibration_tokens": 128}),
     "gguf": ("hf", {"format": "Q8_0"}),
     "gguf_as_given": ("given_gguf", {}),

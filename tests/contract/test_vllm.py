@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from genopt.engines.base import GenerationRequest
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
-from genopt.errors import InfeasibleError, SpecError
-from genopt.process import SessionProcess
+from genopt.errors import DataError, InfeasibleError, SpecError
+from genopt.process import SessionProcess, run_stage
 from genopt.techniques.base import TransformContext
 from genopt.techniques.compressed_tensors import CompressedTensors
+from genopt.techniques.llmcompressor import LlmCompressor
 from genopt.testing.contracts import runs_here
 from genopt.testing.tiny_models import write_tiny_llama
 
@@ -32,6 +35,13 @@ def rounded(source: Path, destination: Path, scheme: str, group_size: int) -> Pa
     return destination
 
 
+def calibration(folder: Path, *, length: int) -> str:
+    path = folder / "calibration.parquet"
+    rows = [[(7 * row + 3 * place) % 256 for place in range(length)] for row in range(8)]
+    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), path)
+    return str(path)
+
+
 def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     VllmCpuEngine.check({"threads": 2, "max_streams": 8})
     with pytest.raises(InfeasibleError, match="no 8-bit floats on CPUs"):
@@ -46,6 +56,17 @@ def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     VllmEngine.check({})
     with pytest.raises(InfeasibleError, match=r"compute capability 8\.9"):
         VllmEngine.check({"cache_type": "fp8"})
+
+
+def test_a_method_refuses_formats_that_it_does_not_round_to(llama: Path) -> None:
+    with pytest.raises(InfeasibleError, match="smoothquant does not round to W4A16; choose one of W8A8"):
+        LlmCompressor.check(llama, {"method": "smoothquant", "scheme": "W4A16"})
+
+
+def test_calibration_text_without_a_whole_piece_is_refused(llama: Path, tmp_path: Path) -> None:
+    context = TransformContext(original=str(llama), calibration=calibration(tmp_path, length=20), seed=0, threads=2, time_limit_s=60)
+    with pytest.raises(DataError, match="no sequence of 32 tokens"):
+        LlmCompressor.apply(llama, tmp_path / "artifact", {"max_seq_length": 32}, context, lambda _: None)
 
 
 def test_groups_that_do_not_divide_a_width_are_refused(llama: Path, tmp_path: Path) -> None:
@@ -77,6 +98,25 @@ if runs_here("engines", "vllm_cpu"):
             (found,) = session.score([TEXT]).log_probs
         apart = [abs(one - other) for one, other in zip(found, expected, strict=True)]
         assert sum(apart) / len(apart) < (0.1 if scheme == "W8A8" else 0.5)
+
+    if runs_here("techniques", "llmcompressor"):
+
+        @pytest.mark.parametrize(("method", "scheme"), [("smoothquant", "W8A8"), ("gptq", "W4A16")])
+        def test_a_model_rounded_with_calibration_is_one_that_vllm_reads(method: str, scheme: str, llama: Path, tmp_path: Path) -> None:
+            artifact = tmp_path / "artifact"
+            artifact.mkdir()
+            payload = {
+                "technique": "llmcompressor", "source": str(llama), "destination": str(artifact),
+                "params": {"method": method, "scheme": scheme, "group_size": 32, "num_calibration_samples": 4, "max_seq_length": 64},
+                "context": {"original": str(llama), "calibration": calibration(tmp_path, length=64), "seed": 0, "threads": 2},
+            }  # fmt: skip
+            run_stage("transform", payload, log=tmp_path / "transform.txt", timeout_s=300, threads=2, where="llmcompressor")
+            with SessionProcess("torch", llama, {"threads": 2}, log=tmp_path / "torch.txt", timeout_s=120) as original:
+                (expected,) = original.score([TEXT]).log_probs
+            with SessionProcess("vllm_cpu", artifact, {"threads": 2}, log=tmp_path / "vllm.txt", timeout_s=300) as session:
+                (found,) = session.score([TEXT]).log_probs
+            apart = [abs(one - other) for one, other in zip(found, expected, strict=True)]
+            assert sum(apart) / len(apart) < (0.1 if scheme == "W8A8" else 0.5)
 
     def test_guessing_ahead_changes_no_greedy_answer_and_no_score(llama: Path, tmp_path: Path) -> None:
         request = GenerationRequest(prompt_ids=tuple(TEXT[:12] * 3), max_new_tokens=24)

@@ -265,7 +265,7 @@ def test_the_command_line_lists_builds_and_removes(declare: Declare, wheels: Pat
     assert "genopt env check tiny" in capsys.readouterr().err
     assert listed()["tiny"]["state"] == "built"
     assert main(["env", "check", "tiny"]) == 1
-    assert "No engine runs in the environment 'tiny'" in capsys.readouterr().err
+    assert "Nothing runs in the environment 'tiny'" in capsys.readouterr().err
     assert main(["env", "remove", "tiny"]) == 0
     assert main(["env", "remove", "tiny"]) == 2
     assert main(["env", "build", "nothing"]) == 2

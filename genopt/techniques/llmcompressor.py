@@ -1,0 +1,134 @@
+"""Checkpoints for vLLM whose weights llm-compressor has rounded with the help of calibration text, in an environment of its own.
+
+- `gptq`: what rounding one weight costs is made good by those that are not rounded yet, as the inputs' second moments tell (Frantar et al.,
+  "GPTQ", 2022).
+- `smoothquant`: outliers of the activations are moved into the weights, so that both can be rounded (Xiao et al., "SmoothQuant", 2022);
+  then as `gptq`.
+
+The head stays in the checkpoint's precision, as do the embeddings. `compressed_tensors` writes the same formats without calibration.
+AWQ is left out: that of llm-compressor 0.14 works on GPUs alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from genopt.errors import DataError, InfeasibleError
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import MATRICES, Footprint
+from genopt.search.space import Tunable
+from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.calibration import calibration_sequences
+from genopt.techniques.compressed_tensors import BITS, GROUPED, TRAIT, named_scheme, require_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Method = Literal["gptq", "smoothquant"]
+SCHEMES: Mapping[Method, tuple[str, ...]] = {"gptq": ("W4A16", "W8A16", "W8A8"), "smoothquant": ("W8A8",)}
+"""What each method rounds to."""
+CHANCES: Mapping[str, float] = {"W4A16": 0.4, "W8A16": 0.9, "W8A8": 0.6}
+SMOOTHING = 0.8
+"""Share of the outliers' range that moves into the weights, as llm-compressor's own recipes for W8A8 have it."""
+
+
+class LlmCompressorParams(Record):
+    """Parameters.
+
+    Attributes:
+        method: How weights are rounded.
+        scheme: Bits of weights and activations, as compressed-tensors names them. Activations are rounded while the model runs.
+        group_size: Consecutive weights that share a scale where activations stay as they are; else a row does.
+        num_calibration_samples: Pieces of calibration text.
+        max_seq_length: Tokens of each.
+    """
+
+    method: Method = "smoothquant"
+    scheme: Literal["W4A16", "W8A16", "W8A8"] = "W8A8"
+    group_size: Literal[32, 64, 128] = 128
+    num_calibration_samples: int = Field(default=64, gt=0)
+    max_seq_length: int = Field(default=512, ge=8)
+
+
+class LlmCompressor:
+    """See `genopt.techniques.base.Transform`."""
+
+    name = "llmcompressor"
+    version = 1
+    phase = 50
+    requires = frozenset({"hf"})
+    excludes = frozenset({"quantized"})
+    adds = frozenset({TRAIT, "quantized"})
+    removes = frozenset({"hf"})
+    needs_calibration = True
+    gpu: GpuUse = "used"
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = "llmcompressor"
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        chosen = parse_settings(LlmCompressorParams, params, cls.name)
+        if chosen.scheme not in SCHEMES[chosen.method]:
+            raise InfeasibleError(f"{chosen.method} does not round to {chosen.scheme}; choose one of {', '.join(SCHEMES[chosen.method])}.")
+
+    @classmethod
+    def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: each scale takes 16 bits."""
+        chosen = parse_settings(LlmCompressorParams, params, cls.name)
+        scales = 16 / chosen.group_size if chosen.scheme in GROUPED else 0.0
+        return before.stored(BITS[chosen.scheme] + scales, families=MATRICES).risked(CHANCES[chosen.scheme])
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`.
+
+        Raises:
+            DataError: The calibration text has no piece of that length.
+        """
+        from genopt.models.checkpoint import load_model, save_model
+
+        chosen = parse_settings(LlmCompressorParams, params, cls.name)
+        pieces = _pieces(context.calibration, chosen)
+        model = load_model(source)
+        if chosen.scheme in GROUPED:
+            require_groups(model, chosen.group_size)
+        progress(f"rounding with {chosen.method} ({chosen.scheme}) on {len(pieces)} pieces of {chosen.max_seq_length} tokens")
+        _compress(model, pieces, chosen)
+        save_model(model, source, destination)
+
+
+def _pieces(path: str | None, chosen: LlmCompressorParams) -> list[list[int]]:
+    """Equally long pieces of calibration text."""
+    length = chosen.max_seq_length
+    sequences = calibration_sequences(path, 2 * chosen.num_calibration_samples * length)  # ends of sequences are left out
+    pieces = [ids[start : start + length] for ids in sequences for start in range(0, len(ids) - length + 1, length)]
+    if not pieces:
+        raise DataError(f"The calibration text has no sequence of {length} tokens; give a longer one with --calib-data, or a smaller max_seq_length.")
+    return pieces[: chosen.num_calibration_samples]
+
+
+def _compress(model: PreTrainedModel, pieces: list[list[int]], chosen: LlmCompressorParams) -> None:
+    # Looked up by name: these libraries are in another environment than the one in which types are checked.
+    library: Any = importlib.import_module("llmcompressor")
+    rounding: Any = importlib.import_module("llmcompressor.modifiers.quantization")
+    datasets: Any = importlib.import_module("datasets")
+    groups = {"group_0": named_scheme(chosen.scheme, chosen.group_size)}
+    recipe: list[Any] = []
+    if chosen.method == "smoothquant":
+        recipe.append(importlib.import_module("llmcompressor.modifiers.transform.smoothquant").SmoothQuantModifier(smoothing_strength=SMOOTHING))
+    recipe.append(rounding.GPTQModifier(config_groups=groups, ignore=["lm_head"]))
+    data = datasets.Dataset.from_dict({"input_ids": pieces, "attention_mask": [[1] * len(piece) for piece in pieces]})
+    try:
+        library.oneshot(
+            model=model, dataset=data, recipe=recipe, num_calibration_samples=len(pieces), max_seq_length=chosen.max_seq_length,
+            shuffle_calibration_samples=False, pipeline="sequential",
+        )  # fmt: skip
+    except (ValueError, KeyError, NotImplementedError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        raise InfeasibleError(f"llm-compressor cannot take this model ({cause}); use the technique compressed_tensors for it.") from error
