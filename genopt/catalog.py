@@ -35,6 +35,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "gguf": "genopt.techniques.gguf:Gguf",
         "gguf_as_given": "genopt.techniques.gguf_as_given:GgufAsGiven",
         "openvino_export": "genopt.techniques.openvino_export:OpenVinoExport",
+        "openvino_awq": "genopt.techniques.openvino_awq:OpenVinoAwq",
         "magnitude_prune": "genopt.techniques.magnitude_prune:MagnitudePrune",
         "drop_layers": "genopt.techniques.drop_layers:DropLayers",
         "prune_width": "genopt.techniques.prune_width:PruneWidth",

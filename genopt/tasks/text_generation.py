@@ -28,7 +28,7 @@ _FAMILIES: Mapping[str, str] = {
     "onnx_weight_only": "quantization", "torchao_int8_weight_only": "quantization", "torchao_int8_dynamic": "quantization",
     "torchao_float8_weight_only": "quantization", "torchao_float8_dynamic": "quantization", "torchao_int4_weight_only": "quantization",
     "compressed_tensors": "quantization", "llmcompressor": "quantization", "gguf": "quantization", "openvino_export": "quantization",
-    "importance": "quantization",
+    "openvino_awq": "quantization", "importance": "quantization",
     "magnitude_prune": "pruning", "drop_layers": "pruning", "prune_width": "pruning", "distill": "pruning",
 }  # fmt: skip
 
@@ -120,6 +120,7 @@ class TextGeneration:
             *(_calibrated("vllm", method, scheme) for method, scheme in (("gptq", "W4A16"), ("smoothquant", "W8A8"))),
             _calibrated("vllm_cpu", "smoothquant", "W8A8"),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
+            Plan(name="openvino-int4-awq", steps=(Step(technique="openvino_awq"),), engine="openvino"),
             _named("ort-int4-g32", _int4(32)),
             _named("ort-int4-g128", _int4(128)),
             _llamacpp("Q6_K"),

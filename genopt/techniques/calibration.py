@@ -27,3 +27,21 @@ def calibration_sequences(path: str | None, tokens: int) -> list[list[int]]:
         found.append(ids[:left])
         left -= len(found[-1])
     return found
+
+
+def calibration_pieces(path: str | None, count: int, length: int) -> list[list[int]]:
+    """Equally long pieces; what is left at the end of a sequence is left out.
+
+    Args:
+        path: As for `calibration_sequences`.
+        count: Most pieces.
+        length: Tokens of each.
+
+    Raises:
+        DataError: There is no text, or no sequence of that length.
+    """
+    sequences = calibration_sequences(path, 2 * count * length)
+    pieces = [ids[start : start + length] for ids in sequences for start in range(0, len(ids) - length + 1, length)]
+    if not pieces:
+        raise DataError(f"The calibration text has no sequence of {length} tokens; give a longer one with --calib-data, or a smaller max_seq_length.")
+    return pieces[:count]

@@ -11,19 +11,18 @@ AWQ is left out: that of llm-compressor 0.14 works on GPUs alone.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from genopt.errors import DataError, InfeasibleError
+from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
-from genopt.techniques.calibration import calibration_sequences
+from genopt.techniques.calibration import calibration_pieces
 from genopt.techniques.compressed_tensors import BITS, GROUPED, TRAIT, named_scheme, require_groups
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class LlmCompressor:
         from genopt.models.checkpoint import load_model, save_model
 
         chosen = parse_settings(LlmCompressorParams, params, cls.name)
-        pieces = _pieces(context.calibration, chosen)
+        pieces = calibration_pieces(context.calibration, chosen.num_calibration_samples, chosen.max_seq_length)
         model = load_model(source)
         if chosen.scheme in GROUPED:
             require_groups(model, chosen.group_size)
@@ -103,29 +102,17 @@ class LlmCompressor:
         save_model(model, source, destination)
 
 
-def _pieces(path: str | None, chosen: LlmCompressorParams) -> list[list[int]]:
-    """Equally long pieces of calibration text."""
-    length = chosen.max_seq_length
-    sequences = calibration_sequences(path, 2 * chosen.num_calibration_samples * length)  # ends of sequences are left out
-    pieces = [ids[start : start + length] for ids in sequences for start in range(0, len(ids) - length + 1, length)]
-    if not pieces:
-        raise DataError(f"The calibration text has no sequence of {length} tokens; give a longer one with --calib-data, or a smaller max_seq_length.")
-    return pieces[: chosen.num_calibration_samples]
-
-
 def _compress(model: PreTrainedModel, pieces: list[list[int]], chosen: LlmCompressorParams) -> None:
-    # Looked up by name: these libraries are in another environment than the one in which types are checked.
-    library: Any = importlib.import_module("llmcompressor")
-    rounding: Any = importlib.import_module("llmcompressor.modifiers.quantization")
-    datasets: Any = importlib.import_module("datasets")
-    groups = {"group_0": named_scheme(chosen.scheme, chosen.group_size)}
-    recipe: list[Any] = []
-    if chosen.method == "smoothquant":
-        recipe.append(importlib.import_module("llmcompressor.modifiers.transform.smoothquant").SmoothQuantModifier(smoothing_strength=SMOOTHING))
-    recipe.append(rounding.GPTQModifier(config_groups=groups, ignore=["lm_head"]))
-    data = datasets.Dataset.from_dict({"input_ids": pieces, "attention_mask": [[1] * len(piece) for piece in pieces]})
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import GPTQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    recipe: list[Any] = [SmoothQuantModifier(smoothing_strength=SMOOTHING)] if chosen.method == "smoothquant" else []
+    recipe.append(GPTQModifier(config_groups={"group_0": named_scheme(chosen.scheme, chosen.group_size)}, ignore=["lm_head"]))
+    data = Dataset.from_dict({"input_ids": pieces, "attention_mask": [[1] * len(piece) for piece in pieces]})
     try:
-        library.oneshot(
+        oneshot(
             model=model, dataset=data, recipe=recipe, num_calibration_samples=len(pieces), max_seq_length=chosen.max_seq_length,
             shuffle_calibration_samples=False, pipeline="sequential",
         )  # fmt: skip

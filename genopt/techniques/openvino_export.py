@@ -58,14 +58,7 @@ class OpenVinoExport:
     def check(source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
         chosen = parse_settings(OpenVinoParams, params, "openvino_export")
-        path = source / "config.json"
-        if not path.is_file():
-            raise InfeasibleError(f"{source} has no config.json; only Hugging Face folders can be exported to OpenVINO.")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        widths = {name: int(config[name]) for name in ("hidden_size", "intermediate_size") if name in config}
-        odd = [name for name, width in widths.items() if width % chosen.group_size]
-        if chosen.weights == "int4" and odd:
-            raise InfeasibleError(f"A group of {chosen.group_size} weights does not divide {odd[0]} = {widths[odd[0]]}; choose a smaller group_size.")
+        require_exportable(source, chosen.group_size if chosen.weights == "int4" else None)
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -76,7 +69,7 @@ class OpenVinoExport:
     @staticmethod
     def apply(source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+        from optimum.intel import OVWeightQuantizationConfig
 
         chosen = parse_settings(OpenVinoParams, params, "openvino_export")
         config: Any = None
@@ -85,17 +78,62 @@ class OpenVinoExport:
         if chosen.weights == "int4":
             config = OVWeightQuantizationConfig(bits=4, sym=chosen.symmetric, group_size=chosen.group_size, ratio=1.0)
         progress(f"exporting to OpenVINO ({chosen.weights})")
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=destination) as scratch:
-            try:
-                model = OVModelForCausalLM.from_pretrained(
-                    source, export=True, compile=False, local_files_only=True, load_in_8bit=False, quantization_config=config
-                )  # fmt: skip
-            except (ValueError, KeyError, NotImplementedError) as error:
-                raise InfeasibleError(f"OpenVINO cannot take this model ({str(error)[:200].rstrip('.')}); use another engine for it.") from error
-            model.save_pretrained(scratch)
-            shutil.move(Path(scratch, "openvino_model.bin"), destination / WEIGHTS)
-            shutil.move(Path(scratch, "openvino_model.xml"), destination / GRAPH)
-        for pattern in ("*.json", "*.jinja", "*.txt"):
-            for path in source.glob(pattern):
-                if not path.name.endswith(".index.json"):
-                    shutil.copyfile(path, destination / path.name)
+        write(exported(source, config), source, destination)
+
+
+def require_exportable(source: Path, group_size: int | None) -> None:
+    """Refuses what cannot be exported, as far as the configuration tells.
+
+    Args:
+        source: A Hugging Face folder.
+        group_size: Consecutive weights that share a scale, where they do.
+
+    Raises:
+        InfeasibleError: It has no configuration, or groups do not divide a width.
+    """
+    path = source / "config.json"
+    if not path.is_file():
+        raise InfeasibleError(f"{source} has no config.json; only Hugging Face folders can be exported to OpenVINO.")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    widths = {name: int(config[name]) for name in ("hidden_size", "intermediate_size") if name in config}
+    odd = [name for name, width in widths.items() if group_size is not None and width % group_size]
+    if odd:
+        raise InfeasibleError(f"A group of {group_size} weights does not divide {odd[0]} = {widths[odd[0]]}; choose a smaller group_size.")
+
+
+def exported(source: Path, config: Any) -> Any:
+    """The model in optimum-intel.
+
+    Args:
+        source: A Hugging Face folder.
+        config: How its weights are rounded; None leaves them.
+
+    Raises:
+        InfeasibleError: OpenVINO cannot take it.
+    """
+    from optimum.intel import OVModelForCausalLM
+
+    try:
+        return OVModelForCausalLM.from_pretrained(
+            source, export=True, compile=False, local_files_only=True, load_in_8bit=False, quantization_config=config
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise InfeasibleError(f"OpenVINO cannot take this model ({str(error)[:200].rstrip('.')}); use another engine for it.") from error
+
+
+def write(model: Any, source: Path, destination: Path) -> None:
+    """Writes an artifact that the engine `openvino` opens.
+
+    Args:
+        model: A model in optimum-intel.
+        source: The folder that it was exported from.
+        destination: An empty folder.
+    """
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=destination) as scratch:
+        model.save_pretrained(scratch)
+        shutil.move(Path(scratch, "openvino_model.bin"), destination / WEIGHTS)
+        shutil.move(Path(scratch, "openvino_model.xml"), destination / GRAPH)
+    for pattern in ("*.json", "*.jinja", "*.txt"):
+        for path in source.glob(pattern):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, destination / path.name)

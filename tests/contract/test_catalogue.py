@@ -32,6 +32,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "gguf": ("hf", {"format": "Q8_0"}),
     "gguf_as_given": ("given_gguf", {}),
     "openvino_export": ("hf", {"weights": "int8"}),
+    "openvino_awq": ("hf", {"num_calibration_samples": 4, "max_seq_length": 32}),
     "onnx_genai": ("hf", {}),
     "onnx_weight_only": ("onnx_genai", {"head": 32, "down_proj": 4, "edge_layers": 8}),
     "magnitude_prune": ("hf", {"sparsity": 0.5}),
