@@ -9,6 +9,9 @@ with numpy's argmax, and `openvino_genai.LLMPipeline` with token ids. Prints per
 ratio        Tokens per second while decoding through the engine, as a share of the library's own, with its 95 % interval. Goal: 0.97 or more.
 added        What that is per token. Goal: 0.3 ms or less.
 elsewhere    What starting a stage in the engine's environment takes more than in ours, imports of the engine apart. Goal: 1 s or less.
+
+SmolLM2 on 2 virtual cores of a Xeon with AMX (2026-11-28): llama.cpp Q8_0 0.976 [0.950, 0.997], +0.32 ms; OpenVINO int8 0.936 [0.923, 0.966],
++1.38 ms; starting elsewhere takes no longer (0.23 s). All 64 tokens are the same.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ def served(
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     os.environ.setdefault("PYTHONPATH", str(SOURCE))
+    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")  # as where genopt starts Ray itself
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
