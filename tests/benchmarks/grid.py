@@ -24,6 +24,8 @@ AXES: Mapping[str, tuple[Any, ...]] = {
     "onnx_weight_only.down_proj": (8, 4), "onnx_weight_only.edge_layers": (None,), "ort_genai.spare_threads": (0, 1),
 }  # fmt: skip
 """What the grid holds of each choice."""
+FAMILIES = tuple(f"onnx_weight_only.{name}" for name in ("head", "qkv_proj", "o_proj", "gate_up_proj", "down_proj"))
+"""Choices of bits."""
 RUNTIME = ("ort_genai.spare_threads",)
 """Choices that leave the weights alone."""
 
@@ -31,6 +33,13 @@ RUNTIME = ("ort_genai.spare_threads",)
 def grid() -> list[Point]:
     """All points of the grid."""
     return [point for point in TextGeneration.space().points() if all(value in AXES[name] for name, value in point.items())]
+
+
+def uniform() -> list[Point]:
+    """Points of the space in which all matrices have the same bits, with the grid's other choices; those at 4 bits are none of the grid's."""
+    axes = {**AXES, **dict.fromkeys(FAMILIES, (8, 4))}
+    points = (point for point in TextGeneration.space().points() if all(value in axes[name] for name, value in point.items()))
+    return [point for point in points if len({point[family] for family in FAMILIES}) == 1]
 
 
 def name(point: Point) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grid import RECORDS, SENSITIVITY, grid, name, recorded, weights_of
+from grid import RECORDS, SENSITIVITY, grid, name, recorded, uniform, weights_of
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest
@@ -301,7 +301,7 @@ def main() -> int:
     if not any(record["kind"] == "machine" for record in recorded("machine").values()):
         append({"kind": "machine", "name": "", "hardware": machine.hardware(), "libraries": machine.libraries(), "tokens": TOKENS})
     work: Callable[[Iterable[Point], Texts, Variants, float], bool] = record_quality if asked.what == "quality" else record_speed
-    return 0 if work(grid(), texts, variants, until) else 3
+    return 0 if work([*grid(), *uniform()], texts, variants, until) else 3
 
 
 if __name__ == "__main__":

@@ -83,6 +83,10 @@ class Grid:
             found[1:1] = proposals(self.space, solve(self.sensitivity), BAR)
         return [point for point in (*first, *found) if key(point) in self.values]
 
+    def of(self, point: Point) -> Values:
+        """What was measured of a point."""
+        return self.values[key(point)]
+
     def _volume(self, values: Collection[tuple[float, ...]], axes: int) -> float:
         return hypervolume([value[:axes] for value in values], tuple(self._worst[:axes]))
 

@@ -37,6 +37,7 @@ from genopt.serving.manifest import Scaling
 
 STREAMS = (1, 8, 16)
 READY_S = 300.0
+TRANSFORMERS = "transformers serve"
 Server = Callable[[], AbstractContextManager[str]]
 
 
@@ -96,9 +97,9 @@ def servers(asked: argparse.Namespace) -> dict[str, Server]:
     def transformers() -> AbstractContextManager[str]:
         port, command = free_port(), str(Path(sys.executable).parent / "transformers")
         flags = ["--continuous-batching", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-        return process([command, "serve", str(model), *flags], port, {"HF_HUB_OFFLINE": "1"})
+        return process([command, "serve", str(model), *flags], port, {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": tempfile.gettempdir()})
 
-    found["transformers serve"] = transformers
+    found[TRANSFORMERS] = transformers
     if asked.vllm:
 
         def vllm() -> AbstractContextManager[str]:
@@ -138,10 +139,10 @@ def main() -> int:
     for turn in range(asked.turns):
         for name in known if turn % 2 == 0 else reversed(known):
             with known[name]() as url:
-                load_test(LoadSpec(url=url, concurrency=STREAMS, requests=max(STREAMS), max_tokens=8, prompt_tokens=asked.prompt_tokens, seed=99))
-                spec = LoadSpec(
-                    url=url, concurrency=STREAMS, requests=asked.requests, max_tokens=asked.max_tokens, prompt_tokens=asked.prompt_tokens, seed=turn
-                )  # fmt: skip
+                served_as = str(asked.model.resolve()) if name == TRANSFORMERS else None  # it lists what its cache holds, not what it serves
+                load = LoadSpec(url=url, model=served_as, concurrency=STREAMS, requests=asked.requests, prompt_tokens=asked.prompt_tokens, seed=turn)
+                load_test(load.model_copy(update={"requests": max(STREAMS), "max_tokens": 8, "seed": 99}))
+                spec = load.model_copy(update={"max_tokens": asked.max_tokens})
                 for streams, level in zip(STREAMS, load_test(spec).levels, strict=True):
                     tokens = sum(one.tokens or 0 for one in level.samples)
                     found[name][f"tok/s at {streams}"].append(tokens / level.wall_s)
