@@ -14,22 +14,29 @@ import statistics
 import sys
 
 import numpy as np
+import optuna
 from grid import name, recorded, uniform, weights_of
 from search_efficiency import BAR, Grid, Values, ours
 
 from genopt.search.pareto import hypervolume
 
 
+WORTH = 0.9
+"""Quality of the reference point."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=20)
     asked = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     known, quality, speed = Grid(foresight=True), recorded("quality"), recorded("speed")
     plain: list[Values] = []
     for point in uniform():
         judged = quality[weights_of(point)]
         plain.append((speed[name(point)]["ratio"], judged["quality"], 1e6 / judged["bytes"]))
     worst = np.array([*known.values.values(), *plain]).min(axis=0)
+    worst[1] = WORTH
     runs = [[known.of(point) for point in ours(known, seed, len(plain))] for seed in range(asked.seeds)]
     better = []
     for axes, what in ((3, "speed, quality and size"), (2, "speed and quality")):
