@@ -20,7 +20,6 @@ from search_efficiency import BAR, Grid, Values, ours
 
 from genopt.search.pareto import hypervolume
 
-
 WORTH = 0.9
 """Quality of the reference point."""
 
