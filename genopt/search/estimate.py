@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from types import MappingProxyType
 
-from genopt.plan import Plan, Record
+from genopt import catalog
+from genopt.plan import Plan, Record, Step
 from genopt.search.predict import runtime_of
 
 UNKNOWN_S = 45.0
 """Assumed for the first candidate of an engine, besides loading, where the references do not tell."""
+CALIBRATION_S = 30.0
+"""Assumed for a step that rounds with the help of calibration text."""
+QUANTIZATION = 40
+"""Phase from which on steps round; see `genopt.techniques.base.Transform`."""
 
 
 class Forecast(Record):
@@ -39,7 +44,7 @@ def expected_s(
 ) -> float:  # fmt: skip
     """Expected seconds from build to verdict.
 
-    Time boxes that steps carry (a parameter named `time_s`) are added; they are not part of the history of others.
+    Time boxes that steps carry (a parameter named `time_s`) are added; they are not part of the history of others. So is what calibration takes.
 
     Args:
         plan: The candidate.
@@ -52,10 +57,16 @@ def expected_s(
     past = history.get(runtime)
     unknown = max(min(UNKNOWN_S, references_s), references_s / 2)
     seconds = median(past) if past else unknown + load_s.get(runtime, 0.0)
-    return seconds + time_boxes_s(plan)
+    return seconds + time_boxes_s(plan) + CALIBRATION_S * sum(_calibrates(step) for step in plan.steps)
 
 
 def time_boxes_s(plan: Plan) -> float:
     """Seconds that a plan's time-boxed steps use."""
     boxes = [step.params.get("time_s") for step in plan.steps]
     return float(sum(box for box in boxes if isinstance(box, int | float)))
+
+
+def _calibrates(step: Step) -> bool:
+    """Whether a step rounds with the help of calibration text; what leaves layers out reads little of it."""
+    technique = catalog.load("techniques", step.technique)
+    return bool(technique.needs_calibration and technique.phase >= QUANTIZATION)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from genopt.plan import Plan, Step
+from genopt.plan import JsonValue, Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.spec import RunSpec
 from genopt.tasks.base import Bench, BenchConfig
@@ -75,8 +75,9 @@ def _vllm_cpu(name: str, *steps: Step) -> Plan:
 
 def _calibrated(engine: str, method: str, scheme: str) -> Plan:
     """Beside the space, since calibration takes minutes: what rounding to the same format gains from it."""
+    params: dict[str, JsonValue] = {"method": method, "scheme": scheme, "group_size": 32, "num_calibration_samples": 16}
     name = f"{engine.replace('_', '-')}-{scheme.lower()}-{method}"
-    return Plan(name=name, steps=(Step(technique="llmcompressor", params={"method": method, "scheme": scheme, "group_size": 32}),), engine=engine)
+    return Plan(name=name, steps=(Step(technique="llmcompressor", params=params),), engine=engine)
 
 
 class TextGeneration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from genopt.plan import Plan, Step
-from genopt.search.estimate import UNKNOWN_S, expected_s
+from genopt.search.estimate import CALIBRATION_S, UNKNOWN_S, expected_s
 from genopt.search.predict import runtime_of
 
 EAGER = Plan(name="eager", engine="torch", options={"compile": False})
@@ -26,6 +26,8 @@ def test_no_candidate_is_expected_to_need_more_than_both_references() -> None:
 
 def test_those_that_ended_tell_and_their_time_boxes_are_their_own() -> None:
     history = {runtime_of(COMPILED): [100.0, 120.0, 500.0]}
+    calibrated = COMPILED.model_copy(update={"steps": (Step(technique="importance"),)})
+    assert expected_s(calibrated, history, LOAD_S) == 120.0 + CALIBRATION_S
     boxed = COMPILED.model_copy(update={"steps": (Step(technique="distill", params={"time_s": 30.0}),)})
     assert expected_s(COMPILED, history, LOAD_S) == 120.0
     assert expected_s(boxed, history, LOAD_S) == pytest.approx(150.0)
