@@ -1,11 +1,11 @@
 """What else one would serve a model with on this machine, beside ours: the same model, precision and load, in the same minutes.
 
-    python tests/benchmarks/serving_peers.py MODEL_FOLDER [--winner ort_genai=ARTIFACT] [--vllm PYTHON] [--turns 2]
+    python tests/benchmarks/serving_peers.py MODEL_FOLDER [--winner ort_genai=ARTIFACT ...] [--vllm PYTHON] [--turns 2]
 
 Servers take turns (first to last, then last to first), each alone on the machine and warmed up, under closed loops of 1, 8 and 16 streams:
 
 genopt              the torch engine, compiled, at the checkpoint's precision, through Ray Serve
-genopt's winner     with --winner: an engine and what it opens, such as the winner of a run
+genopt, ENGINE      with --winner, for each: an engine and what it opens, such as the winner of a run
 transformers serve  with continuous batching
 vllm                with --vllm: an interpreter that has vLLM, such as that of `genopt env build vllm-cpu`
 
@@ -26,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -89,10 +90,10 @@ def servers(asked: argparse.Namespace) -> dict[str, Server]:
     found: dict[str, Server] = {
         "genopt": lambda: ours(Subject(engine="torch", artifact=model, model_folder=model, options=options, threads=asked.threads)),
     }
-    if asked.winner:
-        engine, _, artifact = asked.winner.partition("=")
-        winner = Subject(engine=engine, artifact=Path(artifact), model_folder=model, options={}, threads=asked.threads)
-        found["genopt's winner"] = lambda: ours(winner)
+    for given in asked.winner:
+        engine, _, artifact = given.partition("=")
+        winner = Subject(engine=engine, artifact=Path(artifact).resolve(), model_folder=model, options={}, threads=asked.threads)
+        found[f"genopt, {engine}"] = partial(ours, winner)
 
     def transformers() -> AbstractContextManager[str]:
         port, command = free_port(), str(Path(sys.executable).parent / "transformers")
@@ -126,7 +127,7 @@ def servers(asked: argparse.Namespace) -> dict[str, Server]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--winner", metavar="ENGINE=ARTIFACT")
+    parser.add_argument("--winner", metavar="ENGINE=ARTIFACT", action="append", default=[])
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--requests", type=int, default=24)
