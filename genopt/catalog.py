@@ -42,7 +42,6 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "distill": "genopt.techniques.distill:Distill",
         "diffusers_int8_weight_only": "genopt.techniques.diffusers_denoiser:DenoiserInt8WeightOnly",
         "diffusers_int8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserInt8Dynamic",
-        "diffusers_float8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserFloat8Dynamic",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
     },
     "engines": {

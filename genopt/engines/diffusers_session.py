@@ -122,7 +122,10 @@ class DiffusersSession:
 
     def _lay_out(self) -> None:
         if self._options.fuse_projections:
-            self._pipeline.fuse_qkv_projections()
+            try:
+                self._pipeline.fuse_qkv_projections()
+            except AttributeError:
+                raise InfeasibleError(f"{type(self._pipeline).__name__} has no projections that diffusers can fuse; leave the option out.") from None
         if self._options.channels_last:
             for part in (self._denoiser, self._pipeline.vae):
                 part.to(memory_format=torch.channels_last)

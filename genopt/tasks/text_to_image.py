@@ -17,7 +17,7 @@ ORIGINAL = Plan(name="original", engine="diffusers", options={"spare_threads": 0
 BASELINE = Plan(name="baseline", engine="diffusers", options={"compile": "denoiser", "channels_last": True, "spare_threads": 0})
 TRAITS = frozenset({"diffusers"})
 """Of an original pipeline."""
-_ROUNDED = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic", "diffusers_float8_dynamic": "float8-dynamic"}
+_ROUNDED = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic"}
 """Techniques of the space, with the words for them in the names of candidates."""
 
 
@@ -78,7 +78,6 @@ class TextToImage:
             _named("first-block-cache", cache="first_block", cache_threshold=0.1),
             _named("int8-dynamic", "diffusers_int8_dynamic"),
             _named("int8-weight-only", "diffusers_int8_weight_only"),
-            _named("float8-dynamic-compiled", "diffusers_float8_dynamic", compile="denoiser", channels_last=True),
             _named("bf16", dtype="bfloat16"),
             ORIGINAL.model_copy(update={"name": "prune-magnitude-30", "steps": (Step(technique="diffusers_magnitude_prune", params=pruned),)}),
         ]

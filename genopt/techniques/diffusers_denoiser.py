@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from genopt.errors import InfeasibleError
-from genopt.models.capability import FLOAT8, require_capability
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from torchao.core.config import AOBaseConfig
 
@@ -82,7 +81,7 @@ class _OnDenoisers:
         return before.stored(8.0, families=MATRICES).risked(cls.chance)
 
 
-class _Rounded(_OnDenoisers):
+class _Rounded(_OnDenoisers, ABC):
     """Subclasses say into what."""
 
     @classmethod
@@ -98,16 +97,14 @@ class _Rounded(_OnDenoisers):
         if not chosen:
             raise InfeasibleError(f"The denoiser has no matrix of {least} features or more within its blocks; give a smaller least_features.")
         progress(f"quantizing {len(chosen)} matrices of the {name} to 8 bits")
-        if cls.gpu != "unused":
-            denoiser.to("cuda")
-        quantize_(denoiser, cls.scheme(denoiser.dtype), filter_fn=lambda _, path: path in chosen)
+        quantize_(denoiser, cls.scheme(), filter_fn=lambda _, path: path in chosen)
         _copy(source, destination, without=name)
         quantized.save(denoiser, destination / name)
 
     @staticmethod
-    def scheme(dtype: torch.dtype) -> AOBaseConfig:
-        """What torchao is asked for, for a denoiser of this precision."""
-        raise NotImplementedError
+    @abstractmethod
+    def scheme() -> AOBaseConfig:
+        """What torchao is asked for."""
 
 
 class DenoiserInt8WeightOnly(_Rounded):
@@ -116,7 +113,7 @@ class DenoiserInt8WeightOnly(_Rounded):
     name = "diffusers_int8_weight_only"
 
     @staticmethod
-    def scheme(dtype: torch.dtype) -> AOBaseConfig:
+    def scheme() -> AOBaseConfig:
         """See `_Rounded.scheme`."""
         from torchao.quantization import Int8WeightOnlyConfig
 
@@ -130,34 +127,11 @@ class DenoiserInt8Dynamic(_Rounded):
     chance = 0.5
 
     @staticmethod
-    def scheme(dtype: torch.dtype) -> AOBaseConfig:
+    def scheme() -> AOBaseConfig:
         """See `_Rounded.scheme`."""
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
         return Int8DynamicActivationInt8WeightConfig(version=2)
-
-
-class DenoiserFloat8Dynamic(_Rounded):
-    """Weights and activations in 8-bit floats, which the GPU multiplies: a scale per output channel and token in bf16, else one for all."""
-
-    name = "diffusers_float8_dynamic"
-    gpu: GpuUse = "needed"
-    chance = 0.6
-
-    @classmethod
-    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
-        """See `Transform.check`."""
-        super().check(source, params)
-        require_capability(FLOAT8, "8-bit floats")
-
-    @staticmethod
-    def scheme(dtype: torch.dtype) -> AOBaseConfig:
-        """See `_Rounded.scheme`; torchao multiplies with a scale per row in bf16 alone."""
-        import torch
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor
-
-        granularity = PerRow() if dtype == torch.bfloat16 else PerTensor()
-        return Float8DynamicActivationFloat8WeightConfig(granularity=granularity, set_inductor_config=False)
 
 
 class DenoiserMagnitudePrune(_OnDenoisers):

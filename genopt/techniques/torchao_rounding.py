@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class RoundingParams(Record):
     head: bool = False
 
 
-class TorchaoRounding:
+class TorchaoRounding(ABC):
     """See `genopt.techniques.base.Transform`; subclasses say into what."""
 
     name = ""
@@ -88,9 +89,9 @@ class TorchaoRounding:
         return 8.0
 
     @staticmethod
+    @abstractmethod
     def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
         """What torchao is asked for."""
-        raise NotImplementedError
 
 
 def _ties_head(source: Path) -> bool:

@@ -41,7 +41,6 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
     "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
     "diffusers_int8_dynamic": ("diffusers", {}),
-    "diffusers_float8_dynamic": ("diffusers", {"least_features": 16}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
 }
 """By name: a trait of the source, and parameters."""

@@ -60,6 +60,8 @@ def test_guidance_ends_after_its_share_of_the_steps(write: Callable[[Path], Path
 
 
 def test_what_a_pipeline_cannot_do_is_infeasible_with_the_reason(pipeline: Path, tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleError, match="has no projections that diffusers can fuse"):
+        opened(write_tiny_pixart(tmp_path / "pixart"), fuse_projections=True)
     with pytest.raises(InfeasibleError, match=r"takes ddim, pndm"):
         opened(pipeline, scheduler="flow_euler")
     with pytest.raises(InfeasibleError, match="transformer blocks"):

@@ -10,7 +10,7 @@ H100's) at which the products of a step are done, as PyTorch counts them.
 On one H200 each (2026-11-28, torch 2.11, other work on other GPUs of the host): SDXL eager 68.1 ms (20 % of 989), channels-last 106.5,
 fused projections 83.5, regional with channels-last 78.9, the whole UNet by "max-autotune" with channels-last 46.5 (1.46x), opened in
 1,101 s. Half of FLUX.1 eager 88.1 ms (42 %), regional 65.5 (1.35x), opened in 40 s, whole by "max-autotune" 64.1 (1.37x), opened in 322 s.
-The engine compiles without "max-autotune" since; that, the 8-bit ways and the cached one are not measured yet.
+The engine compiles without "max-autotune" since; that, 8 bits and the cache are not measured yet.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
     "regional": ("", {"compile": "regional", "channels_last": True}),
     "compiled": ("", {"compile": "denoiser", "channels_last": True}),
     "int8-compiled": ("diffusers_int8_dynamic", {"compile": "denoiser", "channels_last": True}),
-    "float8-compiled": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True}),
-    "float8-regional": ("diffusers_float8_dynamic", {"compile": "regional", "channels_last": True}),
     "cached-compiled": ("", {"compile": "regional", "cache": "first_block", "cache_threshold": 0.1}),
 }
 """By name: a technique, and options of the engine."""
