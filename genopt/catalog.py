@@ -42,6 +42,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "distill": "genopt.techniques.distill:Distill",
         "diffusers_int8_weight_only": "genopt.techniques.diffusers_denoiser:DenoiserInt8WeightOnly",
         "diffusers_int8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserInt8Dynamic",
+        "diffusers_onnx": "genopt.techniques.diffusers_onnx:DiffusersOnnx",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
     },
     "engines": {
@@ -49,6 +50,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "diffusers": "genopt.engines.diffusers_engine:DiffusersEngine",
         "llamacpp": "genopt.engines.llamacpp:LlamaCppEngine",
         "openvino": "genopt.engines.openvino:OpenVinoEngine",
+        "ort_diffusers": "genopt.engines.ort_diffusers:OrtDiffusersEngine",
         "ort_genai": "genopt.engines.ort_genai:OrtGenaiEngine",
         "vllm": "genopt.engines.vllm:VllmEngine",
         "vllm_cpu": "genopt.engines.vllm:VllmCpuEngine",
@@ -64,6 +66,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "environments": {
         "llamacpp": "genopt.environments.built_in:LLAMACPP",
         "llmcompressor": "genopt.environments.built_in:LLMCOMPRESSOR",
+        "onnx": "genopt.environments.built_in:ONNX",
         "openvino": "genopt.environments.built_in:OPENVINO",
         "vllm": "genopt.environments.built_in:VLLM",
         "vllm-cpu": "genopt.environments.built_in:VLLM_CPU",

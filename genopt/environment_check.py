@@ -1,4 +1,4 @@
-"""Proves that an environment works: a tiny model is converted, opened and continued in it, or what has no engine is applied to one."""
+"""Proves that an environment works: a tiny model is converted and opened in it and makes something, or what has no engine is applied to one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest
+from genopt.engines.images import ImageRequest
 from genopt.environments.place import require_built
 from genopt.errors import StageError
+from genopt.image_calls import ImageProcess
 from genopt.plan import Record
 from genopt.process import SessionProcess, run_stage
 
@@ -30,16 +32,16 @@ class Checked(Record):
     Attributes:
         name: Catalogue name.
         seconds: From the start of its process until an engine could generate, or a technique was done.
-        token: What an engine generated.
+        made: What an engine generated, in words.
     """
 
     name: str
     seconds: float
-    token: int | None = None
+    made: str = ""
 
 
 def check(name: str, *, progress: Callable[[str], None]) -> list[Checked]:
-    """Generates a token with every engine of an environment; of one without engines, tries its techniques.
+    """Generates something small with every engine of an environment; of one without engines, tries its techniques.
 
     Args:
         name: The environment.
@@ -55,13 +57,38 @@ def check(name: str, *, progress: Callable[[str], None]) -> list[Checked]:
     if not engines and not techniques:
         raise StageError(f"Nothing runs in the environment {name!r}, so there is nothing to check; remove it with: genopt env remove {name}.")
     with tempfile.TemporaryDirectory(prefix="genopt-check-") as scratch:
-        from genopt.testing.tiny_models import write_tiny_llama
-
-        progress("making a tiny model")
-        original = write_tiny_llama(Path(scratch, "original"))
+        originals = _Originals(Path(scratch, "originals"), progress)
         if not engines:
-            return [_applied(technique, original, Path(scratch, technique), progress) for technique in techniques]
-        return [_check(engine, original, Path(scratch, engine), progress) for engine in engines]
+            return [_applied(technique, originals.of(technique), Path(scratch, technique), progress) for technique in techniques]
+        return [_check(engine, originals, Path(scratch, engine), progress) for engine in engines]
+
+
+class _Originals:
+    """Tiny models by the trait that originals of their kind carry, made when they are wanted."""
+
+    def __init__(self, folder: Path, progress: Callable[[str], None]) -> None:
+        self._folder, self._progress = folder, progress
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """What there is."""
+        return frozenset({"hf", "diffusers"})
+
+    def given(self, trait: str) -> Path:
+        """The folder of one."""
+        from genopt.testing.tiny_models import write_tiny_llama
+        from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
+
+        folder = self._folder / trait
+        if not folder.is_dir():
+            self._progress("making a tiny model")
+            folder.mkdir(parents=True)
+            {"hf": write_tiny_llama, "diffusers": write_tiny_stable_diffusion}[trait](folder)
+        return folder
+
+    def of(self, technique: str) -> Path:
+        """What a technique takes."""
+        return self.given("diffusers" if "diffusers" in catalog.load("techniques", technique).requires else "hf")
 
 
 def _applied(technique: str, original: Path, scratch: Path, progress: Callable[[str], None]) -> Checked:
@@ -85,24 +112,31 @@ def _logged(log: Path) -> Iterator[None]:
         raise type(error)(error.message, {**error.details, "log": log.read_text(errors="replace")[-4000:] if log.exists() else ""}) from None
 
 
-def _check(engine: str, original: Path, scratch: Path, progress: Callable[[str], None]) -> Checked:
+def _check(engine: str, originals: _Originals, scratch: Path, progress: Callable[[str], None]) -> Checked:
     log = scratch / "log.txt"
+    image = catalog.load("engines", engine).modality == "image"
     with _logged(log):
-        artifact = _artifact(engine, original, scratch / "artifact", log, progress)
+        artifact = _artifact(engine, originals, scratch / "artifact", log, progress)
         progress(f"opening it with {engine}")
+        if image:
+            with ImageProcess(engine, artifact, {"threads": THREADS}, log=log, timeout_s=LIMIT_S, threads=THREADS) as painter:
+                height, width, _ = painter.generate([ImageRequest(prompt="a", steps=2)])[0].pixels().shape
+                return Checked(name=engine, seconds=painter.load_s, made=f"an image of {width}×{height} pixels")
         with SessionProcess(engine, artifact, {"threads": THREADS}, log=log, timeout_s=LIMIT_S, threads=THREADS) as session:
             (found,) = session.generate([GenerationRequest(prompt_ids=(1, 2, 3), max_new_tokens=1)])
-            return Checked(name=engine, seconds=session.load_s, token=found.token_ids[0])
+            return Checked(name=engine, seconds=session.load_s, made=f"token {found.token_ids[0]}")
 
 
-def _artifact(engine: str, original: Path, destination: Path, log: Path, progress: Callable[[str], None]) -> Path:
+def _artifact(engine: str, originals: _Originals, destination: Path, log: Path, progress: Callable[[str], None]) -> Path:
     """The tiny model as the engine takes it."""
     accepts = catalog.load("engines", engine).accepts
-    if "hf" in accepts:
-        return original
-    technique = next(_converters(accepts), None)
+    given = next(iter(accepts & originals.traits), None)
+    if given is not None:
+        return originals.given(given)
+    technique = next(_converters(accepts, originals.traits), None)
     if technique is None:
         raise StageError(f"No technique makes what the engine {engine!r} opens, so it cannot be checked; add one to the catalogue.")
+    original = originals.of(technique)
     progress(f"converting it with {technique}")
     return _transform(technique, original, destination, None, log)
 
@@ -116,9 +150,9 @@ def _transform(technique: str, original: Path, destination: Path, calibration: s
     return destination
 
 
-def _converters(accepts: frozenset[str]) -> Iterator[str]:
-    """Techniques that make an artifact with one of these traits from a Hugging Face folder."""
+def _converters(accepts: frozenset[str], originals: frozenset[str]) -> Iterator[str]:
+    """Techniques that make an artifact with one of these traits from an original."""
     for name in catalog.names("techniques"):
         technique = catalog.load("techniques", name)
-        if technique.adds & accepts and technique.requires <= {"hf"}:
+        if technique.adds & accepts and technique.requires <= originals:
             yield name

@@ -67,12 +67,12 @@ def use_environment(
 
 @environments.command("check")
 def check_environment(name: Name, as_json: options.Json = False) -> None:
-    """Makes a tiny model in an environment's format, opens it with its engine there and generates a token."""
+    """Makes a tiny model in an environment's format, opens it with its engine there and generates a token or an image."""
     from genopt.environment_check import check
 
     found = check(name, progress=lambda text: say(f"  {text}"))
     for one in found:
-        done = f"opened a tiny model in {one.seconds:.1f} s and generated token {one.token}" if one.token is not None else (
+        done = f"opened a tiny model in {one.seconds:.1f} s and generated {one.made}" if one.made else (
             f"changed a tiny model in {one.seconds:.1f} s"
         )  # fmt: skip
         say(f"✓ {one.name} {done}")

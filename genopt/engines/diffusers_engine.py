@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from genopt.engines.base import SPARE_THREADS
+from genopt.engines.pipeline_options import SCHEDULE, PipelineOptions, require_scheduler
 from genopt.engines.torch_engine import COMPILERS
-from genopt.errors import InfeasibleError, SpecError
-from genopt.plan import JsonValue, Record, parse_settings
+from genopt.errors import InfeasibleError
+from genopt.plan import JsonValue, parse_settings
 from genopt.search.space import Tunable
 
 if TYPE_CHECKING:
     from genopt.engines.diffusers_session import DiffusersSession
 
-SCHEDULERS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpmsolver++_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "deis": ("DEISMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-    "flow_euler": ("FlowMatchEulerDiscreteScheduler", {}),
-    "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
-}
-"""Class in diffusers and what is set besides the pipeline's own configuration, by name."""
 
-
-class DiffusersOptions(Record):
-    """Options of the engine.
+class DiffusersOptions(PipelineOptions):
+    """Options of the engine, beside those of every one.
 
     Attributes:
-        num_inference_steps: Denoising steps of requests that name none; None takes the pipeline's default, as for the guidance.
-        guidance_scale: Scale of classifier-free guidance of such requests.
-        guidance_end: Share of the steps after which there is no classifier-free guidance any more, so that each costs half.
-        scheduler: A key of `SCHEDULERS`; None keeps the pipeline's.
         cache: What is taken over from one step to the next: `first_block` (First-Block Cache: all blocks behind the first, where the
             first one changes little) or `attention` (Pyramid Attention Broadcast: every other attention in the middle of the steps).
         cache_threshold: Relative change of the first block's output below which the others are skipped.
@@ -52,13 +32,8 @@ class DiffusersOptions(Record):
         dtype: Precision of weights and arithmetic; None takes the checkpoint's.
         vae_slicing: Decode the images of a batch one after the other.
         vae_tiling: Decode large images in tiles.
-        threads: CPU threads; None leaves PyTorch's default.
     """
 
-    num_inference_steps: int | None = Field(default=None, gt=0, le=1000)
-    guidance_scale: float | None = Field(default=None, ge=0)
-    guidance_end: float = Field(default=1.0, gt=0, le=1)
-    scheduler: str | None = None
     cache: Literal["none", "first_block", "attention"] = "none"
     cache_threshold: float = Field(default=0.05, gt=0)
     fuse_projections: bool = False
@@ -67,7 +42,6 @@ class DiffusersOptions(Record):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     vae_slicing: bool = False
     vae_tiling: bool = False
-    threads: int | None = Field(default=None, gt=0)
 
 
 class DiffusersEngine:
@@ -77,10 +51,7 @@ class DiffusersEngine:
     modality = "image"
     accepts = frozenset({"diffusers"})
     tunables = (
-        Tunable(name="num_inference_steps", choices=(None, 30, 25, 20, 15, 12, 10, 8, 6, 4),
-                words=("", *(f"{steps}-steps" for steps in (30, 25, 20, 15, 12, 10, 8, 6, 4)))),
-        Tunable(name="scheduler", choices=(None, "dpmsolver++", "unipc", "euler", "deis"), words=("", "dpm", "unipc", "euler", "deis")),
-        Tunable(name="guidance_end", choices=(1.0, 0.75, 0.5, 0.25), words=("", "guidance-75", "guidance-50", "guidance-25")),
+        *SCHEDULE,
         Tunable(name="cache", choices=("none", "first_block", "attention"), words=("", "fbcache", "pab")),
         Tunable(name="cache_threshold", choices=(0.05, 0.1, 0.2), words=("", "t10", "t20"), when=(("cache", "first_block"),)),
         Tunable(name="dtype", choices=(None, "bfloat16"), words=("", "bf16")),
@@ -95,8 +66,7 @@ class DiffusersEngine:
     def check(options: dict[str, JsonValue]) -> None:
         """See `Engine.check`."""
         found = parse_settings(DiffusersOptions, options, "diffusers")
-        if found.scheduler is not None and found.scheduler not in SCHEDULERS:
-            raise SpecError(f"The engine diffusers has no scheduler {found.scheduler!r}; choose one of {', '.join(SCHEDULERS)}.")
+        require_scheduler(found, "diffusers")
         if found.compile != "none" and not any(map(shutil.which, COMPILERS)) and not _has_gpu():
             raise InfeasibleError("torch.compile needs a C++ compiler on CPUs; install one, for example with: apt install g++.")
 

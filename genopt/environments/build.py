@@ -112,7 +112,7 @@ def _build(environment: Environment, folder: Path, wheels: Path | None, progress
     lock = folder.with_suffix(".requirements.txt")
     try:
         lock.write_text(environment.requirements(), encoding="utf-8")
-        installer = install(environment.name, folder, lock, environment.variables, wheels, progress)
+        installer = install(environment.name, folder, lock, environment.variables, wheels, progress, environment.index)
         note = place.BuildNote(
             name=environment.name, digest=environment.digest(), python=platform.python_version(), seconds=round(time.monotonic() - started, 1),
             bytes=_size(folder), installer=installer,

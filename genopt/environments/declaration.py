@@ -25,6 +25,7 @@ class Environment(Record):
         disk_bytes: Room that a build takes at its peak.
         device: What its engines compute on; reports do not suggest it to others.
         variables: Environment variables of the build, such as options of a compilation.
+        index: Where local versions of the lock are to be had if the configured indexes lack them.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Environment(Record):
     disk_bytes: int
     device: Literal["cpu", "gpu"] = "cpu"
     variables: dict[str, str] = {}
+    index: str | None = None
 
     def requirements(self) -> str:
         """Content of the lock file."""

@@ -40,7 +40,9 @@ CAUSES: Sequence[tuple[str, type[GenoptError], str]] = (
 """What the output of a failed installation contains, and what that means; the first that fits counts."""
 
 
-def install(name: str, folder: Path, lock: Path, variables: Mapping[str, str], wheels: Path | None, progress: Progress) -> str:
+def install(
+    name: str, folder: Path, lock: Path, variables: Mapping[str, str], wheels: Path | None, progress: Progress, index: str | None = None
+) -> str:  # fmt: skip
     """Makes a virtual environment and installs every line of a lock into it; returns the installer's name.
 
     Args:
@@ -50,6 +52,8 @@ def install(name: str, folder: Path, lock: Path, variables: Mapping[str, str], w
         variables: Environment variables of builds.
         wheels: Folder that replaces every index; None uses the index.
         progress: Told what happens.
+        index: Where local versions (https://packaging.python.org/specifications/version-specifiers) such as `2.13.0+cpu` are to be had
+            if the configured indexes lack them, as the public one does.
 
     Raises:
         GenoptError: It failed, with the cause and the remedy.
@@ -63,6 +67,13 @@ def install(name: str, folder: Path, lock: Path, variables: Mapping[str, str], w
     pip = [sys.executable, "-m", "pip", *target, "install", "--progress-bar", "off", "--disable-pip-version-check", "--no-input"]
     tool = pip if uv is None else [uv, "pip", "install", *target]
     source = ["--no-index", "--find-links", str(wheels.absolute())] if wheels is not None else []
+    local = [line for line in lock.read_text(encoding="utf-8").split() if "==" in line and "+" in line]
+    if local and index is not None and wheels is None:
+        try:
+            _run(name, [*tool, "--no-deps", *local], variables, progress)
+        except StageError:
+            progress(f"looking for {', '.join(local)} in {index}")
+            _run(name, [*tool, "--no-deps", "--extra-index-url", index, *local], variables, progress)
     _run(name, [*tool, "--no-deps", *source, "--requirement", str(lock)], variables, progress)
     return "pip" if uv is None else "uv"
 

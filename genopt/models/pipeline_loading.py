@@ -39,6 +39,12 @@ def components(folder: Path) -> dict[str, str]:
     return {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]}
 
 
+def class_name(folder: Path) -> str:
+    """Name of the pipeline's class in diffusers."""
+    found: str = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    return found
+
+
 def load_pipeline(folder: Path, dtype: str | None = None) -> Any:
     """Loads a pipeline for inference, on the GPU where there is one; components that a transform quantized stay so.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -18,12 +19,13 @@ BASELINE = Plan(name="baseline", engine="diffusers", options={"compile": "denois
 TRAITS = frozenset({"diffusers"})
 """Of an original pipeline."""
 _ROUNDED = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic"}
-"""Techniques of the space, with the words for them in the names of candidates."""
+"""Techniques of the space that only round, with the words for them in the names of candidates."""
+_EXPORT = {"diffusers_onnx": ""}
 
 
 @cache
 def _space() -> Space:
-    return compose({"diffusers": ""}, _ROUNDED, TRAITS)
+    return compose({"diffusers": "", "ort_diffusers": "ort"}, {**_ROUNDED, **_EXPORT}, TRAITS)
 
 
 def _point(technique: str = "", **options: Choice) -> Point:
@@ -33,6 +35,10 @@ def _point(technique: str = "", **options: Choice) -> Point:
 
 def _named(name: str, technique: str = "", **options: Choice) -> Plan:
     return _space().plan(_point(technique, **options)).model_copy(update={"name": name})
+
+
+def _ort(name: str, choices: Mapping[str, Choice]) -> Plan:
+    return _space().plan(_space().complete({ENGINE: "ort_diffusers", **choices})).model_copy(update={"name": name})
 
 
 class TextToImage:
@@ -74,6 +80,9 @@ class TextToImage:
             _named("guidance-half", guidance_end=0.5),
             _named("dpm-15-guidance-half", num_inference_steps=15, scheduler="dpmsolver++", guidance_end=0.5),
             _named("dpm-15-compiled", num_inference_steps=15, scheduler="dpmsolver++", compile="denoiser", channels_last=True),
+            _ort("ort-fp32", {}),
+            _ort("ort-dpm-15-steps", {"ort_diffusers.num_inference_steps": 15, "ort_diffusers.scheduler": "dpmsolver++"}),
+            _ort("ort-int8", {"diffusers_onnx.weights": "int8"}),
             _named("attention-cache", cache="attention"),
             _named("first-block-cache", cache="first_block", cache_threshold=0.1),
             _named("int8-dynamic", "diffusers_int8_dynamic"),
@@ -84,8 +93,10 @@ class TextToImage:
 
     @staticmethod
     def families(plan: Plan) -> frozenset[str]:
-        """Fewer steps, cheaper steps, fewer bits, fewer weights."""
-        found = {"quantization"} if any(step.technique in _ROUNDED for step in plan.steps) else set()
+        """Another engine, fewer steps, cheaper steps, fewer bits, fewer weights."""
+        found = {"quantization"} if any(step.technique in _ROUNDED or step.params.get("weights") == "int8" for step in plan.steps) else set()
+        if plan.engine != BASELINE.engine:
+            found.add("engine")
         if any(step.technique == "diffusers_magnitude_prune" for step in plan.steps):
             found.add("pruning")
         if plan.options.get("num_inference_steps") is not None or plan.options.get("guidance_end", 1.0) != 1.0:

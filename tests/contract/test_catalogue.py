@@ -41,6 +41,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
     "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
     "diffusers_int8_dynamic": ("diffusers", {}),
+    "diffusers_onnx": ("diffusers", {"weights": "int8"}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
 }
 """By name: a trait of the source, and parameters."""
@@ -48,6 +49,7 @@ ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torch": ("hf", {"threads": 2, "compile": True, "cache_tokens": 128}),
     "llamacpp": ("gguf", {"threads": 2}),
     "openvino": ("openvino", {"threads": 2}),
+    "ort_diffusers": ("onnx_diffusers", {"threads": 2, "guidance_end": 0.5}),
     "ort_genai": ("onnx_genai", {"threads": 2}),
     "vllm": ("hf", {"threads": 2, "precision": "float32"}),
     "vllm_cpu": ("hf", {"threads": 2, "precision": "float32"}),
@@ -65,9 +67,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (given / GIVEN).parent.mkdir()
     (given / GIVEN).write_bytes(MAGIC + bytes([3, 0, 0, 0]))
     found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given, "diffusers": write_tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline"))}
-    for name, trait in (("gguf", "gguf"), ("openvino_export", "openvino")):
+    for name, source, trait in (("gguf", "hf", "gguf"), ("openvino_export", "hf", "openvino"), ("diffusers_onnx", "diffusers", "onnx_diffusers")):
         if runs_here("techniques", name):
-            found[trait] = convert(name, llama, tmp_path_factory.mktemp(name))
+            found[trait] = convert(name, found[source], tmp_path_factory.mktemp(name))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,7 @@ from genopt import catalog, process
 from genopt.cli import main
 from genopt.environments import build as building
 from genopt.environments import place
-from genopt.environments.built_in import LLAMACPP, OPENVINO, VLLM, VLLM_CPU
+from genopt.environments.built_in import LLAMACPP, LLMCOMPRESSOR, ONNX, OPENVINO, VLLM, VLLM_CPU
 from genopt.environments.declaration import Environment, declared, find
 from genopt.environments.installer import failure
 from genopt.errors import GenoptError, InfeasibleError, SpecError, StageError, StorageError
@@ -174,6 +175,33 @@ def test_a_failed_build_leaves_nothing(declare: Declare, wheels: Path) -> None:
     assert [path.suffix for path in place.root().iterdir()] == [".lock"]
 
 
+def test_builds_that_the_usual_index_lacks_come_from_the_one_that_is_declared(
+    declare: Declare, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, declared_one = tmp_path / "usual", tmp_path / "declared"
+    for index, names in ((usual, WORKER_NEEDS), (declared_one, ("tiny-engine",))):
+        for name in names:
+            (index / name).mkdir(parents=True)
+            made = [path for path in wheels.iterdir() if path.name.lower().startswith(name.replace("-", "_") + "-")]
+            for path in made:
+                shutil.copy(path, index / name)
+            (index / name / "index.html").write_text("".join(f'<a href="{path.name}">{path.name}</a>' for path in made))
+    write_wheel(declared_one / "tiny-engine", "tiny_engine", "1.0+cpu", {"tiny_engine/__init__.py": b"VALUE = 42\n"})
+    page = declared_one / "tiny-engine" / "index.html"
+    page.write_text(page.read_text() + '<a href="tiny_engine-1.0%2Bcpu-py3-none-any.whl">tiny_engine-1.0+cpu-py3-none-any.whl</a>')
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for prefix in ("PIP", "UV"):
+        monkeypatch.setenv(f"{prefix}_INDEX_URL", usual.as_uri())
+        monkeypatch.delenv(f"{prefix}_FIND_LINKS", raising=False)
+    environment = declare(lock().replace("tiny_engine==1.0", "tiny_engine==1.0+cpu")).model_copy(update={"index": declared_one.as_uri()})
+    said: list[str] = []
+    building.build(environment, wheels=None, progress=said.append)
+    assert [line for line in said if line.startswith("looking for tiny_engine==1.0+cpu in file://")]
+    python = place.interpreter(place.folder_of(environment))
+    answer = subprocess.run([python, "-c", "import tiny_engine; print(tiny_engine.VALUE)"], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "42"
+
+
 def test_an_index_that_does_not_answer_is_named(declare: Declare, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
@@ -242,13 +270,17 @@ def test_an_interpreter_that_cannot_be_used_is_refused(declare: Declare, tmp_pat
 
 
 def test_every_lock_pins_everything_once() -> None:
-    for environment in (LLAMACPP, OPENVINO, VLLM, VLLM_CPU):
+    for environment in (LLAMACPP, LLMCOMPRESSOR, ONNX, OPENVINO, VLLM, VLLM_CPU):
         lines = [line for line in environment.requirements().splitlines() if line and not line.startswith("#")]
         names = [line.partition("==")[0] for line in lines]
         assert all(version for _, _, version in (line.partition("==") for line in lines))
         assert len(set(names)) == len(names)
-        assert {"pydantic", "pydantic-core", "numpy", "pyarrow"} <= set(names)
-    assert {environment.name for environment in declared()} >= {"llamacpp", "openvino", "vllm", "vllm-cpu"}
+        assert {"pydantic", "pydantic-core", "numpy", "pyarrow"} <= {name.replace("_", "-") for name in names}
+        assert environment.index is not None or not any("+" in line for line in lines), "local versions are not on the usual index"
+        assert environment.device == "gpu" or "torch==" not in environment.requirements() or any(
+            line.startswith("torch==") and line.endswith("+cpu") for line in lines
+        ), "the usual index has torch for GPUs only, which needs more than its lock holds"  # fmt: skip
+    assert {environment.name for environment in declared()} >= {"llamacpp", "llmcompressor", "onnx", "openvino", "vllm", "vllm-cpu"}
 
 
 def test_the_command_line_lists_builds_and_removes(declare: Declare, wheels: Path, capsys: pytest.CaptureFixture[str]) -> None:
