@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from genopt.engines.base import Generation, GenerationRequest, OnToken, RunningBatch, StepOutcome, TokenLogProbs
+from genopt.engines.lookahead import Lookahead
 from genopt.engines.rows import Logits, Row
 
 
@@ -38,6 +39,16 @@ class Decoder(Protocol):
         """Removes one of the first `rows` rows; the last of them takes its place."""
 
 
+class CheckingDecoder(Decoder, Protocol):
+    """One that can append guessed tokens and forget those that were wrong."""
+
+    def check(self, tokens: Sequence[int]) -> Logits:
+        """Appends tokens to the first row, the only one, and returns the logits after each, valid until the next call."""
+
+    def keep(self, count: int) -> None:
+        """Forgets all but the first `count` tokens of the last `check`."""
+
+
 class DecodingBatch:
     """See `genopt.engines.base.RunningBatch`.
 
@@ -48,11 +59,18 @@ class DecodingBatch:
     Args:
         decoder: Computes; used by this batch alone while it is busy.
         check: Refuses what the model cannot take.
+        checking: The same decoder, where a request that is alone is to be continued by guesses, which the model checks: what it says stays
+            the same, and takes fewer steps.
+        lookahead: Tokens of a guess at most.
     """
 
-    def __init__(self, decoder: Decoder, check: Callable[[GenerationRequest], None]) -> None:
+    def __init__(
+        self, decoder: Decoder, check: Callable[[GenerationRequest], None], *, checking: CheckingDecoder | None = None, lookahead: int = 0
+    ) -> None:  # fmt: skip
         self._decoder = decoder
         self._check = check
+        self._checking, self._most = checking, lookahead
+        self._guesses: Lookahead | None = None
         self._waiting: deque[Row] = deque()
         self._reading: Row | None = None
         self._read = 0
@@ -81,13 +99,40 @@ class DecodingBatch:
         """See `RunningBatch.step`."""
         self._outcome = StepOutcome([], [])
         self._let_go()
-        if self._active:
+        guess = self._guess()
+        if guess and self._checking is not None:
+            self._try(self._checking, guess)
+        elif self._active:
             logits = self._decoder.step([row.tokens[-1] for row in self._active])
             for row, values in zip(self._active, logits, strict=True):
                 row.take(values, self._note)
-            self._drop_ended()
+        self._drop_ended()
         self._read_prompts()
         return self._outcome
+
+    def _guess(self) -> list[int]:
+        """What the only request under way may go on with; nothing where there are others, which would wait for it."""
+        if not self._most or len(self._active) != 1 or self._waiting or self._reading is not None:
+            self._guesses = None
+            return []
+        row = self._active[0]
+        if self._guesses is None:
+            self._guesses = Lookahead(row.request.prompt_ids, self._most)
+        self._guesses.extend(row.tokens[len(self._guesses) - len(row.request.prompt_ids) :])
+        return self._guesses.guess(row.request.max_new_tokens - len(row.tokens) - 1)
+
+    def _try(self, decoder: CheckingDecoder, guess: Sequence[int]) -> None:
+        """Lets the model say what follows each guessed token, and takes its word until a guess was wrong."""
+        row = self._active[0]
+        logits, taken = decoder.check([row.tokens[-1], *guess]), 0
+        for values, guessed in zip(logits, (*guess, None), strict=True):
+            row.take(values, self._note)
+            taken += 1
+            if row.finish_reason or row.tokens[-1] != guessed:
+                break
+        decoder.keep(taken)
+        if self._guesses is not None:
+            self._guesses.learn(len(guess), taken - 1)
 
     def _note(self, key: int, token: int, log_probs: TokenLogProbs | None) -> bool:
         self._outcome.tokens.append((key, token, log_probs))
@@ -119,6 +164,7 @@ class DecodingBatch:
                     self._active[place] = last
 
     def _end(self, row: Row) -> None:
+        self._guesses = None
         self._outcome.ended.append((row.index, row.generation(self._started.pop(row.index))))
 
     def _read_prompts(self) -> None:

@@ -141,7 +141,7 @@ class OrtModel:
 
 
 class OrtDecoder:
-    """See `genopt.engines.decoding.Decoder`.
+    """See `genopt.engines.decoding.CheckingDecoder`.
 
     The attention mask has the cache's full length from the start; its count of ones says how far each row
     is. So all inputs and outputs are bound once, and a step only writes into them. Where other rows advance, a prompt is
@@ -165,6 +165,7 @@ class OrtDecoder:
         self._filled = np.zeros(slots, np.int64)
         self._binding: Any = None
         self._reading: Any = None
+        self._first: Any = None
         self._place = self._read = 0
 
     @property
@@ -191,7 +192,7 @@ class OrtDecoder:
             for row, filled in enumerate(self._filled[:rows]):  # only what is filled, so that the rest still takes no memory
                 cache[name][row, :, :filled] = values[row, :, :filled]
         self._cache, self._mask, self._length = cache, mask, length
-        self._binding = None
+        self._binding = self._first = None
 
     def read(self, ids: Sequence[int]) -> Logits:
         """See `Decoder.read`."""
@@ -220,6 +221,17 @@ class OrtDecoder:
         self._model.run(self._binding)
         logits: Logits = self._logits[:rows, 0]
         return logits
+
+    def check(self, tokens: Sequence[int]) -> Logits:
+        """See `CheckingDecoder.check`."""
+        if self._first is None:
+            self._first = self._model.bind(self._cache, 0, 1)
+        return self._model.extend(self._first, tokens, int(self._filled[0]))
+
+    def keep(self, count: int) -> None:
+        """See `CheckingDecoder.keep`: what lies behind a row's end in the cache is overwritten by what comes next."""
+        self._mask[0, self._filled[0] : self._filled[0] + count] = 1
+        self._filled[0] += count
 
     def drop(self, row: int, rows: int) -> None:
         """See `Decoder.drop`."""

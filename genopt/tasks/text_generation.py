@@ -151,8 +151,9 @@ class TextGeneration:
 
     @staticmethod
     def seeds() -> list[Point]:
-        """The least invasive changes of plain int8 first: a zero point per block, then other block sizes; what vLLM has beside its defaults."""
+        """The least invasive changes of plain int8 first: a zero point per block, guesses, other block sizes; what vLLM has beside its defaults."""
         blocks = [_quantized(block_size=size) for size in (32, 64, 128, 16)]
+        blocks[1:1] = [blocks[0] | {"ort_genai.lookahead": 8}, blocks[1] | {"ort_genai.lookahead": 8}]
         rounded = _vllm("FP8_DYNAMIC")
         return [*blocks, rounded | {"vllm.cache_type": "fp8"}, rounded | {"vllm.max_batched_tokens": 8192}]
 

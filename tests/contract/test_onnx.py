@@ -15,6 +15,7 @@ import pytest
 
 from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.engines.ort_genai import OrtGenaiEngine, OrtGenaiSession
+from genopt.engines.ort_model import OrtDecoder
 from genopt.errors import InfeasibleError, SpecError, StageError
 from genopt.plan import JsonValue
 from genopt.process import SessionProcess
@@ -232,6 +233,27 @@ def test_greedy_continuation_is_the_original_s(llama: Path, exported: Path) -> N
     session.close()
     assert list(generation.token_ids) == ids[9:]
     assert generation.finish_reason == "length"
+
+
+def test_guesses_change_no_greedy_answer(exported: Path) -> None:
+    prompts = [tuple(np.random.default_rng(seed).integers(0, 8, 20).tolist()) for seed in range(4)]
+    asked = [GenerationRequest(prompt_ids=prompt, max_new_tokens=40, top_logprobs=1) for prompt in prompts]
+    plain, guessing = (OrtGenaiEngine.open(exported, {"threads": 1, "lookahead": lookahead}) for lookahead in (0, 4))
+    steps = []
+    decoded = OrtDecoder.check
+
+    def counted(self: OrtDecoder, tokens: Sequence[int]) -> Any:
+        steps.append(len(tokens))
+        return decoded(self, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OrtDecoder, "check", counted)
+        for request in asked:
+            (expected,), (found,) = plain.generate([request]), guessing.generate([request])
+            assert found.token_ids == expected.token_ids
+    assert max(steps) > 1
+    together = guessing.generate(asked)
+    assert [one.token_ids for one in together] == [one.token_ids for one in plain.generate(asked)]
 
 
 def test_batch_of_unequal_requests_equals_them_one_by_one(session: OrtGenaiSession) -> None:

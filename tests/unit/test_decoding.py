@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from genopt.engines.base import Generation, GenerationRequest
 from genopt.engines.decoding import DecodingBatch, generate_together
+from genopt.engines.lookahead import Lookahead
 from genopt.engines.rows import Logits
 from genopt.errors import SpecError
 
@@ -28,6 +29,7 @@ class Toy:
         self.prompt: list[int] = []
         self.room = 0
         self.log: list[str] = []
+        self.checked: list[int] = []
 
     def begin(self, rows: int, length: int) -> None:
         assert rows == len(self.rows) < SLOTS
@@ -50,6 +52,16 @@ class Toy:
             row.append(token)
             assert len(row) <= self.room
         return np.stack([_logits(row) for row in self.rows])
+
+    def check(self, tokens: Sequence[int]) -> Logits:
+        assert len(self.rows) == 1
+        self.log.append("c" * len(tokens))
+        self.checked = [*self.rows[0], *tokens]
+        assert len(self.checked) <= self.room
+        return np.stack([_logits(self.checked[: len(self.rows[0]) + count]) for count in range(1, len(tokens) + 1)])
+
+    def keep(self, count: int) -> None:
+        self.rows[0] = self.checked[: len(self.rows[0]) + count]
 
     def drop(self, row: int, rows: int) -> None:
         assert rows == len(self.rows)
@@ -89,11 +101,11 @@ REQUESTS = st.builds(
 )  # fmt: skip
 
 
-@given(st.lists(st.tuples(REQUESTS, st.integers(0, 6), st.none() | st.integers(0, 8)), min_size=1, max_size=8))
-def test_each_sequence_is_the_one_it_would_be_alone(arrivals: list[tuple[GenerationRequest, int, int | None]]) -> None:
+@given(st.lists(st.tuples(REQUESTS, st.integers(0, 6), st.none() | st.integers(0, 8)), min_size=1, max_size=8), st.integers(0, 5))
+def test_each_sequence_is_the_one_it_would_be_alone(arrivals: list[tuple[GenerationRequest, int, int | None]], lookahead: int) -> None:
     """Each arrival is a request, the steps before it comes, and the steps after which its caller leaves."""
     decoder = Toy()
-    batch = DecodingBatch(decoder, check)
+    batch = DecodingBatch(decoder, check, checking=decoder, lookahead=lookahead)
     found: dict[int, Generation] = {}
     streamed: dict[int, list[int]] = {key: [] for key in range(len(arrivals))}
     waiting, leaving = list(enumerate(arrivals)), dict[int, int]()
@@ -147,3 +159,55 @@ def test_what_cannot_join_changes_nothing_and_requests_at_once_come_in_order() -
     assert not batch.busy
     others = [good, good.model_copy(update={"prompt_ids": (5, 6)})]
     assert [list(found.token_ids) for found in generate_together(batch, others, None)] == [alone(request)[0] for request in others]
+
+
+class Counting(Toy):
+    """Says one number after the other, over and over."""
+
+    def read(self, ids: Sequence[int]) -> Logits:
+        super().read(ids)
+        return _after(self.prompt)
+
+    def step(self, tokens: Sequence[int]) -> Logits:
+        super().step(tokens)
+        return np.stack([_after(row) for row in self.rows])
+
+    def check(self, tokens: Sequence[int]) -> Logits:
+        super().check(tokens)
+        return np.stack([_after([token]) for token in tokens])
+
+
+def _after(ids: Sequence[int]) -> Logits:
+    found = np.zeros(VOCABULARY, np.float32)
+    found[(ids[-1] + 1) % 5] = 1
+    return found
+
+
+def test_who_repeats_himself_alone_needs_few_steps_and_in_company_as_many_as_others() -> None:
+    request = GenerationRequest(prompt_ids=(0, 1, 2, 3, 4), max_new_tokens=24)
+    said = tuple(place % 5 for place in range(24))
+    decoder = Counting()
+    (found,) = generate_together(DecodingBatch(decoder, check, checking=decoder, lookahead=4), [request], None)
+    assert found.token_ids == said
+    assert "".join(decoder.log).count("s") + sum(entry.startswith("c") for entry in decoder.log) <= 7
+    assert len(found.timestamps_ns) == 24
+    decoder = Counting()
+    batch = DecodingBatch(decoder, check, checking=decoder, lookahead=4)
+    both = generate_together(batch, [request, request], None)
+    assert [one.token_ids for one in both] == [said, said]
+    assert not [entry for entry in decoder.log[:-1] if entry.startswith("c")], "nobody waits for what another guesses"
+
+
+def test_a_guess_is_what_followed_the_same_tokens_last_and_as_long_as_guesses_were_right() -> None:
+    guesses = Lookahead((1, 2, 3, 9, 1, 2, 4, 8, 8, 1, 2), 3)
+    assert guesses.guess(5) == [4, 8, 8]
+    assert guesses.guess(1) == [4]
+    guesses.learn(3, 0)
+    assert guesses.guess(5) == [4, 8]
+    guesses.learn(2, 2)
+    assert guesses.guess(5) == [4, 8, 8]
+    guesses.extend((3,))
+    assert guesses.guess(5) == [9, 1, 2], "where no three tokens came before, two or one will do"
+    guesses.extend((7,))
+    assert guesses.guess(5) == []
+    assert len(guesses) == 13
