@@ -106,7 +106,7 @@ class SearchPhase:
         )  # fmt: skip
         seeds = self._task.seeds()
         if found is not None:
-            seeds[1:1] = precision.proposals(space, precision.solve(found), self._spec.quality)
+            seeds = precision.among_seeds(seeds, space, precision.solve(found), self._spec.quality)
         possible = [seed for seed in seeds if self.wants(space.plan(seed))]
         references = {plan.identity() for plan in self._task.references()}
         runtimes = {runtime_of(plan): plan for plan in map(space.plan, (*candidates.points, *possible))}

@@ -88,11 +88,15 @@ def _failed(report: Report) -> str | None:
 
 
 def _environments(report: Report) -> list[str]:
-    """Engine environments that the nodes lacked, of those that are for such nodes and such models."""
+    """Environments that the nodes lacked, of those whose engines or techniques are for such nodes and such models."""
     lacking = [name for name, state in report.environment.get("engine_environments", {}).items() if state != "built"]
     device = "gpu" if report.hardware.get("gpus") else "cpu"
     engines = [catalog.load("engines", name) for name in catalog.names("engines")]
+    techniques = [catalog.load("techniques", name) for name in catalog.names("techniques")]
+    task = report.model.task
+    originals = catalog.load("tasks", task).space().original if task in catalog.names("tasks") else frozenset()
     fitting = {engine.environment for engine in engines if report.model.modality in ("", engine.modality)}
+    fitting |= {technique.environment for technique in techniques if technique.requires & originals}
     known = [one for one in declared() if one.name in lacking and one.name in fitting and one.device == device]
     return [f"Add {one.name} with `{build_command(one.name)}` and optimize again: {one.about}." for one in known]
 

@@ -141,19 +141,24 @@ def solve(found: Sensitivity, targets: Sequence[float] = TARGETS) -> list[Alloca
     return chosen
 
 
-def proposals(space: Space, mixtures: Sequence[Allocation], bar: float) -> list[Point]:
-    """Mixtures as points: those expected to hold the bar, the smallest of them first, then the others, the closest first.
+def among_seeds(seeds: Sequence[Point], space: Space, mixtures: Sequence[Allocation], bar: float) -> list[Point]:
+    """Seeds, with mixtures as points between and behind them.
+
+    Those expected to hold the bar come after the first seed, the smallest of them first; the others behind all seeds, the closest first, since
+    each takes the time of one that may win.
 
     A likelihood is expected to lose what the divergence says, which is so on text as the original would write it.
 
     Args:
-        space: Whose techniques may express them: those with a tunable for each family.
+        seeds: What a search begins with.
+        space: Whose techniques may express mixtures: those with a tunable for each family.
         mixtures: As `solve` gives them.
         bar: Least quality ratio.
     """
     holding = [one for one in mixtures if math.exp(-one.kl) >= bar]
     missing = [one for one in reversed(mixtures) if one not in holding]
-    return [point for one in (*holding, *missing) for point in expressed(space, one.bits)]
+    first, last = ([point for one in group for point in expressed(space, one.bits)] for group in (holding, missing))
+    return [*seeds[:1], *first, *seeds[1:], *last]
 
 
 def expressed(space: Space, bits: Mapping[str, int]) -> list[Point]:

@@ -73,6 +73,11 @@ def _vllm_cpu(name: str, *steps: Step) -> Plan:
     return Plan(name=name, steps=steps, engine="vllm_cpu")
 
 
+def _pruned(name: str, **params: JsonValue) -> Plan:
+    """Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time."""
+    return ORIGINAL.model_copy(update={"name": name, "steps": (Step(technique="magnitude_prune", params=params),)})
+
+
 def _calibrated(engine: str, method: str, scheme: str) -> Plan:
     """Beside the space, since calibration takes minutes: what rounding to the same format gains from it."""
     params: dict[str, JsonValue] = {"method": method, "scheme": scheme, "group_size": 32, "num_calibration_samples": 16}
@@ -132,8 +137,8 @@ class TextGeneration:
             _named("torchao-float8-weight-only", _torch(torchao_float8_weight_only=True)),
             _named("torchao-float8-dynamic", _torch(torchao_float8_dynamic=True)),
             _named("torchao-int4-weight-only", _torch(torchao_int4_weight_only=True)),
-            # Eager, so that it is compared with the original alone: zeros are no faster, and compiling would only cost time.
-            ORIGINAL.model_copy(update={"name": "prune-magnitude-50", "steps": (Step(technique="magnitude_prune", params={"sparsity": 0.5}),)}),
+            _pruned("prune-magnitude-50", sparsity=0.5),
+            _pruned("prune-magnitude-2-of-4", pattern="2:4"),
             Plan(name="drop-2-layers-distilled", steps=(drop, distill), engine="torch", options={"compile": True}),
             Plan(name="prune-neurons-12-distilled", steps=(narrow, distill), engine="torch", options={"compile": True}),
         ]

@@ -1,16 +1,20 @@
 """Trains a damaged model for a short while to predict what the original predicts.
 
 The loss is the KL divergence from the original's to the model's distribution of each next token (Hinton et al.,
-"Distilling the Knowledge in a Neural Network", 2015, at temperature 1), on calibration text. The result is kept
-only if it is closer to the original on text that was held out.
+"Distilling the Knowledge in a Neural Network", 2015, at temperature 1), and beside it the distance of hidden states (as Jiao
+et al., "TinyBERT", 2020), each layer's to that of the original which it is nearest to before training. It is taken on
+calibration text, and on what the original writes itself where that is asked for. The result is kept only if it is closer
+to the original on text that was held out.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = 2
 """Sequences that decide whether training helped."""
+BEGINNING, TOGETHER = 16, 8
+"""Tokens of calibration text that the original continues, and how many of its sequences are written at once."""
 LIMIT_SHARE = 0.5
 """Most of the stage's time that training may take; loading and saving need the rest."""
 
@@ -39,19 +45,24 @@ class DistillParams(Record):
         time_s: Seconds after which training ends although steps are left.
         learning_rate: Peak of AdamW's learning rate.
         max_seq_length: Tokens per sequence.
+        hidden_weight: Weight of the hidden states' distance beside the divergence of what is predicted; 0 leaves it out, as models do whose
+            hidden states have another width than the original's.
+        written_sequences: Sequences that the original writes itself, which are trained on in turn with calibration text.
     """
 
     steps: int = Field(default=32, gt=0)
     time_s: float = Field(default=30.0, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)
     max_seq_length: int = Field(default=256, ge=8)
+    hidden_weight: float = Field(default=0.0, ge=0)
+    written_sequences: int = Field(default=0, ge=0)
 
 
 class Distill:
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill"
-    version = 1
+    version = 2
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})
@@ -88,6 +99,10 @@ class Distill:
         progress("loading the original and the model to train")
         teacher, model = load_model(Path(context.original)), load_model(source)
         student = load_model(source, "float32")
+        if chosen.written_sequences:
+            progress(f"letting the original write {chosen.written_sequences} sequences")
+            written = _written(teacher, pieces[:-HELD_OUT], chosen)
+            pieces = [piece for pair in zip_longest(written, pieces[:-HELD_OUT]) for piece in pair if piece] + pieces[-HELD_OUT:]
         distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress)
         model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision
         save_model(model, source, destination)
@@ -112,20 +127,22 @@ def distill(
     untrained = {name: value.detach().clone() for name, value in student.state_dict().items()}
     with torch.no_grad():
         before = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
+        nearest = _nearest_layers(teacher, student, held_out[0]) if params.hidden_weight and _width(teacher) == _width(student) else []
     optimizer = torch.optim.AdamW(student.parameters(), lr=params.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     started, done = time.monotonic(), 0
     student.train()
-    while done < params.steps and time.monotonic() - started < limit_s:
-        rate = params.learning_rate * min(1.0, (done + 1) / 4) * (0.1 + 0.9 * (1 - done / params.steps))
+    while done < params.steps and (elapsed := time.monotonic() - started) < limit_s:
+        share = max(done / params.steps, elapsed / limit_s)
+        rate = params.learning_rate * min(1.0, (done + 1) / 4) * (0.1 + 0.9 * (1 - share))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _divergence(teacher, student, training[done % len(training)])
+        loss = _divergence(teacher, student, training[done % len(training)], nearest, params.hidden_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         done += 1
-        progress(f"step {done} of {params.steps}: divergence {loss.item():.4f}")
+        progress(f"step {done} of {params.steps}: loss {loss.item():.4f}")
     student.eval()
     with torch.no_grad():
         after = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
@@ -136,16 +153,63 @@ def distill(
     return before, after
 
 
-def _divergence(teacher: PreTrainedModel, student: PreTrainedModel, ids: list[int]) -> Tensor:
-    """Mean KL divergence per token of one sequence."""
+def _divergence(
+    teacher: PreTrainedModel, student: PreTrainedModel, ids: list[int], nearest: Sequence[int] = (), hidden_weight: float = 0.0
+) -> Tensor:  # fmt: skip
+    """Mean KL divergence per token of one sequence, with the weighted distance of hidden states where layers are matched."""
     import torch
 
     from genopt.models import products
 
     batch = torch.tensor([ids], device=student.device)
+    asked = {"input_ids": batch, "use_cache": False, "output_hidden_states": bool(nearest)}
     with torch.no_grad(), products.by_fp32(products.are_slow_in(teacher)):
-        wanted = torch.log_softmax(teacher(input_ids=batch, use_cache=False).logits[0].float(), dim=-1)
+        wanted = teacher(**asked)
     with products.autocast(student.device):
-        logits = student(input_ids=batch, use_cache=False).logits[0]
-    found = torch.log_softmax(logits.float(), dim=-1)
-    return torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        found = student(**asked)
+    ours, theirs = (torch.log_softmax(one.logits[0].float(), dim=-1) for one in (found, wanted))
+    loss = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    if nearest:
+        distances = [_distance(found.hidden_states[layer], wanted.hidden_states[place]) for layer, place in enumerate(nearest)]
+        loss = loss + hidden_weight * torch.stack(distances).mean()
+    return loss
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference as a share of the mean square of what is wanted."""
+    return (found.float() - wanted.float()).square().mean() / wanted.float().square().mean()
+
+
+def _nearest_layers(teacher: PreTrainedModel, student: PreTrainedModel, ids: list[int]) -> list[int]:
+    """For the embedding and each layer of the student, which of the teacher's hidden states is nearest to its own; the last meets the last."""
+    import torch
+
+    batch = torch.tensor([ids], device=student.device)
+    theirs, ours = (model(input_ids=batch, use_cache=False, output_hidden_states=True).hidden_states for model in (teacher, student))
+    inner = [min(range(len(theirs) - 1), key=lambda place: float(_distance(state, theirs[place]))) for state in ours[:-1]]
+    return [*inner, len(theirs) - 1]
+
+
+def _width(model: PreTrainedModel) -> int:
+    found: int = model.config.get_text_config(decoder=True).hidden_size
+    return found
+
+
+def _written(teacher: PreTrainedModel, beginnings: Sequence[Sequence[int]], params: DistillParams) -> list[list[int]]:
+    """What the original writes after the beginnings of some calibration text, as it comes (temperature 1)."""
+    import torch
+
+    length = min(BEGINNING, params.max_seq_length // 2)
+    prompts = [list(piece[:length]) for piece in beginnings if len(piece) >= length]
+    found: list[list[int]] = []
+    writer: Any = teacher  # annotated as if it were a part of it
+    for start in range(0, params.written_sequences, TOGETHER):
+        count = min(TOGETHER, params.written_sequences - start)
+        batch = torch.tensor([prompts[(start + place) % len(prompts)] for place in range(count)], device=teacher.device)
+        with torch.no_grad():
+            written = writer.generate(
+                batch, attention_mask=torch.ones_like(batch), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                min_length=params.max_seq_length, max_length=params.max_seq_length, pad_token_id=0,
+            )  # fmt: skip
+        found += written.tolist()
+    return found

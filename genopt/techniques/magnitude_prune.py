@@ -1,20 +1,29 @@
-"""Sets the smallest weights of every decoder matrix to zero.
+"""Sets the smallest weights of every decoder matrix to zero, wherever they are or two of every four.
 
-Unstructured sparsity, as in Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
-2015. The engines here compute with zeros as with any other number, so it changes quality and not speed; it is in
-the catalogue because people ask for it, and the report shows what it does.
+Unstructured sparsity as in Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015, and 2:4
+sparsity as in Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021. The engines here compute with zeros as with
+any other number, so it changes quality and not speed; it is in the catalogue because people ask for it, and the report
+shows what it does.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from genopt.errors import SpecError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT, OF = 2, 4
+"""Of 2:4 sparsity: as many of so many neighbours along a row stay."""
 
 
 class MagnitudePruneParams(Record):
@@ -22,16 +31,19 @@ class MagnitudePruneParams(Record):
 
     Attributes:
         sparsity: Share of the weights of each matrix that become zero.
+        pattern: Whether they are chosen from the whole matrix, or two of every four neighbours, which sparse tensor cores need; half of
+            the weights then, so a row's rest that is no whole four stays.
     """
 
     sparsity: float = Field(default=0.5, gt=0, lt=1)
+    pattern: Literal["unstructured", "2:4"] = "unstructured"
 
 
 class MagnitudePrune:
     """See `genopt.techniques.base.Transform`."""
 
     name = "magnitude_prune"
-    version = 1
+    version = 2
     phase = 20
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})
@@ -45,7 +57,9 @@ class MagnitudePrune:
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        parse_settings(MagnitudePruneParams, params, cls.name)
+        chosen = parse_settings(MagnitudePruneParams, params, cls.name)
+        if chosen.pattern != "unstructured" and chosen.sparsity != KEPT / OF:
+            raise SpecError(f"The pattern {chosen.pattern} of magnitude_prune is a sparsity of {KEPT / OF}; leave `sparsity` out.")
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -60,13 +74,22 @@ class MagnitudePrune:
         from genopt.models.checkpoint import load_model, save_model
         from genopt.models.decoder import decoder_layers
 
-        sparsity = parse_settings(MagnitudePruneParams, params, cls.name).sparsity
+        chosen = parse_settings(MagnitudePruneParams, params, cls.name)
         model = load_model(source)
         _, layers = decoder_layers(model)
-        progress(f"setting {sparsity:.0%} of the decoder's weights to zero")
+        progress(f"setting {chosen.sparsity:.0%} of the decoder's weights to zero ({chosen.pattern})")
         with torch.no_grad():
             for weight in (module.weight for module in layers.modules() if isinstance(module, torch.nn.Linear)):
-                magnitudes = weight.abs().float().flatten()
-                smallest = magnitudes.argsort()[: round(sparsity * len(magnitudes))]
-                weight.view(-1)[smallest] = 0
+                if chosen.pattern == "unstructured":
+                    _zero_smallest(weight.view(1, -1), round(chosen.sparsity * weight.numel()))
+                else:
+                    whole = weight.shape[1] // OF * OF
+                    groups = weight[:, :whole].reshape(-1, OF)  # a copy where a row has a rest
+                    _zero_smallest(groups, OF - KEPT)
+                    weight[:, :whole] = groups.view(len(weight), whole)
         save_model(model, source, destination)
+
+
+def _zero_smallest(rows: Tensor, count: int) -> None:
+    """Zeroes so many weights of each row, in place."""
+    rows.scatter_(1, rows.abs().float().argsort(dim=1, stable=True)[:, :count], 0)

@@ -102,7 +102,9 @@ def _check_footprint(technique: Any, params: dict[str, JsonValue]) -> None:
     assert 0 < found.limit_s(10.0, 100.0) <= 2 * work.limit_s(10.0, 100.0)
 
 
-def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vocabulary: int, context: int) -> None:
+def check_engine(
+    name: str, artifact: Path, options: dict[str, JsonValue], *, vocabulary: int, context: int, apart: bool = False
+) -> None:  # fmt: skip
     """Opens an artifact and checks that the session generates, scores, stops, cancels and refuses as promised.
 
     Args:
@@ -111,14 +113,16 @@ def check_engine(name: str, artifact: Path, options: dict[str, JsonValue], *, vo
         options: Its options.
         vocabulary: Token ids of the model.
         context: Tokens that the model can hold.
+        apart: Open it in a process of its own, as runs do, although its environment is ours.
     """
     engine = catalog.load("engines", name)
     check_declarations(engine, name, options)
+    here = engine.environment is None and not apart
     with tempfile.TemporaryDirectory(prefix="genopt-contract-") as scratch:
         elsewhere = SessionProcess(name, artifact, options, log=Path(scratch, "log.txt"), timeout_s=300)
-        session: TextSession = engine.open(artifact, options) if engine.environment is None else elsewhere.open()
+        session: TextSession = engine.open(artifact, options) if here else elsewhere.open()
         try:
-            _check_generation(session, vocabulary, late=0 if engine.environment is None else context - 40)
+            _check_generation(session, vocabulary, late=0 if here else context - 40)
             batch = session.running_batch(3) if isinstance(session, Joinable) else None
             if batch is not None:
                 _check_running_batch(session, batch, vocabulary)

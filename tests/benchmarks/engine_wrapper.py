@@ -4,14 +4,14 @@
 
 Both sides are processes in the engine's environment that stay open and take turns (ABBA), greedily continuing the same prompt on their
 own; the engine streams every token to this process. The script does what its library's own examples do: llama.cpp's low-level calls
-with numpy's argmax, and `openvino_genai.LLMPipeline` with token ids. Prints per engine:
+with numpy's argmax, `openvino_genai.LLMPipeline` with token ids, and the loop of `onnxruntime_genai.Generator`. Prints per engine:
 
 ratio        Tokens per second while decoding through the engine, as a share of the library's own, with its 95 % interval. Goal: 0.97 or more.
 added        What that is per token. Goal: 0.3 ms or less.
 elsewhere    What starting a stage in the engine's environment takes more than in ours, imports of the engine apart. Goal: 1 s or less.
 
 SmolLM2 on 2 virtual cores of a Xeon with AMX (2026-11-28): llama.cpp Q8_0 0.976 [0.950, 0.997], +0.32 ms; OpenVINO int8 0.936 [0.923, 0.966],
-+1.38 ms; starting elsewhere takes no longer (0.23 s). All 64 tokens are the same.
++1.38 ms; ONNX Runtime GenAI int8 0.977 [0.947, 1.022], +0.21 ms; starting elsewhere takes no longer (0.23 s). All 64 tokens are the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +78,38 @@ with tempfile.TemporaryDirectory() as scratch:  # the library wants the weights 
         print(json.dumps({"speed": 1000 / found.perf_metrics.get_tpot().mean, "ids": list(found.tokens[0])}), flush=True)
 """
 
-SUBJECTS: dict[str, tuple[str, dict[str, JsonValue], str]] = {
-    "llamacpp": ("gguf", {"format": "Q8_0"}, LLAMACPP), "openvino": ("openvino_export", {"weights": "int8"}, OPENVINO)
+ORT_GENAI = """
+import json, sys, time
+import onnxruntime_genai as og
+folder, threads, prompt, tokens = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+config = og.Config(folder)
+config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+model = og.Model(config)
+for _ in sys.stdin:
+    params = og.GeneratorParams(model)
+    params.set_search_options(do_sample=False, max_length=len(prompt) + tokens, min_length=len(prompt) + tokens)
+    generator = og.Generator(model, params)
+    generator.append_tokens(prompt)
+    generator.generate_next_token()
+    began = time.monotonic()
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = list(map(int, generator.get_sequence(0)))[len(prompt):]
+    print(json.dumps({"speed": (len(found) - 1) / (time.monotonic() - began), "ids": found}), flush=True)
+"""
+
+SUBJECTS: dict[str, tuple[Mapping[str, dict[str, JsonValue]], str]] = {
+    "llamacpp": ({"gguf": {"format": "Q8_0"}}, LLAMACPP), "openvino": ({"openvino_export": {"weights": "int8"}}, OPENVINO),
+    "ort_genai": ({"onnx_genai": {}, "onnx_weight_only": {"block_size": 64}}, ORT_GENAI),
 }  # fmt: skip
-"""By engine: the technique that makes its artifact, its parameters, and the script."""
+"""By engine: the techniques that make its artifact with their parameters, and the script."""
 
 
 class Direct:
     """The library in a script of its own; it writes its answers to a file descriptor that nothing else uses."""
 
-    def __init__(self, environment: str, script: str, artifact: Path, threads: int, log: Path) -> None:
-        python, self._log = place.interpreter(place.require_built(environment)), log
+    def __init__(self, environment: str | None, script: str, artifact: Path, threads: int, log: Path) -> None:
+        python, self._log = sys.executable if environment is None else place.interpreter(place.require_built(environment)), log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [str(python), "-c", script, str(artifact), str(threads), json.dumps(PROMPT), str(TOKENS)], stdin=subprocess.PIPE,
@@ -117,15 +139,17 @@ def through_engine(session: SessionProcess) -> dict[str, Any]:
 
 
 def compare(engine: str, model: Path, scratch: Path, threads: int, rounds: int) -> None:
-    technique, params, script = SUBJECTS[engine]
+    steps, script = SUBJECTS[engine]
     environment = catalog.load("engines", engine).environment
-    artifact, log = scratch / engine, scratch / f"{engine}.log"
-    artifact.mkdir()
+    artifact, log = model, scratch / f"{engine}.log"
     context = {"original": str(model), "calibration": None, "seed": 0, "threads": threads}
-    payload = {"technique": technique, "source": str(model), "destination": str(artifact), "params": params, "context": context}
-    began = time.monotonic()
-    run_stage("transform", payload, log=log, timeout_s=600, threads=threads, where=environment)
-    print(f"{engine}: {technique} took {time.monotonic() - began:.1f} s", flush=True)
+    for technique, params in steps.items():
+        source, artifact = artifact, scratch / technique
+        artifact.mkdir()
+        payload = {"technique": technique, "source": str(source), "destination": str(artifact), "params": params, "context": context}
+        began = time.monotonic()
+        run_stage("transform", payload, log=log, timeout_s=600, threads=threads, where=catalog.load("techniques", technique).environment)
+        print(f"{engine}: {technique} took {time.monotonic() - began:.1f} s", flush=True)
     direct = Direct(environment, script, artifact, threads, scratch / f"{engine}.direct.log")
     with SessionProcess(engine, artifact, {"threads": threads}, log=log, timeout_s=120, threads=threads) as session:
         first, same = through_engine(session), direct.run()  # warm-up of both

@@ -21,7 +21,7 @@ AXES: Mapping[str, tuple[Any, ...]] = {
     "engine": ("ort_genai",), "drop_layers": (False, True), "drop_layers.count": (1,), "onnx_weight_only": (True,),
     "onnx_weight_only.block_size": (32, 128), "onnx_weight_only.symmetric": (False, True), "onnx_weight_only.head": (8, 4),
     "onnx_weight_only.qkv_proj": (8, 4), "onnx_weight_only.o_proj": (8,), "onnx_weight_only.gate_up_proj": (8, 4),
-    "onnx_weight_only.down_proj": (8, 4), "onnx_weight_only.edge_layers": (None,), "ort_genai.spare_threads": (0, 1),
+    "onnx_weight_only.down_proj": (8, 4), "onnx_weight_only.edge_layers": (None,), "ort_genai.spare_threads": (0, 1), "ort_genai.lookahead": (0,),
 }  # fmt: skip
 """What the grid holds of each choice."""
 FAMILIES = tuple(f"onnx_weight_only.{name}" for name in ("head", "qkv_proj", "o_proj", "gate_up_proj", "down_proj"))

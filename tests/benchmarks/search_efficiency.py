@@ -25,7 +25,7 @@ from grid import DATA, PROFILE, SENSITIVITY, grid, name, recorded, weights_of
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.searcher import ModelSampler, distributions
 from genopt.search.pareto import hypervolume
-from genopt.search.precision import Sensitivity, predicted_kl, proposals, solve
+from genopt.search.precision import Sensitivity, among_seeds, predicted_kl, solve
 from genopt.search.propose import Pool, Proposer, encoded
 from genopt.search.space import Point, Space
 from genopt.tasks.text_generation import TextGeneration
@@ -80,7 +80,7 @@ class Grid:
         first = [point for plan in TextGeneration.catalogue() if (point := self.space.point_of(plan)) is not None]
         found = TextGeneration.seeds()
         if self.sensitivity is not None:
-            found[1:1] = proposals(self.space, solve(self.sensitivity), BAR)
+            found = among_seeds(found, self.space, solve(self.sensitivity), BAR)
         return [point for point in (*first, *found) if key(point) in self.values]
 
     def of(self, point: Point) -> Values:

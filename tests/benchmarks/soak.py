@@ -3,9 +3,10 @@
     python tests/benchmarks/soak.py [--minutes 30] [--every 60] [--replicas 2]
 
 With the fake engine, whose answers are known, or with --engine (see serving_overhead.py), whose greedy answers are first asked for without
-faults. Half of the requests are streamed. Every `--every` seconds one replica's process is killed with SIGKILL, in turn the replica itself and
-its engine's process. Exits with 1 unless every request that is not streamed was answered, every stream was complete or ended in an error
-event, and no answer differs from the reference (a broken stream has to be its beginning).
+faults. Half of the requests are streamed. What is refused (429, 503) is asked for again as OpenAI's client does: twice, after Retry-After.
+Every `--every` seconds one replica's process is killed with SIGKILL, in turn the replica itself and its engine's process. Exits with 1
+unless every request that is not streamed was answered, every stream was complete or ended in an error event, and no answer differs from
+the reference (a broken stream has to be its beginning).
 
 On 2 virtual cores (2026-11-28, fake engine, 30 minutes, 29 kills): of 12,950 requests all 6,475 whole answers were right, 6,439 streams complete and
 36 ended in an error event; of 13,099 with gRPC between Serve's processes 6,549, 6,513 and 37.
@@ -32,6 +33,9 @@ from genopt.serving.manifest import Scaling
 
 SLOTS = 4
 PROMPTS = 8
+RETRIES = 2
+"""Of OpenAI's client, where it is not told otherwise."""
+REFUSED = (429, 503)
 
 
 class Soak:
@@ -42,6 +46,7 @@ class Soak:
         self._tokens = tokens
         self._reference: dict[int, str] = {}
         self.ends: Counter[str] = Counter()
+        self.retried = 0
 
     def _body(self, prompt: int, stream: bool) -> dict[str, object]:
         return {"model": "m", "prompt": f"Count from {prompt}:", "max_tokens": self._tokens, "temperature": 0, "stream": stream}
@@ -65,9 +70,24 @@ class Soak:
         await asyncio.gather(*(work() for _ in range(workers)))
         return done / (time.monotonic() - began)
 
+    async def _refused(self, answer: httpx.Response, attempt: int) -> bool:
+        """Whether to ask again, after the time that the server named."""
+        if answer.status_code not in REFUSED or attempt == RETRIES:
+            return False
+        self.retried += 1
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
+        return True
+
+    async def _asked(self, prompt: int) -> httpx.Response:
+        for attempt in range(RETRIES + 1):
+            answer = await self._http.post("/v1/completions", json=self._body(prompt, False))
+            if not await self._refused(answer, attempt):
+                break
+        return answer
+
     async def whole(self, prompt: int) -> None:
         try:
-            answer = await self._http.post("/v1/completions", json=self._body(prompt, False))
+            answer = await self._asked(prompt)
         except httpx.HTTPError as error:
             self.ends[f"whole: {type(error).__name__}"] += 1
             return
@@ -77,10 +97,12 @@ class Soak:
             same = answer.json()["choices"][0]["text"] == self._reference[prompt]
             self.ends["whole: right" if same else "whole: WRONG"] += 1
 
-    async def stream(self, prompt: int) -> None:
+    async def stream(self, prompt: int, attempt: int = 0) -> None:
         text, end = "", "cut off"
         try:
             async with self._http.stream("POST", "/v1/completions", json=self._body(prompt, True)) as answer:
+                if await self._refused(answer, attempt):
+                    return await self.stream(prompt, attempt + 1)
                 if answer.status_code != 200:
                     end = f"{answer.status_code} before any text"
                 async for line in answer.aiter_lines():
@@ -107,7 +129,7 @@ class Soak:
                 if at > due:
                     due += every_s
                     kills += kill_one(kills % 2 == 1)
-        print(f"{index} requests at {rate:.1f}/s in {seconds:.0f} s, {kills} replicas killed")
+        print(f"{index} requests at {rate:.1f}/s in {seconds:.0f} s, {kills} replicas killed, {self.retried} refusals asked again")
 
 
 def kill_one(engine_only: bool) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
@@ -17,7 +19,7 @@ from genopt.engines.torch_engine import TorchEngine
 from genopt.errors import DataError, InfeasibleError, SpecError
 from genopt.models.decoder import decoder_layers, without_layers
 from genopt.techniques.base import TransformContext
-from genopt.techniques.distill import DistillParams, distill
+from genopt.techniques.distill import Distill, DistillParams, distill
 from genopt.techniques.drop_layers import DropLayers, layer_losses
 from genopt.techniques.magnitude_prune import MagnitudePrune
 from genopt.techniques.torchao_float8 import Float8Dynamic, Float8WeightOnly
@@ -147,6 +149,22 @@ def test_half_of_each_decoder_matrix_becomes_zero_and_nothing_else_changes(llama
             assert torch.equal(after[name], value), name
 
 
+def test_two_of_every_four_neighbours_become_zero(llama: Path, tmp_path: Path) -> None:
+    MagnitudePrune.apply(llama, tmp_path, {"pattern": "2:4"}, context(), lambda _: None)
+    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (llama, tmp_path))
+    for name, value in before.items():
+        if ".layers." in name and value.ndim == 2:
+            whole = value.shape[1] // 4 * 4
+            groups, kept = (table[:, :whole].reshape(-1, 4) for table in (value, after[name]))
+            assert torch.equal((kept == 0).sum(dim=1), torch.full((len(kept),), 2)), name
+            assert torch.equal(kept.abs().sum(dim=1), groups.abs().sort(dim=1).values[:, 2:].sum(dim=1)), "the larger two stay"
+            assert torch.equal(after[name][:, whole:], value[:, whole:])
+        else:
+            assert torch.equal(after[name], value), name
+    with pytest.raises(SpecError, match=r"2:4 of magnitude_prune is a sparsity of 0\.5"):
+        MagnitudePrune.check(llama, {"pattern": "2:4", "sparsity": 0.3})
+
+
 def test_a_model_without_layers_is_the_model_with_those_skipped(llama: Path) -> None:
     model = load(llama)
     smaller = without_layers(model, [1])
@@ -188,6 +206,32 @@ def test_bad_parameters_are_named(llama: Path, params: dict[str, Any]) -> None:
 def test_without_calibration_text_the_flag_is_named(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--calib-data"):
         DropLayers.apply(llama, tmp_path, {}, context(), lambda _: None)
+
+
+def test_hidden_states_are_matched_with_the_layers_that_are_left(llama: Path) -> None:
+    teacher = load(llama)
+    pieces = [list(prompt(32, seed)) for seed in range(6)]
+    said: list[str] = []
+    params = DistillParams(steps=16, learning_rate=1e-3, hidden_weight=1.0)
+    before, after = distill(teacher, without_layers(load(llama), [0]), pieces, params, 60.0, said.append)
+    assert after < before
+    untouched: list[str] = []
+    distill(teacher, load(llama), pieces, DistillParams(steps=1, hidden_weight=1.0), 60.0, untouched.append)
+    assert float(untouched[0].rpartition(" ")[2]) < 0.01, "the same model's layers are nearest to their own"
+
+
+def test_the_original_writes_text_to_train_on(llama: Path, tmp_path: Path) -> None:
+    table = tmp_path / "calibration.parquet"
+    pq.write_table(pa.table({"ids": pa.array([list(prompt(64, seed)) for seed in range(4)], pa.list_(pa.int32()))}), table)
+    made: list[list[str]] = []
+    for name in ("first", "second"):
+        said: list[str] = []
+        (tmp_path / name).mkdir()
+        told = context(str(table)).model_copy(update={"original": str(llama)})
+        Distill.apply(llama, tmp_path / name, {"steps": 6, "max_seq_length": 32, "written_sequences": 3}, told, said.append)
+        made.append([line for line in said if line.startswith("step")])
+    assert "letting the original write 3 sequences" in said
+    assert made[0] == made[1], "the same seed writes the same"
 
 
 def test_distillation_brings_a_damaged_model_closer(llama: Path) -> None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from genopt.engines.base import GenerationRequest
-from genopt.engines.torch_engine import TorchEngine
 from genopt.measure import gpu
 from genopt.measure.energy import joules_per_token
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.text_speed import TextWorkload, compare
+from genopt.plan import JsonValue
+from genopt.process import SessionProcess
 from genopt.profiling.ceiling_cache import CeilingCache
 from genopt.profiling.text import profile_text
 from genopt.testing.contracts import check_engine
@@ -90,23 +91,22 @@ def test_a_stranger_on_the_gpu_is_noticed(stranger: int) -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_torch_engine_keeps_its_contract_on_a_gpu(model: Path, compiled: bool) -> None:
-    check_engine("torch", model, {"compile": compiled, "cache_tokens": 128}, vocabulary=VOCABULARY, context=CONTEXT)
+    """In a process of its own, as in runs."""
+    check_engine("torch", model, {"compile": compiled, "cache_tokens": 128}, vocabulary=VOCABULARY, context=CONTEXT, apart=True)
 
 
-def test_two_sessions_are_timed_against_each_other_on_a_gpu(model: Path) -> None:
-    one, other = TorchEngine.open(model, {"compile": True, "cache_tokens": 128}), TorchEngine.open(model, {"compile": False})
-    try:
+def test_two_sessions_are_timed_against_each_other_on_a_gpu(model: Path, tmp_path: Path) -> None:
+    def opened(name: str, **options: JsonValue) -> SessionProcess:
+        return SessionProcess("torch", model, options, log=tmp_path / f"{name}.log", timeout_s=300)
+
+    with opened("one", compile=True, cache_tokens=128) as one, opened("other", compile=False) as other:
         asked = GenerationRequest(prompt_ids=tuple(range(1, 20)), max_new_tokens=16)
         assert len(one.generate([asked])[0].token_ids) == 16
         workload = TextWorkload(prompts=(tuple(range(1, 33)),), output_tokens=16, concurrency=(1, 4))
         found = compare(one, other, workload, seed=0, half_width=0.05, max_rounds=8, time_cap_s=10)
         print("compiled over eager", found.ratio)
         assert found.ratio.value > 1.5
-        memory = one.memory()
-        assert memory.device_peak_bytes > 0
-    finally:
-        one.close()
-        other.close()
+        assert one.memory().device_peak_bytes > 0
 
 
 def test_a_profile_of_a_gpu_adds_up(model: Path, tmp_path: Path) -> None:

@@ -316,9 +316,13 @@ def test_a_report_says_how_to_add_the_engines_that_were_not_built(tmp_path: Path
     from genopt.spec import RunSpec, dump
     from genopt.store.run_folder import RunFolder
 
-    states = {"vllm": "absent", "llamacpp": "absent", "openvino": "built", "of another distribution": "absent"}
+    states = {"vllm": "absent", "llamacpp": "absent", "openvino": "built", "onnx": "absent", "llmcompressor": "absent", "another's": "absent"}
     folder = RunFolder.create(tmp_path / "run", dump(RunSpec(model="any")), {"hardware": {}, "environment": {"engine_environments": states}})
+    with folder.hold():
+        folder.append("model_resolved", model={"id": "any", "modality": "text", "task": "text-generation"})
     said = " ".join(assemble(folder).next_steps)
     assert "`genopt env build llamacpp`" in said
     assert "openvino" not in said
-    assert "vllm" not in said, "there is no GPU in this run"
+    assert "`genopt env build vllm`" not in said, "there is no GPU in this run"
+    assert "`genopt env build llmcompressor`" in said, "techniques have environments too"
+    assert "`genopt env build onnx`" not in said, "it is for images"

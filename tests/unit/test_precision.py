@@ -13,10 +13,10 @@ from genopt.search.precision import (
     ROUNDING,
     Part,
     Sensitivity,
+    among_seeds,
     expressed,
     joined,
     predicted_kl,
-    proposals,
     solve,
     stored_bits,
     tells_families,
@@ -87,9 +87,14 @@ def test_shares_are_joined_in_order() -> None:
     assert joined([]) is None
 
 
-def test_mixtures_that_should_hold_the_bar_come_first_and_the_smallest_of_them_first() -> None:
-    mixtures = solve(COSTS)
-    found = proposals(SPACE, mixtures, 0.99)
+def test_mixtures_that_should_hold_the_bar_come_after_the_first_seed_and_others_after_the_last() -> None:
+    mixtures, seeds = solve(COSTS), TextGeneration.seeds()[:3]
+    placed = among_seeds(seeds, SPACE, mixtures, 0.99)
+    holds = [point not in seeds and math.exp(-predicted_kl(SPACE, point, COSTS)) >= 0.99 for point in placed]
+    assert placed[0] == seeds[0]
+    assert [point for point in placed if point in seeds] == seeds
+    assert placed.index(seeds[1]) == 1 + sum(holds)
+    found = [point for point in placed if point not in seeds]
     kls = [predicted_kl(SPACE, point, COSTS) for point in found]
     holding = [kl for kl in kls if math.exp(-kl) >= 0.99]
     assert len(found) == len(mixtures)
