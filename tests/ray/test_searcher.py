@@ -15,7 +15,10 @@ SPACE = TextGeneration.space()
 EXPORTED, EAGER, COMPILED = (
     SPACE.complete(choices) for choices in ({ENGINE: "ort_genai"}, {ENGINE: "torch", "torch.compile": False}, {ENGINE: "torch"})
 )
-POOL = pool(SPACE, 0, wanted=lambda point: point[ENGINE] in ("ort_genai", "torch") and not point.get("drop_layers"))
+POOL = pool(
+    SPACE, 0,
+    wanted=lambda point: point[ENGINE] in ("ort_genai", "torch") and not point.get("drop_layers") and not point.get("ort_genai.lookahead"),
+)  # fmt: skip
 
 
 def searcher(left_s: float, seconds: dict[str, float], known: tuple[str, ...] = ()) -> QualityOptunaSearch:
