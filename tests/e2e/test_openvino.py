@@ -18,7 +18,7 @@ SETS = 32
 if runs_here("engines", "openvino"):
 
     def test_streams_of_any_number_after_others_are_continued_with_numbers(real_store: Path, tmp_path: Path) -> None:
-        """A request that was used again answered with NaN in 11 of 32 such sets, which no tiny model showed."""
+        """A request that was used again answered with NaN in 5 of 32 such sets, in f32 too; no tiny model showed it."""
         model, artifact, log = (
             Path(resolve("smollm2-135m", cache=real_store / "models", progress=print).path),
             tmp_path / "artifact",
@@ -33,6 +33,11 @@ if runs_here("engines", "openvino"):
         random = np.random.default_rng(0)
         with SessionProcess("openvino", artifact, {"threads": 2}, log=log, timeout_s=120, threads=2) as session:
             for _ in range(SETS):
-                prompts = [tuple(random.integers(0, 40_000, random.integers(1, 40)).tolist()) for _ in range(random.integers(1, 9))]
-                for found in session.generate([GenerationRequest(prompt_ids=prompt, max_new_tokens=3) for prompt in prompts]):
-                    assert len(found.token_ids) == 3
+                asked = [
+                    GenerationRequest(
+                        prompt_ids=tuple(random.integers(0, 40_000, random.integers(1, 64)).tolist()), max_new_tokens=4 + 2 * (place % 2)
+                    )
+                    for place in range(random.choice([1, 2, 3, 4, 8]))
+                ]
+                for request, found in zip(asked, session.generate(asked), strict=True):
+                    assert len(found.token_ids) == request.max_new_tokens
