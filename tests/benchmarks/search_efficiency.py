@@ -2,8 +2,8 @@
 
     python tests/benchmarks/search_efficiency.py [--seeds 20] [--no-foresight]
 
-Every search sees the grid that `record_grid.py` recorded, one point at a time. Ours is the one of a run: the task's seeds, then what the
-sensitivity of the model's parts proposes (where it was recorded), then the proposals of its model. What is compared is the
+Every search sees the grid that `record_grid.py` recorded, one point at a time. Ours is the one of a run: the task's seeds with what the
+sensitivity of the model's parts proposes among and behind them (where it was recorded), then the proposals of its model. Compared is the
 hypervolume that the points found so far dominate in speed, quality and reciprocal bytes (and in speed and quality alone), as a share
 of what the whole grid dominates; its reference point is the worst of the grid in each. A point that was seen before costs no
 evaluation; NSGA-II, whose children repeat their parents, is asked again until it names a new one.
