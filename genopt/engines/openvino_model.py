@@ -1,12 +1,11 @@
 """An exported decoder on OpenVINO's plain runtime: one compiled graph reads prompts, decodes and scores.
 
 OpenVINO GenAI streams one request at a time and tells no log-probabilities but those of the chosen tokens, so the loop around
-the graph is ours. Exported graphs project every position onto the vocabulary; this one is changed to do so only where asked.
+the graph is ours. Its keys and values are the graph's own state; see `genopt.engines.openvino_paged` for those in pages.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,16 @@ from typing import Any
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import opset13
 
-from genopt.engines.openvino import GRAPH, WEIGHTS, OpenVinoOptions
-from genopt.errors import InfeasibleError, StageError
+from genopt.engines.openvino import OpenVinoOptions
+from genopt.engines.openvino_graph import PLACES, SCORED, Logits, Vectors, project_places, read_graph, settings
+from genopt.errors import InfeasibleError
 
 CHUNK = 256
 """Prompt tokens per inference of all streams together."""
-SCORED = 128
-"""Positions that are projected onto the vocabulary at once, which bounds the memory of their logits."""
-PLACES = "projected_places"
 INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "beam_idx", PLACES})
 CACHE_BYTES: Mapping[str, float] = {"u8": 1.0, "u4": 0.5, "f16": 2.0, "bf16": 2.0, "f32": 4.0, "dynamic": 4.0}
 """Bytes of a number, by what OpenVINO calls its type."""
-
-Logits = NDArray[np.float32]
-Ids = NDArray[np.int64]
 
 
 class OpenVinoModel:
@@ -45,18 +38,8 @@ class OpenVinoModel:
     """
 
     def __init__(self, folder: Path, options: OpenVinoOptions) -> None:
-        if not (folder / GRAPH).is_file() or not (folder / WEIGHTS).is_file():
-            raise StageError(f"{folder} has no {GRAPH} with {WEIGHTS}; export the model with the technique openvino first.")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.vocabulary = int(config["vocab_size"])
-        self.context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
-        core = openvino.Core()
-        try:
-            model = core.read_model(folder / GRAPH, folder / WEIGHTS)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1][:160]
-            raise StageError(f"OpenVINO cannot read {folder / GRAPH} ({reason}); export the model again.") from None
-        project_places(model)
+        self.vocabulary, self.context, core, model = read_graph(folder)
+        project_places(model, axis=1)
         self._inputs = {name for port in model.inputs for name in port.get_names()} & INPUTS
         unknown = [port.any_name for port in model.inputs if not port.get_names() & INPUTS]
         if unknown:
@@ -77,7 +60,7 @@ class OpenVinoModel:
         self._request = self._compiled.create_infer_request()
         self._bound.clear()
 
-    def infer(self, ids: Ids, mask: Ids, positions: Ids, kept: NDArray[np.int32], places: Ids) -> Logits:
+    def infer(self, ids: Vectors, mask: Vectors, positions: Vectors, kept: NDArray[np.int32], places: Vectors) -> Logits:
         """Continues the streams.
 
         Arrays are read where they are, so they must be contiguous; one that is given again is not bound again, which costs a tenth of a
@@ -178,39 +161,6 @@ class Streams:
         self._mask, self._lengths = self._mask[chosen], self._lengths[chosen]
         self._begin_step(len(chosen))
         self._kept = chosen
-
-
-def settings(options: OpenVinoOptions) -> dict[str, Any]:
-    """The options in OpenVINO's words. Threads are not pinned: which processors they may use is decided outside."""
-    asked = {
-        "INFERENCE_NUM_THREADS": options.threads, "INFERENCE_PRECISION_HINT": options.precision, "KV_CACHE_PRECISION": options.cache_type,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
-    }  # fmt: skip
-    fixed = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-    return {**fixed, **{name: value for name, value in asked.items() if value is not None}}
-
-
-def project_places(model: Any) -> None:
-    """Lets a graph project onto the vocabulary only the positions that a new input lists.
-
-    Args:
-        model: The graph, changed in place.
-
-    Raises:
-        InfeasibleError: Its logits do not come from a matrix product.
-    """
-    node = model.output("logits").get_node()
-    while node.get_type_name() != "MatMul":
-        following = next((port.get_node() for port in node.input_values() if port.get_node().get_type_name() != "Constant"), None)
-        if following is None:
-            raise InfeasibleError("The exported graph does not end in a projection onto the vocabulary; use another engine.")
-        node = following
-    places = opset13.parameter(openvino.PartialShape([-1]), openvino.Type.i64, name=PLACES)
-    places.get_output_tensor(0).set_names({PLACES})
-    gathered = opset13.gather(node.input_value(0), places, opset13.constant(1, openvino.Type.i64))
-    node.input(0).replace_source_output(gathered.output(0))
-    model.add_parameters([places])
-    model.validate_nodes_and_infer_types()
 
 
 def _width(shape: Any) -> int:

@@ -1,25 +1,93 @@
-"""A session of OpenVINO; see `genopt.engines.openvino_model` for why it does not use OpenVINO GenAI."""
+"""Sessions of OpenVINO; see `genopt.engines.openvino_model` for why they do not use OpenVINO GenAI."""
 
 from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.decoding import DecodingBatch, generate_together
 from genopt.engines.distribution import Distributions, Wanted, require_rows
 from genopt.engines.normalizer import Normalizer
 from genopt.engines.openvino import OpenVinoOptions
 from genopt.engines.openvino_model import OpenVinoModel, Streams
+from genopt.engines.openvino_paged import PagedDecoder, PagedModel
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Row, require_fit
 
 
-class OpenVinoSession:
-    """See `genopt.engines.base.TextSession`.
+class OpenVinoSession(ABC):
+    """See `genopt.engines.base.TextSession`: what does not depend on where keys and values are.
+
+    Args:
+        model: The compiled graph.
+        options: Runtime options.
+    """
+
+    def __init__(self, model: OpenVinoModel | PagedModel, options: OpenVinoOptions) -> None:
+        self._graph = model
+        self._limit = min(model.context, options.max_context or model.context)
+        self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
+
+    def warm_up(self) -> None:
+        """Runs a prompt and a decode step once."""
+        self.generate([GenerationRequest(prompt_ids=(0,) * min(8, self._limit - 2), max_new_tokens=2)])
+
+    @abstractmethod
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        """See `TextSession.generate`.
+
+        Raises:
+            SpecError: A prompt with its answer is longer than the context, or has ids outside of the vocabulary.
+        """
+
+    @abstractmethod
+    def memory(self) -> Memory:
+        """See `TextSession.memory`."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        """See `TextSession.score`.
+
+        Raises:
+            SpecError: A sequence is longer than the context, or has ids outside of the vocabulary.
+        """
+        for sequence in sequences:
+            self._check(sequence, len(sequence) - 1)
+        return Scores.of([self._distributions(sequence, 0) for sequence in sequences])
+
+    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        """See `TextSession.distributions`.
+
+        Raises:
+            SpecError: The sequence is longer than the context, or has ids outside of the vocabulary.
+        """
+        self._check(sequence, len(sequence) - 1)
+        if not isinstance(wanted, int):
+            require_rows(wanted, len(sequence))
+        return self._distributions(sequence, wanted)
+
+    def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
+        return self._normalizer.text(self._graph.read(sequence[:-1]), sequence[1:], wanted)
+
+    def _check_request(self, request: GenerationRequest) -> None:
+        self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
+
+    def _check(self, ids: Sequence[int], length: int) -> None:
+        require_fit(ids, length, context=self._limit, vocabulary=self._graph.vocabulary)
+
+    def close(self) -> None:
+        """See `TextSession.close`."""
+        self._normalizer.close()
+        del self._graph
+
+
+class StatefulSession(OpenVinoSession):
+    """Keys and values are the graph's state: one batch after another.
 
     Args:
         folder: Artifact with the trait `openvino`.
@@ -32,8 +100,7 @@ class OpenVinoSession:
 
     def __init__(self, folder: Path, options: OpenVinoOptions) -> None:
         self._model = OpenVinoModel(folder, options)
-        self._limit = min(self._model.context, options.max_context or self._model.context)
-        self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
+        super().__init__(self._model, options)
         self._held_tokens = 0
         self._pads = True
 
@@ -42,19 +109,15 @@ class OpenVinoSession:
 
         On one processor with AMX, where bf16 is the default, padding spread NaN; on another it did not, so it is tried.
         """
+        super().warm_up()
         longest = min(8, self._limit - 2)
-        self.generate([GenerationRequest(prompt_ids=(0,) * longest, max_new_tokens=2)])
         self._pads = bool(np.isfinite(Streams(self._model, [(0,) * longest, (0,)], 1).prefill()).all())
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
-        """See `TextSession.generate`.
-
-        Raises:
-            SpecError: A prompt with its answer is longer than the context, or has ids outside of the vocabulary.
-        """
+        """See `OpenVinoSession.generate`."""
         started = time.monotonic_ns()
         for request in requests:
-            self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
+            self._check_request(request)
         rows = [Row(index, request) for index, request in enumerate(requests)]
         for together in self._alike(rows):
             self._run(together, on_token)
@@ -81,33 +144,6 @@ class OpenVinoSession:
             if active:
                 logits = streams.step([row.tokens[-1] for row in active])
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """See `TextSession.score`.
-
-        Raises:
-            SpecError: A sequence is longer than the context, or has ids outside of the vocabulary.
-        """
-        for sequence in sequences:
-            self._check(sequence, len(sequence) - 1)
-        return Scores.of([self._distributions(sequence, 0) for sequence in sequences])
-
-    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        """See `TextSession.distributions`.
-
-        Raises:
-            SpecError: The sequence is longer than the context, or has ids outside of the vocabulary.
-        """
-        self._check(sequence, len(sequence) - 1)
-        if not isinstance(wanted, int):
-            require_rows(wanted, len(sequence))
-        return self._distributions(sequence, wanted)
-
-    def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        return self._normalizer.text(self._model.read(sequence[:-1]), sequence[1:], wanted)
-
-    def _check(self, ids: Sequence[int], length: int) -> None:
-        require_fit(ids, length, context=self._limit, vocabulary=self._model.vocabulary)
-
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
         each = self._model.kv_bytes_per_token
@@ -115,5 +151,48 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """See `TextSession.close`."""
-        self._normalizer.close()
+        super().close()
+        del self._model
+
+
+class PagedSession(OpenVinoSession):
+    """Keys and values lie in pages: requests join and leave between steps.
+
+    Args:
+        folder: Artifact with the trait `openvino`.
+        options: Runtime options.
+
+    Raises:
+        StageError: The folder holds no such model.
+        InfeasibleError: Its graph cannot be used.
+    """
+
+    def __init__(self, folder: Path, options: OpenVinoOptions) -> None:
+        self._model = PagedModel(folder, options)
+        super().__init__(self._model, options)
+        self._lookahead = options.lookahead
+        self._held_bytes = 0
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        """See `OpenVinoSession.generate`."""
+        decoder = PagedDecoder(self._model, max(1, len(requests)))
+        found = generate_together(self._batch(decoder), requests, on_token)
+        self._held_bytes = decoder.kv_bytes
+        return found
+
+    def running_batch(self, slots: int) -> DecodingBatch:
+        """See `Joinable.running_batch`."""
+        return self._batch(PagedDecoder(self._model, slots))
+
+    def _batch(self, decoder: PagedDecoder) -> DecodingBatch:
+        return DecodingBatch(decoder, self._check_request, checking=decoder, lookahead=self._lookahead)
+
+    def memory(self) -> Memory:
+        """See `TextSession.memory`."""
+        each = self._model.page_bytes / self._model.page_tokens
+        return process_memory().model_copy(update={"kv_cache_bytes": self._held_bytes, "kv_bytes_per_token": each})
+
+    def close(self) -> None:
+        """See `TextSession.close`."""
+        super().close()
         del self._model

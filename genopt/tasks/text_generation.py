@@ -156,11 +156,12 @@ class TextGeneration:
 
     @staticmethod
     def seeds() -> list[Point]:
-        """The least invasive changes of plain int8 first: a zero point per block, guesses, other block sizes; what vLLM has beside its defaults."""
+        """The least invasive changes of plain int8 first: a zero point per block, guesses, other block sizes; then what other engines have."""
         blocks = [_quantized(block_size=size) for size in (32, 64, 128, 16)]
         blocks[1:1] = [blocks[0] | {"ort_genai.lookahead": 8}, blocks[1] | {"ort_genai.lookahead": 8}]
         rounded = _vllm("FP8_DYNAMIC")
-        return [*blocks, rounded | {"vllm.cache_type": "fp8"}, rounded | {"vllm.max_batched_tokens": 8192}]
+        paged = _space().complete({ENGINE: "openvino", "openvino.attention": "paged", "openvino.lookahead": 8})
+        return [*blocks, paged, rounded | {"vllm.cache_type": "fp8"}, rounded | {"vllm.max_batched_tokens": 8192}]
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

@@ -152,7 +152,10 @@ def check_declarations(engine: Any, name: str, options: dict[str, JsonValue]) ->
         engine.check({**options, "no_such_option": 1})
     for tunable in engine.tunables:
         for choice in tunable.choices:
-            engine.check(session_options(Plan(name="any", engine=name, options={**options, tunable.name: choice}), threads=2))
+            asked = {**options, **dict(tunable.when[:1]), tunable.name: choice}
+            idle = {other.name for other in engine.tunables if other.when and not any(asked.get(owner) == value for owner, value in other.when)}
+            plan = Plan(name="any", engine=name, options={option: value for option, value in asked.items() if option not in idle})
+            engine.check(session_options(plan, threads=2))
     assert engine.modality in catalog.names("sessions")
 
 
