@@ -27,7 +27,7 @@ VLLM_CPU = Environment(
     lock="vllm-cpu.txt", index=TORCH_FOR_CPUS, disk_bytes=4_000_000_000,
 )  # fmt: skip
 LLMCOMPRESSOR = Environment(
-    name="llmcompressor", about="with calibration text llm-compressor rounds weights for vLLM with less damage (GPTQ, SmoothQuant)",
+    name="llmcompressor", about="with calibration text llm-compressor rounds weights for vLLM with less damage (GPTQ, AWQ, SmoothQuant)",
     package=LOCKS, lock="llmcompressor.txt", index=TORCH_FOR_CPUS, disk_bytes=4_000_000_000,
 )  # fmt: skip
 ONNX = Environment(

@@ -78,6 +78,10 @@ def _pruned(name: str, **params: JsonValue) -> Plan:
     return ORIGINAL.model_copy(update={"name": name, "steps": (Step(technique="magnitude_prune", params=params),)})
 
 
+_CALIBRATED = (("awq", "W4A16"), ("gptq", "W4A16"), ("smoothquant", "W8A8"), ("static", "FP8"))
+"""Methods of llm-compressor for vLLM on GPUs, with what they round to."""
+
+
 def _calibrated(engine: str, method: str, scheme: str) -> Plan:
     """Beside the space, since calibration takes minutes: what rounding to the same format gains from it."""
     params: dict[str, JsonValue] = {"method": method, "scheme": scheme, "group_size": 32, "num_calibration_samples": 16}
@@ -123,7 +127,7 @@ class TextGeneration:
             _space().plan(_vllm("W8A8")),
             _vllm_cpu("vllm-cpu-native"),
             _vllm_cpu("vllm-cpu-w8a8", Step(technique="compressed_tensors", params={"scheme": "W8A8"})),
-            *(_calibrated("vllm", method, scheme) for method, scheme in (("gptq", "W4A16"), ("smoothquant", "W8A8"))),
+            *(_calibrated("vllm", method, scheme) for method, scheme in _CALIBRATED),
             _calibrated("vllm_cpu", "smoothquant", "W8A8"),
             _named("ort-fp32", _space().complete({ENGINE: "ort_genai"})),
             Plan(name="openvino-int4-awq", steps=(Step(technique="openvino_awq"),), engine="openvino"),

@@ -2,16 +2,20 @@
 
 - `gptq`: what rounding one weight costs is made good by those that are not rounded yet, as the inputs' second moments tell (Frantar et al.,
   "GPTQ", 2022).
+- `awq`: weights that meet large activations are scaled up before they are rounded to the nearest, by what a search finds best (Lin et al.,
+  "AWQ", 2023).
 - `smoothquant`: outliers of the activations are moved into the weights, so that both can be rounded (Xiao et al., "SmoothQuant", 2022);
   then as `gptq`.
+- `static`: weights are rounded to the nearest, and each matrix has one scale for all its activations, from their range on the text, which
+  saves finding one while the model runs.
 
 The head stays in the checkpoint's precision, as do the embeddings. `compressed_tensors` writes the same formats without calibration.
-AWQ is left out: that of llm-compressor 0.14 works on GPUs alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +32,12 @@ from genopt.techniques.compressed_tensors import BITS, GROUPED, TRAIT, named_sch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Method = Literal["gptq", "smoothquant"]
-SCHEMES: Mapping[Method, tuple[str, ...]] = {"gptq": ("W4A16", "W8A16", "W8A8"), "smoothquant": ("W8A8",)}
+Method = Literal["gptq", "awq", "smoothquant", "static"]
+SCHEMES: Mapping[Method, tuple[str, ...]] = {
+    "gptq": ("W4A16", "W8A16", "W8A8", "FP8_DYNAMIC"), "awq": ("W4A16", "W8A16"), "smoothquant": ("W8A8",), "static": ("FP8",),
+}  # fmt: skip
 """What each method rounds to."""
-CHANCES: Mapping[str, float] = {"W4A16": 0.4, "W8A16": 0.9, "W8A8": 0.6}
+CHANCES: Mapping[str, float] = {"W4A16": 0.4, "W8A16": 0.9, "W8A8": 0.6, "FP8_DYNAMIC": 0.6, "FP8": 0.5}
 SMOOTHING = 0.8
 """Share of the outliers' range that moves into the weights, as llm-compressor's own recipes for W8A8 have it."""
 
@@ -48,7 +54,7 @@ class LlmCompressorParams(Record):
     """
 
     method: Method = "smoothquant"
-    scheme: Literal["W4A16", "W8A16", "W8A8"] = "W8A8"
+    scheme: Literal["W4A16", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8"] = "W8A8"
     group_size: Literal[32, 64, 128] = 128
     num_calibration_samples: int = Field(default=64, gt=0)
     max_seq_length: int = Field(default=512, ge=8)
@@ -81,7 +87,7 @@ class LlmCompressor:
         """See `Transform.footprint`: each scale takes 16 bits."""
         chosen = parse_settings(LlmCompressorParams, params, cls.name)
         scales = 16 / chosen.group_size if chosen.scheme in GROUPED else 0.0
-        return before.stored(BITS[chosen.scheme] + scales, families=MATRICES).risked(CHANCES[chosen.scheme])
+        return before.stored(BITS.get(chosen.scheme, 8.0) + scales, families=MATRICES).risked(CHANCES[chosen.scheme])
 
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
@@ -105,17 +111,42 @@ class LlmCompressor:
 def _compress(model: PreTrainedModel, pieces: list[list[int]], chosen: LlmCompressorParams) -> None:
     from datasets import Dataset
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import GPTQModifier
-    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    recipe: list[Any] = [SmoothQuantModifier(smoothing_strength=SMOOTHING)] if chosen.method == "smoothquant" else []
-    recipe.append(GPTQModifier(config_groups={"group_0": named_scheme(chosen.scheme, chosen.group_size)}, ignore=["lm_head"]))
     data = Dataset.from_dict({"input_ids": pieces, "attention_mask": [[1] * len(piece) for piece in pieces]})
     try:
-        oneshot(
-            model=model, dataset=data, recipe=recipe, num_calibration_samples=len(pieces), max_seq_length=chosen.max_seq_length,
-            shuffle_calibration_samples=False, pipeline="sequential",
-        )  # fmt: skip
+        with _nothing_pinned():
+            oneshot(
+                model=model, dataset=data, recipe=_recipe(chosen), num_calibration_samples=len(pieces), max_seq_length=chosen.max_seq_length,
+                shuffle_calibration_samples=False, pipeline="sequential",
+            )  # fmt: skip
     except (ValueError, KeyError, NotImplementedError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise InfeasibleError(f"llm-compressor cannot take this model ({cause}); use the technique compressed_tensors for it.") from error
+
+
+def _recipe(chosen: LlmCompressorParams) -> list[Any]:
+    from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    rounding = {"config_groups": {"group_0": named_scheme(chosen.scheme, chosen.group_size)}, "ignore": ["lm_head"]}
+    if chosen.method == "awq":
+        return [AWQModifier(), QuantizationModifier(**rounding)]
+    if chosen.method == "smoothquant":
+        return [SmoothQuantModifier(smoothing_strength=SMOOTHING), GPTQModifier(**rounding)]
+    return [QuantizationModifier(**rounding) if chosen.method == "static" else GPTQModifier(**rounding)]
+
+
+@contextmanager
+def _nothing_pinned() -> Iterator[None]:
+    """Without a GPU, AWQ of llm-compressor 0.14 still pins memory for copies to one, which PyTorch refuses."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    pins: Any = IntermediatesCache.pin_memory
+    if not torch.accelerator.is_available():
+        IntermediatesCache.pin_memory = lambda *_: None
+    try:
+        yield
+    finally:
+        IntermediatesCache.pin_memory = pins

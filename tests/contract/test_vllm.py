@@ -87,6 +87,31 @@ def test_the_checkpoint_says_what_it_holds(llama: Path, tmp_path: Path) -> None:
         assert opened.get_slice("model.embed_tokens.weight").get_dtype() == "BF16"
 
 
+def calibrated(source: Path, folder: Path, method: str, scheme: str) -> Path:
+    artifact = folder / "artifact"
+    artifact.mkdir()
+    payload = {
+        "technique": "llmcompressor", "source": str(source), "destination": str(artifact),
+        "params": {"method": method, "scheme": scheme, "group_size": 32, "num_calibration_samples": 4, "max_seq_length": 64},
+        "context": {"original": str(source), "calibration": calibration(folder, length=64), "seed": 0, "threads": 2},
+    }  # fmt: skip
+    run_stage("transform", payload, log=folder / "transform.txt", timeout_s=300, threads=2, where="llmcompressor")
+    return artifact
+
+
+if runs_here("techniques", "llmcompressor"):
+
+    @pytest.mark.parametrize(("method", "scheme", "scale"), [("static", "FP8", [1]), ("gptq", "FP8_DYNAMIC", [128, 1])])
+    def test_floats_of_8_bits_come_with_the_scales_of_their_scheme(method: str, scheme: str, scale: list[int], llama: Path, tmp_path: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(calibrated(llama, tmp_path, method, scheme) / "model.safetensors", "pt") as opened:
+            prefix = "model.layers.0.mlp.up_proj"
+            assert opened.get_slice(f"{prefix}.weight").get_dtype() == "F8_E4M3"
+            assert opened.get_slice(f"{prefix}.weight_scale").get_shape() == scale
+            assert (f"{prefix}.input_scale" in opened.keys()) == (scheme == "FP8")  # noqa: SIM118
+
+
 if runs_here("engines", "vllm_cpu"):
 
     @pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
@@ -101,16 +126,9 @@ if runs_here("engines", "vllm_cpu"):
 
     if runs_here("techniques", "llmcompressor"):
 
-        @pytest.mark.parametrize(("method", "scheme"), [("smoothquant", "W8A8"), ("gptq", "W4A16")])
+        @pytest.mark.parametrize(("method", "scheme"), [("smoothquant", "W8A8"), ("gptq", "W4A16"), ("awq", "W4A16")])
         def test_a_model_rounded_with_calibration_is_one_that_vllm_reads(method: str, scheme: str, llama: Path, tmp_path: Path) -> None:
-            artifact = tmp_path / "artifact"
-            artifact.mkdir()
-            payload = {
-                "technique": "llmcompressor", "source": str(llama), "destination": str(artifact),
-                "params": {"method": method, "scheme": scheme, "group_size": 32, "num_calibration_samples": 4, "max_seq_length": 64},
-                "context": {"original": str(llama), "calibration": calibration(tmp_path, length=64), "seed": 0, "threads": 2},
-            }  # fmt: skip
-            run_stage("transform", payload, log=tmp_path / "transform.txt", timeout_s=300, threads=2, where="llmcompressor")
+            artifact = calibrated(llama, tmp_path, method, scheme)
             with SessionProcess("torch", llama, {"threads": 2}, log=tmp_path / "torch.txt", timeout_s=120) as original:
                 (expected,) = original.score([TEXT]).log_probs
             with SessionProcess("vllm_cpu", artifact, {"threads": 2}, log=tmp_path / "vllm.txt", timeout_s=300) as session:
