@@ -81,7 +81,8 @@ def stop(job: JobId, address: Dashboard = None, as_json: options.Json = False) -
     ended = Jobs(address).stop(job)
     if as_json:
         print_json(ended.model_dump(mode="json"))
-    say(f"{_line(ended)}\nGo on with: genopt submit -- resume RUN")
+    say(_line(ended))
+    say(_outlook(ended))
 
 
 def _write(text: str) -> None:
@@ -92,9 +93,18 @@ def _followed(jobs: Jobs, job: str) -> int:
     try:
         return jobs.follow(job, _write, say)
     except KeyboardInterrupt:
-        say(f"Stopping {job}; it writes its report first.")
-        jobs.stop(job)
+        say(f"Stopping {job}; a run that it has begun writes its report first.")
+        say(_outlook(jobs.stop(job)))
         return 130
+
+
+def _outlook(job: Job) -> str:
+    """What comes after a job that was told to stop."""
+    if job.waits:
+        from genopt.distributed.jobs import START_TIMEOUT
+
+        return f"{job.id} had not started: it is stopped when it gets its place, and Ray gives it up {START_TIMEOUT}."
+    return "Go on with: genopt submit -- resume RUN"
 
 
 def _line(job: Job) -> str:

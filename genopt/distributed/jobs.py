@@ -72,6 +72,11 @@ class Job(Record):
     exit_code: int | None = None
     message: str = ""
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has not started."""
+        return self.status == str(JobStatus.PENDING.value)
+
 
 class Jobs:
     """The jobs of a cluster.
@@ -170,6 +175,8 @@ class Jobs:
     def stop(self, job: str) -> Job:
         """Ends a job as Ctrl-C would, so that it writes its report, and returns how it ended.
 
+        One that nothing has room for stays `PENDING`: Ray tells it to stop when it gets its place, so there is nothing to wait for.
+
         Raises:
             SpecError: There is no such job.
             ClusterError: It does not end.
@@ -177,7 +184,10 @@ class Jobs:
         self.details(job)
         self._client.stop_job(job)
         until = time.monotonic() + STOP_S
-        while not JobStatus(self.details(job).status).is_terminal():
+        patience = time.monotonic() + PENDING_S
+        while not JobStatus((details := self.details(job)).status).is_terminal():
+            if details.status == JobStatus.PENDING and time.monotonic() > patience:
+                break
             if time.monotonic() > until:
                 raise ClusterError(f"The job {job} did not end within {STOP_S:.0f} s; look at `genopt jobs {job}` and at `ray status`.")
             time.sleep(POLL_S)

@@ -247,7 +247,9 @@ def test_a_job_that_nothing_has_room_for_says_so(cluster: Cluster) -> None:
         said = next(line for line in waiting.stderr if "waits for its start" in line)
         assert "waiting for resources" in said
         assert "--entrypoint-num-cpus" in said
-        waiting.kill()
+        waiting.send_signal(signal.SIGINT)
+        assert "had not started: it is stopped when it gets its place" in waiting.stderr.read()
+    assert waiting.returncode == 130
 
 
 def test_a_second_start_is_refused_and_changes_nothing(cluster: Cluster) -> None:
