@@ -26,6 +26,7 @@ from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -41,7 +42,7 @@ class DistillParams(Record):
     """Parameters.
 
     Attributes:
-        steps: Updates of the weights, each on one sequence.
+        steps: Updates of the weights, each on one sequence per GPU.
         time_s: Seconds after which training ends although steps are left.
         learning_rate: Peak of AdamW's learning rate.
         max_seq_length: Tokens per sequence.
@@ -69,7 +70,7 @@ class Distill:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
+    gpu: GpuUse = "several"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 
@@ -89,6 +90,7 @@ class Distill:
         import torch
 
         from genopt.models.checkpoint import load_model, save_model
+        from genopt.techniques.replicas import visible_gpus
 
         chosen = parse_settings(DistillParams, params, cls.name)
         torch.manual_seed(context.seed)
@@ -103,13 +105,19 @@ class Distill:
             progress(f"letting the original write {chosen.written_sequences} sequences")
             written = _written(teacher, pieces[:-HELD_OUT], chosen)
             pieces = [piece for pair in zip_longest(written, pieces[:-HELD_OUT]) for piece in pair if piece] + pieces[-HELD_OUT:]
-        distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress)
+        distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress, visible_gpus()[1:])
         model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision
         save_model(model, source, destination)
 
 
 def distill(
-    teacher: PreTrainedModel, student: PreTrainedModel, pieces: list[list[int]], params: DistillParams, limit_s: float, progress: Progress
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    pieces: list[list[int]],
+    params: DistillParams,
+    limit_s: float,
+    progress: Progress,
+    others: Sequence[torch.device] = (),
 ) -> tuple[float, float]:
     """Trains `student` in place and returns its divergence on held-out text before and after, in nats per token.
 
@@ -120,14 +128,18 @@ def distill(
         params: How to train.
         limit_s: Seconds after which training ends.
         progress: Told how far it is.
+        others: Further devices that train along; see `genopt.techniques.replicas`.
     """
     import torch
+
+    from genopt.techniques.replicas import Replicas
 
     training, held_out = pieces[:-HELD_OUT], pieces[-HELD_OUT:]
     untrained = {name: value.detach().clone() for name, value in student.state_dict().items()}
     with torch.no_grad():
         before = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
         nearest = _nearest_layers(teacher, student, held_out[0]) if params.hidden_weight and _width(teacher) == _width(student) else []
+    replicas = Replicas(teacher, student, others)
     optimizer = torch.optim.AdamW(student.parameters(), lr=params.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     started, done = time.monotonic(), 0
     student.train()
@@ -136,13 +148,13 @@ def distill(
         rate = params.learning_rate * min(1.0, (done + 1) / 4) * (0.1 + 0.9 * (1 - share))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _divergence(teacher, student, training[done % len(training)], nearest, params.hidden_weight)
-        optimizer.zero_grad()
-        loss.backward()
+        chosen = [training[(done * len(replicas) + place) % len(training)] for place in range(len(replicas))]
+        loss = replicas.gradients(chosen, lambda teacher, student, ids: _divergence(teacher, student, ids, nearest, params.hidden_weight))
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
+        replicas.spread()
         done += 1
-        progress(f"step {done} of {params.steps}: loss {loss.item():.4f}")
+        progress(f"step {done} of {params.steps}: loss {loss:.4f}")
     student.eval()
     with torch.no_grad():
         after = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
