@@ -11,11 +11,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from genopt.distributed.cluster import Node
+from genopt.distributed.parts import Slot, parts_of
 from genopt.errors import BudgetError, ClusterError, GenoptError
 from genopt.tasks.base import References
 
-Slot = tuple[ActorHandle[Any], Node]
-"""A bench and the node that it measures on."""
 ANSWER_S = 10.0
 """A bench that does not say what it does within this time is lost."""
 REPLACEMENTS = 2
@@ -37,12 +36,12 @@ class Benches:
         """Where candidates can be measured now; others hold this very list."""
 
     def open(self, nodes: Sequence[Node]) -> References:
-        """Starts a bench on every node and returns the references of the first that could measure them.
+        """Starts a bench on every node, or on every part of it, and returns the references of the first that could measure them.
 
         Raises:
             GenoptError: None of them could, with the first one's reason.
         """
-        self.slots[:] = [(self._start(node), node) for node in nodes]
+        self.slots[:] = [(self._start(part), part) for node in nodes for part in parts_of(node)]
         found = self._measure(self.slots)
         for slot, answer in list(zip(self.slots, found, strict=True)):
             if isinstance(answer, GenoptError):
@@ -65,7 +64,8 @@ class Benches:
         self._lost[node.node_id] += 1
         if self._lost[node.node_id] <= REPLACEMENTS and _is_alive(node):
             successor = (self._start(node), node)
-            if isinstance(self._measure([successor])[0], References):
+            # Which part of a node a task gets is Ray's choice: a bench of one measures its references before its first candidate.
+            if node.parts or isinstance(self._measure([successor])[0], References):
                 self.slots.append(successor)
             else:
                 ray.kill(successor[0])

@@ -54,13 +54,25 @@ class Connection(Record):
 
 
 class Node(Record):
-    """One node that can run stages; `hostname` tells machines apart, and what is not `measures` builds only."""
+    """One node that can run stages, or a part of it that measures with one of its GPUs.
+
+    Attributes:
+        node_id: Ray's name for it.
+        hostname: Tells machines apart.
+        cpus: Processors.
+        gpus: GPUs.
+        measures: What does not builds only.
+        parts: Ids of all GPUs of the node where this is a part of one.
+        gpu: Id of this part's.
+    """
 
     node_id: str
     hostname: str
     cpus: float
     gpus: float
     measures: bool = True
+    parts: tuple[str, ...] = ()
+    gpu: str = ""
 
 
 def _running_local_cluster() -> str | None:

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from genopt import clock
 from genopt.clock import Window
-from genopt.distributed.benches import Slot
+from genopt.distributed.parts import Slot, beside
 from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
@@ -107,7 +107,7 @@ class FanOut:
     def _submit(self, plan: Plan, admit_until: float, deadline: float) -> bool:
         expected = self._estimate(plan)
         tried = self._failed_on.get(plan.identity(), set())
-        bench, node = slot = min([one for one in self._slots if one[1].node_id not in tried] or self._slots, key=self._free)
+        _, node = slot = min([one for one in self._slots if one[1].node_id not in tried] or self._slots, key=self._free)
         free = self._free(slot)
         ends = free + expected
         if ends > admit_until:
@@ -117,7 +117,7 @@ class FanOut:
         window = Window.until(limit, min(expected, self._guard_s))
         # A second attempt is built where it is measured: what failed may have been the other node's.
         built = submit_build(plan, self._facts, window, node if self._attempts[plan.identity()] else None)
-        self._running[evaluate_on(bench, node, plan, built, window)] = _Flight(plan, built, ends, slot)
+        self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slot)
         self._attempts[plan.identity()] += 1
         self._started(plan, expected)
         return True
@@ -146,7 +146,8 @@ class FanOut:
             else:
                 self._finished(found)
             if found.again == "now":
-                self._recover(flight.slot)
+                for slot in [one for one in self._slots if one[1].node_id == flight.slot[1].node_id]:
+                    self._recover(slot)
         return again
 
     def _stop(self, reason: str) -> None:

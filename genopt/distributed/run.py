@@ -14,13 +14,14 @@ from pathlib import Path
 
 from genopt import catalog, clock
 from genopt.distributed import cluster, rollout, sensitivity, stages
-from genopt.distributed.benches import Benches, Slot, budget_error
+from genopt.distributed.benches import Benches, budget_error
 from genopt.distributed.earlier import EarlierRuns, measure_finalists
 from genopt.distributed.fanout import TICK_S, FanOut
 from genopt.distributed.finalists import confirm, items_of
 from genopt.distributed.first_node import FirstNode
 from genopt.distributed.observers import JournalListener, RayMetrics
 from genopt.distributed.outcome import Outcome
+from genopt.distributed.parts import Slot, beside
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.search_phase import SearchPhase
@@ -236,14 +237,16 @@ class _Run:
     def _references_on(self, slots: Sequence[Slot]) -> list[References | GenoptError]:
         """Has benches measure the references, all at once."""
         deadline = self._deadline()
-        waiting = [stages.references_on(bench, node, deadline) for bench, node in slots]
-        found: list[References | GenoptError] = []
-        for reference in waiting:
+        waiting = [stages.references_on(beside(slots, node), node, deadline) for _, node in slots]
+        found: dict[tuple[str, str], References | GenoptError] = {}
+        for (_, node), reference in zip(slots, waiting, strict=True):
             try:
-                found.append(References.model_validate(self._first.wait(reference, deadline)["result"]))
+                gpu, answer = stages.measured(self._first.wait(reference, deadline))
             except GenoptError as error:
-                found.append(error)
-        return found
+                gpu, answer = node.gpu, error
+            found[node.node_id, gpu] = answer
+        unmeasured = StageError("Something else held this GPU while the references were measured.")
+        return [found.get((node.node_id, node.gpu), unmeasured) for _, node in slots]
 
     def _bench_config(self, node: cluster.Node) -> BenchConfig:
         model, spec, prepared = self._model, self._spec, self._prepared
@@ -261,10 +264,11 @@ class _Run:
         return Artifact(digest=self._model.digest, path=self._model.path, bytes=self._model.bytes, traits=original_traits(Path(self._model.path)))
 
     def _build_facts(self, prepared: Prepared) -> stages.BuildFacts:
+        part = self._benches.slots[0][1]
         return stages.BuildFacts(
             store=self._location, shared=self._shared, original=self._original(), calibration=prepared.calibration,
             calibration_digest=prepared.calibration_digest,
-            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=self._first.threads, gpus=self._nodes[0].gpus,
+            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=max(1, int(part.cpus)), gpus=self._nodes[0].gpus, parts=part.parts,
             libraries=self._libraries,
         )  # fmt: skip
 
@@ -282,11 +286,12 @@ class _Run:
         """What runs under the same conditions measured; None on nodes of several kinds, between which nothing can be compared."""
         if not self._hardware:
             return None
+        threads = max(1, int(self._benches.slots[0][1].cpus))
         conditions = {
             "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._computing,
-            "hardware": self._hardware, "threads": self._first.threads, "references": [plan.identity() for plan in self._task.references()],
+            "hardware": self._hardware, "threads": threads, "references": [plan.identity() for plan in self._task.references()],
         }  # fmt: skip
-        environment = {"cpu": self._cpu, "threads": self._first.threads, "libraries": self._computing}
+        environment = {"cpu": self._cpu, "threads": threads, "libraries": self._computing}
         return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment)
 
     def _fresh(self) -> str:

@@ -21,16 +21,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genopt import catalog, clock
 from genopt.clock import Moment, Window
+from genopt.distributed import parts
 from genopt.distributed.cluster import Node
 from genopt.distributed.sharing import Borrowed
 from genopt.environments import place
-from genopt.errors import BudgetError, GenoptError, StageCrashedError, StorageError, to_wire
+from genopt.errors import BudgetError, GenoptError, StageCrashedError, StorageError, from_wire, to_wire
 from genopt.measure import machine
 from genopt.plan import Artifact, Plan, Record, Status
 from genopt.process import run_stage
 from genopt.store.artifacts import ArtifactStore, step_key
 from genopt.store.shared import open_store
-from genopt.tasks.base import Again, BenchConfig, Evaluation, StageTime, failed
+from genopt.tasks.base import Again, BenchConfig, Evaluation, References, StageTime, failed
 
 BUILD_CPUS = 1.0
 GRACE_S = 3.0
@@ -41,7 +42,7 @@ AGAIN: Mapping[str, Again] = {"StorageError": "now", "OutOfMemoryError": "now", 
 
 
 class BuildFacts(Record):
-    """What building a candidate needs besides its plan; `gpus` is what a node offers, `shared` as in `BenchConfig`."""
+    """What building a candidate needs besides its plan; `gpus` and `parts` are what a node has, `shared` as in `BenchConfig`."""
 
     store: str
     shared: dict[str, Artifact] = {}
@@ -52,12 +53,17 @@ class BuildFacts(Record):
     seed: int
     threads: int
     gpus: float
+    parts: tuple[str, ...] = ()
     libraries: dict[str, str]
 
 
 def node_cpus(node: Node) -> float:
-    """Processors that a measuring stage takes on a node: so many that neither another one nor a build finds room beside it."""
-    return max(0.6 * node.cpus, node.cpus - 0.5)
+    """Processors that a measuring stage takes on a node: so many that neither another one nor a build finds room beside it.
+
+    On parts of a node, all of them together leave no room.
+    """
+    count = max(1, len(node.parts))
+    return max(0.6 * node.cpus, node.cpus - 0.5 / count)
 
 
 def on_node(node: Node) -> NodeAffinitySchedulingStrategy:
@@ -72,10 +78,10 @@ def machine_task() -> dict[str, Any]:
     return {"hardware": machine.hardware(), "environment": environment, "libraries": machine.libraries(), "engines": place.identities()}
 
 
-def _gpu_environment() -> dict[str, str]:
-    """Hides every GPU from stages that were given none; Ray itself would leave them visible."""
+def _gpu_environment(uses: bool = True) -> dict[str, str]:
+    """Hides every GPU from stages that were given none, or use none; Ray itself would leave them visible."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return {"CUDA_VISIBLE_DEVICES": visible if ray.get_gpu_ids() else ""}
+    return {"CUDA_VISIBLE_DEVICES": visible if uses and ray.get_gpu_ids() else ""}
 
 
 @ray.remote(num_cpus=BUILD_CPUS, max_retries=2)
@@ -94,8 +100,10 @@ def build_task(plan: dict[str, Any], facts: dict[str, Any], window: dict[str, An
     allowed, started = Window.model_validate(window), clock.now()
     if clock.now() > allowed.latest_start.here():
         return {"late": True, "seconds": 0.0, "stages": []}
+    needed = BuildFacts.model_validate(facts)
     try:
-        artifact = build(Plan.model_validate(plan), BuildFacts.model_validate(facts), allowed.deadline.here())
+        with parts.pinned(needed.parts):
+            artifact = build(Plan.model_validate(plan), needed, allowed.deadline.here())
         answer: dict[str, Any] = {"artifact": artifact.model_dump(mode="json")}
     except GenoptError as error:
         answer = {"error": to_wire(error)}
@@ -112,7 +120,8 @@ def _stage_time(stage: Literal["build", "measure"], started: float) -> StageTime
 def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | None = None) -> ray.ObjectRef[Any]:
     """Submits the build of a plan's artifact, with a GPU for steps that gain from one; the result is that of `build_task`.
 
-    A GPU is taken whole, so such a build never runs beside a measurement on the same one.
+    A GPU is taken whole, so such a build never runs beside a measurement on the same one. On a node with several GPUs every build takes a part of
+    it, as measurements do, and those that gain from several GPUs take all of them.
 
     Args:
         plan: What to build.
@@ -120,10 +129,13 @@ def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | Non
         window: When it may be built.
         node: Where; None leaves that to Ray.
     """
-    gains = any(catalog.load("techniques", step.technique).gpu != "unused" for step in plan.steps)
+    uses = {catalog.load("techniques", step.technique).gpu for step in plan.steps}
+    count, cpus = min(1.0, facts.gpus) if uses - {"unused"} else 0.0, BUILD_CPUS
+    if facts.parts:
+        count, cpus = (float(len(facts.parts)), BUILD_CPUS) if "several" in uses else (1.0, max(BUILD_CPUS, facts.threads - 0.5))
     # Without an explicit strategy the placement group of a search's trial would capture the task and never fit it.
     strategy = "DEFAULT" if node is None else on_node(node)
-    options = build_task.options(num_gpus=min(1.0, facts.gpus) if gains else 0, scheduling_strategy=strategy)
+    options = build_task.options(num_cpus=cpus, num_gpus=count, scheduling_strategy=strategy)
     return options.remote(plan.model_dump(mode="json"), facts.model_dump(mode="json"), window.model_dump(mode="json"))
 
 
@@ -158,7 +170,7 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
                 payload = {"technique": name, "source": here.path, "destination": str(folder), "params": params, "context": known}
                 run_stage(
                     "transform", payload, log=log, timeout_s=max(1.0, deadline - clock.now()), threads=facts.threads,
-                    environment=_gpu_environment(), where=loaded.environment,
+                    environment=_gpu_environment(loaded.gpu != "unused"), where=loaded.environment,
                 )  # fmt: skip
             return tuple(sorted((set(source.traits) - loaded.removes) | loaded.adds))
 
@@ -172,14 +184,18 @@ class BenchActor:
     Args:
         task: Catalogue name of the task.
         config: A `BenchConfig` as plain values.
+        gpu: Id of the GPU of the part of the node that it measures on; empty where it has the node to itself.
+        gpus: Ids of all of the node's, for such a part.
     """
 
-    def __init__(self, task: str, config: dict[str, Any]) -> None:
+    def __init__(self, task: str, config: dict[str, Any], gpu: str, gpus: list[str]) -> None:
+        parts.stay_in(gpu, gpus)
         asked = BenchConfig.model_validate(config)
         self._store = open_store(asked.store)
         self._borrowed = Borrowed(self._store, asked.shared)
         self._bench = catalog.load("tasks", task).bench(self._borrowed.bench(asked))
         self._state = ""
+        self._references: dict[str, Any] | None = None
 
     def _note(self, message: str) -> None:
         self._state = message
@@ -189,10 +205,11 @@ class BenchActor:
         return self._state
 
     def references(self, deadline: dict[str, Any]) -> dict[str, Any]:
-        """See `Bench.references`: `{"result": ...}` or `{"error": ...}`."""
+        """See `Bench.references`: `{"result": ...}` or `{"error": ...}`; they are measured once."""
         try:
-            found: dict[str, Any] = self._bench.references(Moment.model_validate(deadline).here(), self._note).model_dump(mode="json")
-            return {"result": found}
+            if self._references is None:
+                self._references = self._bench.references(Moment.model_validate(deadline).here(), self._note).model_dump(mode="json")
+            return {"result": self._references}
         except GenoptError as error:
             self._bench.close()
             return {"error": to_wire(error)}
@@ -202,6 +219,8 @@ class BenchActor:
         self._note(f"{plan['name']}: starting")
         note = lambda message: self._note(f"{plan['name']}: {message}")  # noqa: E731
         candidate = Plan.model_validate(plan)
+        if self._references is None and "error" in (missed := self.references(deadline)):  # others held this part's GPU when it was their turn
+            return Evaluation(candidate=failed(candidate, "failed", str(missed["error"]["message"])), again="later").model_dump(mode="json")
         try:
             with self._store.local(Artifact.model_validate(artifact)) as here:
                 found = self._bench.evaluate(candidate, here, Moment.model_validate(deadline).here(), note)
@@ -217,9 +236,9 @@ class BenchActor:
 
 
 def start_bench(node: Node, task: str, config: BenchConfig) -> ActorHandle[Any]:
-    """Starts the bench of one node."""
+    """Starts the bench of one node, or of a part of it."""
     actor = ray.remote(num_cpus=0, max_concurrency=2, max_restarts=0)(BenchActor)
-    return actor.options(scheduling_strategy=on_node(node)).remote(task, config.model_dump(mode="json"))
+    return actor.options(scheduling_strategy=on_node(node)).remote(task, config.model_dump(mode="json"), node.gpu, list(node.parts))
 
 
 def held(reference: ray.ObjectRef[Any], timeout_s: float) -> dict[str, Any]:
@@ -236,8 +255,19 @@ def held(reference: ray.ObjectRef[Any], timeout_s: float) -> dict[str, Any]:
 
 
 @ray.remote(max_retries=0)
-def references_task(bench: ActorHandle[Any], deadline: dict[str, Any]) -> dict[str, Any]:
-    """Measures the references on the bench of the node that this task holds: `{"result": ...}` or `{"error": ...}`."""
+def references_task(benches: dict[str, ActorHandle[Any]], deadline: dict[str, Any]) -> dict[str, Any]:
+    """Measures the references on the bench of what this task holds, a node or a part of one; the answer is for `measured`."""
+    gpu = parts.given(benches)
+    return {"measured": {"gpu": gpu, **_references(benches[gpu], deadline)}}
+
+
+def measured(answer: dict[str, Any]) -> tuple[str, References | GenoptError]:
+    """The GPU that a node's references were measured on, empty where it has no parts, and what came of it."""
+    found = answer["measured"]
+    return found["gpu"], from_wire(found["error"]) if "error" in found else References.model_validate(found["result"])
+
+
+def _references(bench: ActorHandle[Any], deadline: dict[str, Any]) -> dict[str, Any]:
     try:
         return held(bench.references.remote(deadline), Moment.model_validate(deadline).here() - clock.now() + GRACE_S)
     except TimeoutError:
@@ -248,20 +278,36 @@ def references_task(bench: ActorHandle[Any], deadline: dict[str, Any]) -> dict[s
         return {"error": to_wire(lost)}
 
 
-def references_on(bench: ActorHandle[Any], node: Node, deadline: float) -> ray.ObjectRef[Any]:
-    """Submits the measurement of a node's references; the deadline is on this process's clock."""
+def references_on(benches: Mapping[str, ActorHandle[Any]], node: Node, deadline: float) -> ray.ObjectRef[Any]:
+    """Submits the measurement of a node's references.
+
+    Args:
+        benches: The node's, by the GPU that each measures on; of a node that is not parted the only one, under an empty name.
+        node: The node, or a part of it.
+        deadline: When it must have ended, on this process's clock.
+    """
     options = references_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=on_node(node))
-    return options.remote(bench, Moment.of(deadline).model_dump(mode="json"))
+    return options.remote(dict(benches), Moment.of(deadline).model_dump(mode="json"))
 
 
-def evaluate_on(bench: ActorHandle[Any], node: Node, plan: Plan, built: ray.ObjectRef[Any], window: Window) -> ray.ObjectRef[Any]:
-    """Submits the evaluation of a candidate that is being built; the result is an `Evaluation` as plain values."""
+def evaluate_on(benches: Mapping[str, ActorHandle[Any]], node: Node, plan: Plan, built: ray.ObjectRef[Any], window: Window) -> ray.ObjectRef[Any]:
+    """Submits the evaluation of a candidate that is being built; the result is an `Evaluation` as plain values.
+
+    Which part of a node measures it is decided by Ray, with the GPU that it gives the task.
+
+    Args:
+        benches: As for `references_on`.
+        node: The node, or a part of it.
+        plan: The candidate.
+        built: Answer of `submit_build`.
+        window: When it may be measured.
+    """
     options = evaluate_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=on_node(node))
-    return options.remote(bench, plan.model_dump(mode="json"), built, window.model_dump(mode="json"))
+    return options.remote(dict(benches), plan.model_dump(mode="json"), built, window.model_dump(mode="json"))
 
 
 @ray.remote(max_retries=0)
-def evaluate_task(bench: ActorHandle[Any], plan: dict[str, Any], built: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
+def evaluate_task(benches: dict[str, ActorHandle[Any]], plan: dict[str, Any], built: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
     """Evaluates a built candidate on the bench of the node that this task holds; failures are in the result."""
     candidate, allowed, started = Plan.model_validate(plan), Window.model_validate(window), clock.now()
     stages = tuple(StageTime.model_validate(item) for item in built["stages"])
@@ -273,6 +319,11 @@ def evaluate_task(bench: ActorHandle[Any], plan: dict[str, Any], built: dict[str
         return found.model_dump(mode="json")
     if "late" in built or clock.now() > allowed.latest_start.here() + built["seconds"]:
         return ended.model_dump(mode="json")
+    gpu = parts.given(benches)
+    if gpu not in benches:
+        lost = failed(candidate, "failed", f"The bench on GPU {gpu} was lost; run `genopt resume` to try it again.")
+        return ended.model_copy(update={"candidate": lost, "again": "now"}).model_dump(mode="json")
+    bench = benches[gpu]
     try:
         left = allowed.deadline.here() - clock.now()
         answer = held(bench.evaluate.remote(plan, built["artifact"], window["deadline"]), left + GRACE_S)

@@ -16,13 +16,12 @@ from typing import Any
 import optuna
 import ray
 from ray import tune
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from genopt import catalog, clock
 from genopt.clock import Window
-from genopt.distributed.cluster import Node
 from genopt.distributed.fanout import TICK_S
+from genopt.distributed.parts import Slot, beside
 from genopt.distributed.searcher import LOST, QualityOptunaSearch, SearchRequest
 from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build
 from genopt.plan import Plan
@@ -86,7 +85,7 @@ def search(
     request: SearchRequest,
     candidates: Pool,
     facts: BuildFacts,
-    benches: Sequence[tuple[ActorHandle[Any], Node]],
+    benches: Sequence[Slot],
     finished: Callable[[Evaluation], None],
     started: Callable[[Plan], None],
     tick: Callable[[], None],
@@ -134,14 +133,14 @@ def search(
     return forward.lost
 
 
-def _trial(config: Mapping[str, Choice], request: SearchRequest, facts: BuildFacts, benches: list[tuple[ActorHandle[Any], Node]]) -> None:
+def _trial(config: Mapping[str, Choice], request: SearchRequest, facts: BuildFacts, benches: list[Slot]) -> None:
     """Evaluates one point and reports what it came to once."""
     plan: Plan = catalog.load("tasks", request.task).space().plan(config)
-    bench, node = benches[int(plan.identity(), 16) % len(benches)]
+    _, node = benches[int(plan.identity(), 16) % len(benches)]
     deadline = request.deadline.here()
     window = Window.until(deadline + GRACE_S, min(request.seconds_of(plan), request.guard_s))
     built = submit_build(plan, facts, window)
-    measured = evaluate_on(bench, node, plan, built, window)
+    measured = evaluate_on(beside(benches, node), node, plan, built, window)
     try:
         found = Evaluation.model_validate(ray.get(measured, timeout=max(1.0, deadline - clock.now())))
     except GetTimeoutError:

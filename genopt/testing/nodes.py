@@ -30,7 +30,7 @@ QUICK = {"RAY_AUTH_MODE": "disabled", "RAY_health_check_period_ms": "1000", "RAY
 
 
 class Nodes:
-    """A head that runs nothing, and nodes with two processors and a GPU each that are not there.
+    """A head that runs nothing, and nodes with two processors and a GPU each, unless they are asked for others, that are not there.
 
     Args:
         folder: For the model, the store and the runs.
@@ -54,7 +54,8 @@ class Nodes:
             more: Arguments of `ray.cluster_utils.Cluster.add_node`.
         """
         labels = {HOST_LABEL: name, **more.pop("labels", {})}
-        self._nodes[name] = self.cluster.add_node(num_cpus=2, num_gpus=1, labels=labels, object_store_memory=80 * 2**20, **more)
+        size = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 80 * 2**20}
+        self._nodes[name] = self.cluster.add_node(labels=labels, **{**size, **more})
 
     def remove(self, name: str) -> None:
         """Ends a node as if its machine had lost its power."""

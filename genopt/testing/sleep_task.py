@@ -86,10 +86,11 @@ class SleepBench:
         verdict: Verdict = "accept" if held else "reject"
         quality = Quality(metric="likelihood", ratio=share, ci_low=share, ci_high=share, n=1000, verdict=verdict)
         milliseconds = 10.0 / options.speed
+        where: dict[str, JsonValue] = {"cpus": sorted(os.sched_getaffinity(0)), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
         return Candidate(
             name=plan.name, status="accepted" if held else "rejected", reason="as it said", steps=plan.steps, engine=plan.engine,
             options=plan.options, artifact=artifact, quality=quality, speedup={"vs_original": ratio, "vs_baseline": ratio},
-            metrics={"tpot_ms": Metric(value=milliseconds, unit="ms"), "load_s": Metric(value=0.1, unit="s")},
+            metrics={"tpot_ms": Metric(value=milliseconds, unit="ms", conditions=where), "load_s": Metric(value=0.1, unit="s")},
         )  # fmt: skip
 
     def close(self) -> None:

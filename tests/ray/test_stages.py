@@ -65,7 +65,7 @@ def test_nothing_is_built_on_a_node_while_it_measures(node: cluster.Node) -> Non
     bench = ray.remote(num_cpus=0, max_concurrency=2)(SlowBench).remote()
     plan, built = Plan(name="one", engine="fake"), ray.put({"artifact": {}, "seconds": 0.0, "stages": []})
     ray.get(build.remote())  # the worker is there, so that only resources decide
-    measuring = stages.evaluate_on(bench, node, plan, built, Window.until(clock.now() + 60))
+    measuring = stages.evaluate_on({"": bench}, node, plan, built, Window.until(clock.now() + 60))
     assert ray.get(bench.begun.remote())
     other = build.remote()
     (sample,) = ray.get(measuring)["samples"]
@@ -86,7 +86,7 @@ def test_nothing_starts_that_cannot_finish(node: cluster.Node) -> None:
     assert built["late"]
     ready = {"artifact": {}, "seconds": 0.0, "stages": []}
     for made in (built, ready):
-        found = Evaluation.model_validate(ray.get(stages.evaluate_on(bench, node, plan, ray.put(made), late)))
+        found = Evaluation.model_validate(ray.get(stages.evaluate_on({"": bench}, node, plan, ray.put(made), late)))
         assert found.candidate.status == "skipped"
         assert "--budget" in found.candidate.reason
 
@@ -95,12 +95,12 @@ def test_a_bench_that_is_lost_or_stuck_is_data(node: cluster.Node) -> None:
     plan, built = Plan(name="one", engine="fake"), ray.put({"artifact": {}, "seconds": 1.0, "stages": []})
     lost = ray.remote(num_cpus=0)(SlowBench).remote()
     ray.kill(lost)
-    found = Evaluation.model_validate(ray.get(stages.evaluate_on(lost, node, plan, built, Window.until(clock.now() + 60))))
+    found = Evaluation.model_validate(ray.get(stages.evaluate_on({"": lost}, node, plan, built, Window.until(clock.now() + 60))))
     assert (found.candidate.status, found.again) == ("failed", "now")
     assert [(stage.stage, stage.node) for stage in found.stages] == [("measure", node.node_id)]
     stuck = ray.remote(num_cpus=0)(StuckBench).remote()
     before = time.monotonic()
-    found = Evaluation.model_validate(ray.get(stages.evaluate_on(stuck, node, plan, built, Window.until(clock.now() + 0.5))))
+    found = Evaluation.model_validate(ray.get(stages.evaluate_on({"": stuck}, node, plan, built, Window.until(clock.now() + 0.5))))
     assert (found.candidate.status, found.again) == ("failed", "later")
     assert time.monotonic() - before < 0.5 + 2 * stages.GRACE_S
     with pytest.raises(ray.exceptions.RayActorError):

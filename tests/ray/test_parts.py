@@ -1,0 +1,57 @@
+"""A node with several GPUs measures on all of them at once, each in a part of its own."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from genopt.distributed.cluster import Node
+from genopt.distributed.parts import share
+from genopt.distributed.stages import node_cpus
+from genopt.testing.nodes import Nodes
+from genopt.testing.sleep_task import sleep_plan
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pair(nodes: Nodes) -> None:
+    nodes.add("pair", num_cpus=4, num_gpus=2)
+
+
+def test_each_gpu_measures_one_candidate_at_a_time_on_its_own_processors(nodes: Nodes) -> None:
+    plans = [sleep_plan(f"c-{number}", {"label": f"c-{number}"}, sleep_s=1.0, speed=1.0 + number / 10) for number in range(1, 7)]
+    folder, report = nodes.run("parts", plans, max_trials=3)
+    assert {candidate.status for candidate in report.tried} == {"accepted", "rejected"}
+    assert len(report.tried) == 9
+    places: dict[str, set[int]] = {}
+    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    every: list[tuple[float, int]] = []
+    for event in folder.events():
+        if event["event"] != "candidate_finished":
+            continue
+        where: dict[str, Any] = event["candidate"]["metrics"]["tpot_ms"]["conditions"]
+        places[where["gpu"]] = set(where["cpus"])
+        for stage in event["stages"]:
+            every += [(stage["started"], 1), (stage["ended"], -1)]
+            if stage["stage"] == "measure":
+                spans[where["gpu"]].append((stage["started"], stage["ended"]))
+    assert places.keys() == {"0", "1"}, "both are used"
+    assert len(os.sched_getaffinity(0)) < 2 or not places["0"] & places["1"]
+    for found in spans.values():
+        assert all(one[1] <= other[0] + 0.01 for one, other in zip(sorted(found), sorted(found)[1:], strict=False))
+    at_once = [sum(change for _, change in sorted(every)[: place + 1]) for place in range(len(every))]
+    assert max(at_once) == 2, "measurements and builds take a part each"
+
+
+def test_parts_share_all_processors_and_leave_no_room() -> None:
+    gpus = ("3", "5", "6")
+    shares = [share(gpu, gpus, range(16)) for gpu in gpus]
+    assert sorted(cpu for each in shares for cpu in each) == list(range(16))
+    assert {len(each) for each in shares} <= {5, 6}
+    assert share("5", gpus, range(1)) == {0}, "fewer processors than parts are everybody's"
+    part = Node(node_id="any", hostname="any", cpus=16 / 3, gpus=1, parts=gpus, gpu="3")
+    assert 16 - 3 * node_cpus(part) < 1, "a build would find room"
