@@ -27,6 +27,9 @@ class LlamaCppOptions(Record):
         cache_type_k: Number format of cached keys.
         cache_type_v: Number format of cached values; a quantized one needs flash attention.
         flash_attention: Fused attention; None lets the library choose.
+        lookahead: Tokens of an answer that are guessed from what followed the same words before, in the prompt or the answer, and checked in one
+            step: text that repeats is written faster, and greedy answers stay what they are. Only where one request is under way; 0 guesses
+            nothing.
         mmap: Map the file instead of reading it: loads faster, and pages are shared between processes.
     """
 
@@ -36,6 +39,7 @@ class LlamaCppOptions(Record):
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
     flash_attention: bool | None = None
+    lookahead: int = Field(default=0, ge=0, le=16)
     mmap: bool = True
 
 
@@ -45,7 +49,10 @@ class LlamaCppEngine:
     name = "llamacpp"
     modality = "text"
     accepts = frozenset({"gguf"})
-    tunables = (Tunable(name="flash_attention", choices=(None, True), words=("", "flash")), SPARE_THREADS)
+    tunables = (
+        Tunable(name="lookahead", choices=(0, 4, 8), words=("", "lookahead-4", "lookahead-8")),
+        Tunable(name="flash_attention", choices=(None, True), words=("", "flash")), SPARE_THREADS,
+    )  # fmt: skip
     environment: str | None = "llamacpp"
     layer_overhead_s = 1.5e-4
 

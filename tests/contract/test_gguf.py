@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,63 @@ if runs_here("engines", "llamacpp"):
         assert memory.kv_cache_bytes == 256 * memory.kv_bytes_per_token
         np.testing.assert_allclose(found, expected, atol=0.03)
 
+    def write_q8(source: Path, artifact: Path, log: Path) -> Path:
+        artifact.mkdir()
+        context = {"original": str(source), "calibration": None, "seed": 0, "threads": 1}
+        payload = {"technique": "gguf", "source": str(source), "destination": str(artifact), "params": {"format": "Q8_0"}, "context": context}
+        run_stage("transform", payload, log=log, timeout_s=120, threads=1, where="llamacpp")
+        return artifact
+
+    def followed(
+        session: SessionProcess, asked: Mapping[int, GenerationRequest], slots: int, seen: Callable[[int], None] = lambda _: None
+    ) -> dict[int, list[int]]:
+        """The tokens of requests that join a running batch, each while those before it are under way; `seen` is told how many a step gave."""
+        assert session.joinable(slots)
+        waiting, streamed, running = deque(asked), dict[int, list[int]](), set[int]()
+        while waiting or running:
+            if waiting and len(running) < slots and all(len(streamed[key]) >= 2 for key in running):
+                key = waiting.popleft()
+                streamed[key] = []
+                running.add(key)
+                session.send({"join": key, "request": asked[key].model_dump(mode="json")})
+            message = session.receive(30)
+            assert message is not None
+            assert "step" in message, message
+            seen(len(message["step"]))
+            for key, token, _ in message["step"]:
+                streamed[key].append(token)
+            running.difference_update(key for key, _ in message["ended"])
+        return streamed
+
+    def test_requests_join_and_leave_and_company_changes_nothing(tmp_path: Path) -> None:
+        """Rows end before those behind them, and the last request is longer than the cache that the others began with."""
+        log = tmp_path / "log.txt"
+        artifact = write_q8(write_tiny_llama(tmp_path / "source"), tmp_path / "artifact", log)
+        asked = {
+            key: GenerationRequest(prompt_ids=tuple((key + 31 * place) % VOCABULARY for place in range(length)), max_new_tokens=tokens)
+            for key, (length, tokens) in enumerate([(20, 30), (9, 3), (31, 60), (5, 10), (14, 1), (270, 80), (40, 20)])
+        }
+        with SessionProcess("llamacpp", artifact, {"threads": 1, "lookahead": 4}, log=log, timeout_s=60, threads=1) as session:
+            found = followed(session, asked, slots=3)
+            assert found == {key: list(session.generate([request])[0].token_ids) for key, request in asked.items()}
+
+    def test_guesses_change_no_greedy_answer(tmp_path: Path) -> None:
+        log = tmp_path / "log.txt"
+        artifact = write_q8(write_tiny_llama(tmp_path / "source"), tmp_path / "artifact", log)
+        prompts = [tuple(np.random.default_rng(seed).integers(0, 8, 20).tolist()) for seed in range(4)]
+        asked = [GenerationRequest(prompt_ids=prompt, max_new_tokens=40, top_logprobs=1) for prompt in prompts]
+        steps: list[int] = []
+        with (
+            SessionProcess("llamacpp", artifact, {"threads": 1}, log=log, timeout_s=60, threads=1) as plain,
+            SessionProcess("llamacpp", artifact, {"threads": 1, "lookahead": 4}, log=log, timeout_s=60, threads=1) as guessing,
+        ):
+            for request in asked:
+                (expected,), (found,) = plain.generate([request]), guessing.generate([request])
+                assert found.token_ids == expected.token_ids
+                assert followed(guessing, {0: request}, slots=1, seen=steps.append)[0] == list(expected.token_ids)
+            assert max(steps) > 1, "several tokens in one step"
+            assert [one.token_ids for one in guessing.generate(asked)] == [one.token_ids for one in plain.generate(asked)]
+
     def test_what_matters_is_rounded_with_more_care(tmp_path: Path) -> None:
         """A few channels are 20 times as large as the others; rounding that knows of them errs less where it counts."""
         import gguf
@@ -198,10 +256,7 @@ if runs_here("engines", "llamacpp"):
     def test_what_runs_survives_the_loss_of_its_environment_and_says_so_when_it_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As in a deployment whose replica starts anew after somebody removed the environment."""
         source, artifact, log = write_tiny_llama(tmp_path / "source"), tmp_path / "artifact", tmp_path / "log.txt"
-        artifact.mkdir()
-        context = {"original": str(source), "calibration": None, "seed": 0, "threads": 1}
-        payload = {"technique": "gguf", "source": str(source), "destination": str(artifact), "params": {"format": "Q8_0"}, "context": context}
-        run_stage("transform", payload, log=log, timeout_s=120, threads=1, where="llamacpp")
+        write_q8(source, artifact, log)
         folder = place.require_built("llamacpp")
         link = tmp_path / "environments" / folder.name
         link.parent.mkdir()
