@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,21 @@ def load_model(folder: Path, dtype: str | None = None) -> PreTrainedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True, device_map=device)
     model.eval()
+    return model
+
+
+def load_untied(folder: Path, **settings: Any) -> PreTrainedModel:
+    """Loads a checkpoint whose head is a matrix of its own, also where the checkpoint's is the table of embeddings.
+
+    Args:
+        folder: Hugging Face folder with safetensors.
+        settings: Of `from_pretrained`; what they change about the head leaves the table alone.
+    """
+    stored: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    for config in (stored.config, stored.config.get_text_config(decoder=True)):
+        config.tie_word_embeddings = False
+    model: PreTrainedModel = type(stored).from_pretrained(None, config=stored.config, state_dict=stored.state_dict(), **settings)
+    model.generation_config = stored.generation_config
     return model
 
 

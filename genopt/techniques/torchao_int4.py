@@ -38,6 +38,7 @@ class Int4WeightOnly(TorchaoRounding):
     chance = 0.3
     settings = Int4Params
     tunables = (
+        *TorchaoRounding.tunables,
         Tunable(name="group_size", choices=(128, 64, 32), words=("", "g64", "g32")),
         Tunable(name="method", choices=("hqq", "minmax"), words=("", "minmax")),
     )

@@ -22,7 +22,8 @@ class RoundingParams(Record):
     """Parameters that all of these techniques have.
 
     Attributes:
-        head: Round the head too, which else stays in the checkpoint's precision.
+        head: Round the head too, which else stays in the checkpoint's precision. Where it is the table of embeddings, it becomes a matrix
+            of its own, and the table stays as it is: each step reads fewer bytes, and the files grow by the rounded head.
     """
 
     head: bool = False
@@ -40,7 +41,7 @@ class TorchaoRounding(ABC):
     removes: frozenset[str] = frozenset()
     needs_calibration = False
     gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
+    tunables: tuple[Tunable, ...] = (Tunable(name="head", choices=(False, True), words=("", "head")),)
     environment: str | None = None
     chance = 0.8
     """How often it kept 99 % of the quality of small models."""
@@ -55,13 +56,11 @@ class TorchaoRounding(ABC):
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        chosen = parse_settings(cls.settings, params, cls.name)
+        parse_settings(cls.settings, params, cls.name)
         if importlib.util.find_spec("torchao") is None:
             raise InfeasibleError("torchao is not installed; install it with: pip install torchao.")
         if cls.least is not None:
             require_capability(cls.least, cls.what)
-        if chosen.head and _ties_head(source):
-            raise InfeasibleError("The head of this model is its table of embeddings, which stays as it is; leave `head` out.")
 
     @classmethod
     def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -74,13 +73,14 @@ class TorchaoRounding(ABC):
         """See `Transform.apply`."""
         from transformers import AutoModelForCausalLM, TorchAoConfig
 
-        from genopt.models.checkpoint import save_model
+        from genopt.models.checkpoint import load_untied, save_model
 
         chosen = parse_settings(cls.settings, params, cls.name)
         progress(f"rounding to {cls.what}")
         config = TorchAoConfig(cls.scheme(params), modules_to_not_convert=None if not chosen.head else [])
         device = "cpu" if cls.gpu == "unused" or capability() is None else "cuda"
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=cls.dtype, local_files_only=True, quantization_config=config, device_map=device)
+        load = load_untied if chosen.head else AutoModelForCausalLM.from_pretrained
+        model = load(source, dtype=cls.dtype, local_files_only=True, quantization_config=config, device_map=device)
         save_model(model, source, destination)
 
     @staticmethod
@@ -92,10 +92,3 @@ class TorchaoRounding(ABC):
     @abstractmethod
     def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
         """What torchao is asked for."""
-
-
-def _ties_head(source: Path) -> bool:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, local_files_only=True)
-    return bool(config.get_text_config(decoder=True).tie_word_embeddings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from torchao.quantization import Int8Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen3Config
 
 from genopt.engines.base import GenerationRequest
 from genopt.engines.torch_engine import TorchEngine
 from genopt.errors import DataError, InfeasibleError, SpecError
+from genopt.models.checkpoint import load_model
 from genopt.models.decoder import decoder_layers, without_layers
+from genopt.quality.audit import audit
+from genopt.store.artifacts import folder_digest
 from genopt.techniques.base import TransformContext
 from genopt.techniques.distill import Distill, DistillParams, distill
 from genopt.techniques.drop_layers import DropLayers, layer_losses
@@ -27,6 +33,7 @@ from genopt.techniques.torchao_float8 import Float8Dynamic, Float8WeightOnly
 from genopt.techniques.torchao_int4 import Int4WeightOnly
 from genopt.techniques.torchao_int8 import Int8Dynamic, Int8WeightOnly
 from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
+from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -48,7 +55,7 @@ def load(folder: Path) -> Any:
 
 def log_probs(model: Any, sequence: Sequence[int]) -> np.ndarray[Any, Any]:
     with torch.inference_mode():
-        logits = torch.log_softmax(model(torch.tensor([list(sequence)])).logits[0, :-1], dim=-1)
+        logits = torch.log_softmax(model(torch.tensor([list(sequence)])).logits[0, :-1].float(), dim=-1)
     return logits[torch.arange(len(sequence) - 1), torch.tensor(sequence[1:])].numpy()
 
 
@@ -117,9 +124,48 @@ def test_a_head_of_its_own_can_be_rounded_too(tmp_path: Path, technique: Any) ->
     assert sizes[1] < sizes[0]
 
 
-def test_a_head_that_is_the_table_of_embeddings_stays(llama: Path) -> None:
-    with pytest.raises(InfeasibleError, match="is its table of embeddings"):
-        Int8WeightOnly.check(llama, {"head": True})
+FAMILIES: Mapping[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, num_hidden_layers=2,
+        max_position_embeddings=128, initializer_range=0.1,
+    ),
+    "qwen": Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96,
+        num_hidden_layers=2, max_position_embeddings=128, initializer_range=0.1,
+    ),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_rounded_head_leaves_the_table_of_embeddings_as_it_was(family: str, tied: bool, tmp_path: Path) -> None:
+    """Whether they were the same before or not; what is written opens without the original, and is the same each time."""
+    config = copy.deepcopy(FAMILIES[family])
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    source, first, second, kept = (tmp_path / name for name in ("source", "first", "second", "kept"))
+    write_tiny_tokenizer(source)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    model.generation_config.max_length = 77
+    model.save_pretrained(source)
+    for folder, head in ((first, True), (second, True), (kept, False)):
+        folder.mkdir()
+        Int8WeightOnly.check(source, {"head": head})
+        Int8WeightOnly.apply(source, folder, {"head": head}, context(), lambda _: None)
+    assert folder_digest(first)[0] == folder_digest(second)[0]
+    assert json.loads((first / "generation_config.json").read_text())["max_length"] == 77
+    shutil.rmtree(source)
+    opened, plain = load_model(first), load_model(kept)
+    assert torch.equal(opened.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert isinstance(opened.get_output_embeddings().weight, Int8Tensor)
+    assert not isinstance(plain.get_output_embeddings().weight, Int8Tensor)
+    found, expected = (log_probs(one, prompt(60, 3)) for one in (opened, plain))
+    assert 0 < np.abs(found - expected).mean() < 0.05
+    head, files = VOCABULARY * 64, [audit(folder, 100_000) for folder in (first, kept)]
+    assert not any(one.problems for one in files)
+    grown = files[0].bytes - files[1].bytes - (head if tied else -head)
+    assert abs(grown) < 4 * VOCABULARY + 1024, "the rounded head comes to the table, or takes the place of the head; beside it are scales and headers"
 
 
 @pytest.mark.parametrize(("technique", "least"), [(Int4WeightOnly, (8, 0)), (Float8Dynamic, (8, 9)), (Float8WeightOnly, (8, 9))])

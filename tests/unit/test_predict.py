@@ -47,6 +47,7 @@ def test_one_stream_of_a_small_model_is_limited_by_reading_its_weights() -> None
 def test_techniques_say_what_they_change() -> None:
     assert after("torchao_int8_weight_only", {}).parts[MLP].bytes == pytest.approx(80e6)
     assert after("torchao_int8_weight_only", {}).parts[HEAD].bytes == pytest.approx(56e6), "the head stays"
+    assert after("torchao_int8_weight_only", {"head": True}).parts[HEAD].bytes == pytest.approx(28e6)
     exported = after("onnx_genai", {})
     assert exported.parts[MLP].bytes == pytest.approx(320e6)
     assert exported.state_bytes == pytest.approx(4e6)
