@@ -163,6 +163,7 @@ class TextGeneration:
         """The least invasive changes of plain int8 first: a zero point per block, guesses, other block sizes; then what other engines have."""
         blocks = [_quantized(block_size=size) for size in (32, 64, 128, 16)]
         blocks[1:1] = [blocks[0] | {"ort_genai.lookahead": 8}, blocks[1] | {"ort_genai.lookahead": 8}]
+        blocks.insert(3, _space().complete({ENGINE: "llamacpp", "gguf.format": "Q8_0", "llamacpp.lookahead": 8}))
         rounded = _vllm("FP8_DYNAMIC")
         paged = _space().complete({ENGINE: "openvino", "openvino.attention": "paged", "openvino.lookahead": 8})
         return [*blocks, paged, rounded | {"vllm.cache_type": "fp8"}, rounded | {"vllm.max_batched_tokens": 8192}]
