@@ -42,6 +42,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "distill": "genopt.techniques.distill:Distill",
         "diffusers_int8_weight_only": "genopt.techniques.diffusers_denoiser:DenoiserInt8WeightOnly",
         "diffusers_int8_dynamic": "genopt.techniques.diffusers_denoiser:DenoiserInt8Dynamic",
+        "diffusers_distill_steps": "genopt.techniques.diffusers_distill_steps:DistillSteps",
         "diffusers_onnx": "genopt.techniques.diffusers_onnx:DiffusersOnnx",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
     },

@@ -38,7 +38,8 @@ class PipelineOptions(Record):
     """Options of an engine.
 
     Attributes:
-        num_inference_steps: Denoising steps of requests that name none; None takes the pipeline's default, as for the guidance.
+        num_inference_steps: Denoising steps of requests that name none; None takes what the pipeline was distilled for, else its default, as for
+            the guidance.
         guidance_scale: Scale of classifier-free guidance of such requests.
         guidance_end: Share of the steps after which there is no classifier-free guidance any more, so that each costs half.
         scheduler: A key of `SCHEDULERS`; None keeps the pipeline's.

@@ -19,6 +19,7 @@ from genopt.engines.images import GeneratedImage, ImageRequest, OnStep, require_
 from genopt.engines.pipeline_options import SCHEDULERS, PipelineOptions
 from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageError
 from genopt.models import pipeline_loading as pipelines
+from genopt.models import pipeline_sampling
 
 GUIDED: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionPipeline": ("prompt_embeds",),
@@ -53,10 +54,10 @@ class PipelineSession(ABC):
     def __init__(self, folder: Path, pipeline: Any, tokenizers: pipelines.Tokenizers, options: PipelineOptions) -> None:
         self._pipeline, self._tokenizers, self._settings = pipeline, tokenizers, options
         self._family = pipelines.class_name(folder)
-        self._steps: int = options.num_inference_steps or pipelines.default(pipeline, "num_inference_steps")
-        self._guidance: float | None = options.guidance_scale
-        if self._guidance is None:
-            self._guidance = pipelines.default(pipeline, "guidance_scale")
+        own = pipeline_sampling.read(folder)
+        self._steps: int = options.num_inference_steps or own.num_inference_steps or pipelines.default(pipeline, "num_inference_steps")
+        asked = (options.guidance_scale, own.guidance_scale)
+        self._guidance: float | None = next((scale for scale in asked if scale is not None), pipelines.default(pipeline, "guidance_scale"))
         self._timestep = NO_STEP
         self._set_scheduler()
         self._require_guided()

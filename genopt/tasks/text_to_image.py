@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from genopt.errors import DataError, SpecError
-from genopt.plan import JsonValue, Plan, Step
+from genopt.plan import Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.spec import RunSpec
 from genopt.tasks.base import Bench, BenchConfig
@@ -20,6 +20,7 @@ TRAITS = frozenset({"diffusers"})
 """Of an original pipeline."""
 _ROUNDED = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic"}
 """Techniques of the space that only round, with the words for them in the names of candidates."""
+_DISTILLED = Step(technique="diffusers_distill_steps", params={"steps": 4, "time_s": 90.0})
 _EXPORT = {"diffusers_onnx": ""}
 
 
@@ -39,6 +40,10 @@ def _named(name: str, technique: str = "", **options: Choice) -> Plan:
 
 def _ort(name: str, choices: Mapping[str, Choice]) -> Plan:
     return _space().plan(_space().complete({ENGINE: "ort_diffusers", **choices})).model_copy(update={"name": name})
+
+
+def _changed(name: str, *steps: Step, engine: str = ORIGINAL.engine) -> Plan:
+    return ORIGINAL.model_copy(update={"name": name, "steps": steps, "engine": engine})
 
 
 class TextToImage:
@@ -71,7 +76,6 @@ class TextToImage:
     @staticmethod
     def catalogue() -> list[Plan]:
         """Fewer steps with a better scheduler first: they save most."""
-        pruned: dict[str, JsonValue] = {"sparsity": 0.3}
         return [
             _named("dpm-25-steps", num_inference_steps=25, scheduler="dpmsolver++"),
             _named("dpm-15-steps", num_inference_steps=15, scheduler="dpmsolver++"),
@@ -88,12 +92,14 @@ class TextToImage:
             _named("int8-dynamic", "diffusers_int8_dynamic"),
             _named("int8-weight-only", "diffusers_int8_weight_only"),
             _named("bf16", dtype="bfloat16"),
-            ORIGINAL.model_copy(update={"name": "prune-magnitude-30", "steps": (Step(technique="diffusers_magnitude_prune", params=pruned),)}),
+            _changed("prune-magnitude-30", Step(technique="diffusers_magnitude_prune", params={"sparsity": 0.3})),
+            _changed("distilled-4-steps", _DISTILLED),
+            _changed("ort-distilled-4-steps", _DISTILLED, Step(technique="diffusers_onnx", params={"weights": "fp32"}), engine="ort_diffusers"),
         ]
 
     @staticmethod
     def families(plan: Plan) -> frozenset[str]:
-        """Another engine, fewer steps, cheaper steps, fewer bits, fewer weights."""
+        """Another engine, fewer steps, as they are or after training, cheaper steps, fewer bits, fewer weights."""
         found = {"quantization"} if any(step.technique in _ROUNDED or step.params.get("weights") == "int8" for step in plan.steps) else set()
         if plan.engine != BASELINE.engine:
             found.add("engine")
@@ -101,6 +107,8 @@ class TextToImage:
             found.add("pruning")
         if plan.options.get("num_inference_steps") is not None or plan.options.get("guidance_end", 1.0) != 1.0:
             found.add("steps")
+        if _DISTILLED.technique in {step.technique for step in plan.steps}:
+            found.add("distillation")  # fewer steps too, and comes after what needs no training
         if plan.options.get("cache", "none") != "none":
             found.add("cache")
         if plan.options.get("compile", "none") != "none":

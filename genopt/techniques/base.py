@@ -16,8 +16,8 @@ class TransformContext(Record):
 
     Attributes:
         original: Folder of the original model (teacher, tokenizer).
-        calibration: Parquet file with a column `ids` (list<int32>): calibration token sequences, disjoint
-            from the evaluation text; None for data-free transforms.
+        calibration: Parquet file with a column `ids` (list<int32>) of token sequences, or for images `prompt`
+            (string), disjoint from what is evaluated on; None for data-free transforms.
         seed: Seed for everything random.
         threads: CPU threads to use.
         time_limit_s: Time after which the result is worthless; time-boxed transforms end well before.

@@ -1,4 +1,4 @@
-"""Calibration text as the prepare stage of a text task leaves it: Parquet, one list of token ids per row."""
+"""Calibration data as the prepare stage of a task leaves it: Parquet with one row per text, as token ids, or per prompt."""
 
 from __future__ import annotations
 
@@ -45,3 +45,19 @@ def calibration_pieces(path: str | None, count: int, length: int) -> list[list[i
     if not pieces:
         raise DataError(f"The calibration text has no sequence of {length} tokens; give a longer one with --calib-data, or a smaller max_seq_length.")
     return pieces[:count]
+
+
+def calibration_prompts(path: str | None, count: int) -> list[str]:
+    """The first prompts of an image task.
+
+    Args:
+        path: Parquet file with a column `prompt`; None where there are no prompts.
+        count: Most of them.
+
+    Raises:
+        DataError: There is none.
+    """
+    prompts: list[str] = [] if path is None else pq.read_table(path, columns=["prompt"])["prompt"].to_pylist()[:count]
+    if not prompts:
+        raise DataError("This technique needs calibration prompts; give some with --calib-data.")
+    return prompts

@@ -7,12 +7,9 @@ them shows most.
 from __future__ import annotations
 
 import importlib.util
-import json
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -21,6 +18,7 @@ from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.pipeline_files import copy_pipeline, load_denoiser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 BLOCKS = ("blocks", "layers")
 """How the lists of a denoiser's blocks end, in the model definitions of diffusers."""
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 class QuantizeParams(Record):
@@ -92,13 +89,13 @@ class _Rounded(_OnDenoisers, ABC):
         from genopt.models import quantized
 
         least = parse_settings(QuantizeParams, params, cls.name).least_features
-        name, denoiser = _denoiser(source)
+        name, denoiser = load_denoiser(source)
         chosen = _inner_matrices(denoiser, least)
         if not chosen:
             raise InfeasibleError(f"The denoiser has no matrix of {least} features or more within its blocks; give a smaller least_features.")
         progress(f"quantizing {len(chosen)} matrices of the {name} to 8 bits")
         quantize_(denoiser, cls.scheme(), filter_fn=lambda _, path: path in chosen)
-        _copy(source, destination, without=name)
+        copy_pipeline(source, destination, without={name})
         quantized.save(denoiser, destination / name)
 
     @staticmethod
@@ -153,27 +150,15 @@ class DenoiserMagnitudePrune(_OnDenoisers):
         import torch
 
         sparsity = parse_settings(PruneParams, params, cls.name).sparsity
-        name, denoiser = _denoiser(source)
+        name, denoiser = load_denoiser(source)
         progress(f"setting {sparsity:.0%} of the {name}'s weights to zero")
         with torch.no_grad():
             for path, module in denoiser.named_modules():
                 if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and _is_inner(path):
                     magnitudes = module.weight.abs().float().flatten()
                     module.weight.view(-1)[magnitudes.argsort()[: round(sparsity * len(magnitudes))]] = 0
-        _copy(source, destination, without=name)
+        copy_pipeline(source, destination, without={name})
         denoiser.save_pretrained(destination / name)
-
-
-def _denoiser(folder: Path) -> tuple[str, Any]:
-    """Name and module of a pipeline's denoiser, on the CPU in the checkpoint's precision."""
-    import diffusers
-
-    from genopt.models.pipeline_loading import components, denoiser_name, stored_dtype
-
-    parts = components(folder)
-    name = denoiser_name(parts)
-    made = getattr(diffusers, parts[name])
-    return name, made.from_pretrained(folder / name, torch_dtype=stored_dtype(folder), local_files_only=True).eval()
 
 
 def _inner_matrices(denoiser: nn.Module, least_features: int) -> frozenset[str]:
@@ -187,15 +172,3 @@ def _inner_matrices(denoiser: nn.Module, least_features: int) -> frozenset[str]:
 def _is_inner(path: str) -> bool:
     """Whether a layer lies within the blocks, and is no part of what tells them the time."""
     return path.partition(".")[0].endswith((*BLOCKS, "mid_block")) and "time_emb" not in path
-
-
-def _copy(source: Path, destination: Path, *, without: str) -> None:
-    """Copies a pipeline, and of one component only what is no weight; links to other folders become files."""
-    ignored: Callable[[str, list[str]], set[str]] = shutil.ignore_patterns(*WEIGHTS)
-
-    def left_out(folder: str, names: list[str]) -> set[str]:
-        return set(ignored(folder, names)) if Path(folder) == source / without else set()
-
-    shutil.copytree(source, destination, ignore=left_out, dirs_exist_ok=True)
-    index = json.loads((destination / "model_index.json").read_text(encoding="utf-8"))
-    (destination / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genopt.errors import InfeasibleError
+from genopt.models import pipeline_sampling
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
@@ -89,6 +90,8 @@ class DiffusersOnnx:
             for name in (name for name in index if name.startswith("tokenizer") and (source / name).is_dir()):
                 shutil.copytree(source / name, exported / name, dirs_exist_ok=True)
             _write_json(exported / INDEX, index)
+            if (source / pipeline_sampling.FILE).is_file():
+                shutil.copyfile(source / pipeline_sampling.FILE, exported / pipeline_sampling.FILE)
             for path in exported.glob("*/config.json"):
                 _write_json(path, {name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if name != "_name_or_path"})
             for path in exported.iterdir():

@@ -41,6 +41,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
     "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
     "diffusers_int8_dynamic": ("diffusers", {}),
+    "diffusers_distill_steps": ("diffusers", {"steps": 2, "substeps": 1, "updates": 1, "learning_rate": 1e-9}),
     "diffusers_onnx": ("diffusers", {"weights": "int8"}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
 }
@@ -85,11 +86,13 @@ def convert(technique: str, source: Path, destination: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("calibration") / "calibration.parquet"
+def calibrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Calibration data by trait of what is calibrated with it."""
+    folder = tmp_path_factory.mktemp("calibration")
     rows = [[(7 * row + 3 * place) % 256 for place in range(128)] for row in range(8)]
-    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), path)
-    return path
+    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), folder / "text.parquet")
+    pq.write_table(pa.table({"prompt": ["a photo", "a digit", "a photo of a digit"]}), folder / "images.parquet")
+    return {"hf": folder / "text.parquet", "diffusers": folder / "images.parquet"}
 
 
 def context(original: Path, calibration: Path | None) -> TransformContext:
@@ -104,11 +107,11 @@ def test_every_entry_has_a_case_here() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["techniques"] if runs_here("techniques", name)])
-def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path], calibration: Path, tmp_path: Path) -> None:
+def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path], calibrations: dict[str, Path], tmp_path: Path) -> None:
     trait, params = TECHNIQUES[name]
     technique = catalog.load("techniques", name)
     assert trait in technique.requires
-    needed = calibration if technique.needs_calibration else None
+    needed = calibrations[trait] if technique.needs_calibration else None
     check_technique(name, sources[trait], params, context(sources[trait], needed), tmp_path)
 
 
