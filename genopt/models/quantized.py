@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from genopt.errors import ModelError
 from genopt.models.checkpoint import sort_metadata
 
 FILE = "genopt_torchao.safetensors"
-LIBRARY = "library"
+LIBRARY, SHARED = "library", "shared"
+"""Metadata: what a file holds, and names of tensors that are others of it."""
 
 
 def is_quantized(folder: Path) -> bool:
@@ -36,10 +38,12 @@ def save(component: nn.Module, folder: Path) -> None:
     from safetensors.torch import save_file
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    tensors, metadata = flatten_tensor_state_dict(component.state_dict())
+    state = component.state_dict()
+    shared = _shared(state)
+    tensors, metadata = flatten_tensor_state_dict({name: tensor for name, tensor in state.items() if name not in shared})
     library = type(component).__module__.partition(".")[0]
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / FILE, metadata={**metadata, LIBRARY: json.dumps([library, type(component).__name__])})
+    save_file(plain, folder / FILE, metadata={**metadata, LIBRARY: json.dumps([library, type(component).__name__]), SHARED: json.dumps(shared)})
     sort_metadata(folder / FILE)
 
 
@@ -61,10 +65,31 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - it is no mapping
     if LIBRARY not in metadata:
         raise ModelError(f"{folder / FILE} does not say which class it holds; build the artifact again.")
-    library, name = json.loads(metadata.pop(LIBRARY))
+    library, class_name = json.loads(metadata.pop(LIBRARY))
+    shared: dict[str, str] = json.loads(metadata.pop(SHARED, "{}"))
     state, _ = unflatten_tensor_state_dict(tensors, metadata)
-    made = getattr(importlib.import_module(library), name)
-    component: nn.Module = made.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    state |= {name: state[other] for name, other in shared.items()}
+    component = _made(
+        library, getattr(importlib.import_module(library), class_name), json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    )
     component.to(dtype).load_state_dict(state, strict=True, assign=True)
     component.eval()
     return component
+
+
+def _shared(state: Mapping[str, Any]) -> dict[str, str]:
+    """By name of a plain tensor that has the memory of one before it: the name of that one."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    found: dict[str, str] = {}
+    for name, tensor in state.items():
+        if type(tensor) is torch.Tensor and tensor.numel():
+            other = first.setdefault((tensor.data_ptr(), tensor.shape), name)
+            if other != name:
+                found[name] = other
+    return found
+
+
+def _made(library: str, kind: Any, config: dict[str, Any]) -> nn.Module:
+    """A component with weights that mean nothing: of diffusers, or of transformers, which has a class for the configuration too."""
+    made: nn.Module = kind.from_config(config) if library == "diffusers" else kind(kind.config_class.from_dict(config))
+    return made

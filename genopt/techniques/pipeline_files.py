@@ -1,7 +1,8 @@
-"""What techniques share that change one component of a pipeline: load it alone, and copy all the rest."""
+"""What techniques share that change components of a pipeline: load them alone, tell their inner layers, and copy all the rest."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -10,18 +11,51 @@ from typing import Any
 
 INDEX = "model_index.json"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+BLOCKS = ("blocks", "layers", "layer", "block", "mid_block")
+"""How the names of repeated parts end, in the model definitions of diffusers and of text encoders."""
+
+
+def denoiser_of(folder: Path) -> str:
+    """Name of the component that every step runs."""
+    from genopt.models.pipeline_loading import components, denoiser_name
+
+    return denoiser_name(components(folder))
+
+
+def text_encoders_of(folder: Path) -> list[str]:
+    """Names of the components that read prompts."""
+    from genopt.models.pipeline_loading import components
+
+    return [name for name in components(folder) if name.startswith("text_encoder")]
+
+
+def load_component(folder: Path, name: str, dtype: str | None = None) -> Any:
+    """A component on the CPU.
+
+    Args:
+        folder: The pipeline.
+        name: The component.
+        dtype: Name of a dtype, or None for the checkpoint's.
+    """
+    import torch
+
+    from genopt.models.pipeline_loading import stored_dtype
+
+    library, made = json.loads((folder / INDEX).read_text(encoding="utf-8"))[name]
+    wanted = stored_dtype(folder) if dtype is None else getattr(torch, dtype)
+    given = {"torch_dtype" if library == "diffusers" else "dtype": wanted}
+    return getattr(importlib.import_module(library), made).from_pretrained(folder / name, local_files_only=True, **given).eval()
 
 
 def load_denoiser(folder: Path) -> tuple[str, Any]:
     """Name and module of a pipeline's denoiser, on the CPU in the checkpoint's precision."""
-    import diffusers
+    name = denoiser_of(folder)
+    return name, load_component(folder, name)
 
-    from genopt.models.pipeline_loading import components, denoiser_name, stored_dtype
 
-    parts = components(folder)
-    name = denoiser_name(parts)
-    made = getattr(diffusers, parts[name])
-    return name, made.from_pretrained(folder / name, torch_dtype=stored_dtype(folder), local_files_only=True).eval()
+def is_inner(path: str) -> bool:
+    """Whether a layer lies within the repeated blocks, and is no part of what tells them the time."""
+    return any(part.endswith(BLOCKS) for part in path.split(".")[:-1]) and "time_emb" not in path
 
 
 def copy_pipeline(source: Path, destination: Path, *, without: Collection[str] = ()) -> None:

@@ -17,8 +17,6 @@ from genopt.techniques.base import Progress
 from genopt.techniques.denoising_path import DenoisingPath, ask, guided, joined, predict
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from genopt.techniques.diffusers_distill_steps import DistillStepsParams
 
 HELD_OUT_PROMPTS = 0.2
@@ -60,7 +58,7 @@ class StepDistillation:
         DataError: There are too few prompts.
     """
 
-    def __init__(self, pipeline: Any, teacher: nn.Module, student: nn.Module, prompts: Sequence[str], guidance: float, seed: int) -> None:
+    def __init__(self, pipeline: Any, teacher: Any, student: Any, prompts: Sequence[str], guidance: float, seed: int) -> None:
         if len(prompts) < 2:
             raise DataError("There are too few calibration prompts to distill on; give more with --calib-data.")
         self._scheduler, self._teacher, self._student, self._guidance = pipeline.scheduler, teacher, student, guidance

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from genopt.models.capability import FLOAT8
 from genopt.plan import JsonValue
+from genopt.techniques import torchao_schemes
 from genopt.techniques.base import GpuUse
 from genopt.techniques.torchao_rounding import TorchaoRounding
 
@@ -26,9 +27,7 @@ class Float8Dynamic(TorchaoRounding):
     @staticmethod
     def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
         """See `TorchaoRounding.scheme`."""
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
-
-        return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+        return torchao_schemes.float8_dynamic()
 
 
 class Float8WeightOnly(TorchaoRounding):
@@ -44,6 +43,4 @@ class Float8WeightOnly(TorchaoRounding):
     @staticmethod
     def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
         """See `TorchaoRounding.scheme`."""
-        from torchao.quantization import Float8WeightOnlyConfig
-
-        return Float8WeightOnlyConfig(set_inductor_config=False)
+        return torchao_schemes.float8_weight_only()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from genopt.errors import InfeasibleError
 from genopt.models.capability import capability
 from genopt.plan import JsonValue
+from genopt.techniques import torchao_schemes
 from genopt.techniques.base import GpuUse
 from genopt.techniques.torchao_rounding import TorchaoRounding
 
@@ -24,9 +25,7 @@ class Int8WeightOnly(TorchaoRounding):
     @staticmethod
     def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
         """See `TorchaoRounding.scheme`."""
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        return Int8WeightOnlyConfig(version=2)
+        return torchao_schemes.int8_weight_only()
 
 
 class Int8Dynamic(TorchaoRounding):
@@ -47,6 +46,4 @@ class Int8Dynamic(TorchaoRounding):
     @staticmethod
     def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
         """See `TorchaoRounding.scheme`."""
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-
-        return Int8DynamicActivationInt8WeightConfig(version=2)
+        return torchao_schemes.int8_dynamic()

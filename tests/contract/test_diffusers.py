@@ -16,13 +16,17 @@ from genopt.engines.diffusers_session import DiffusersSession
 from genopt.engines.images import ImageRequest
 from genopt.errors import DataError, InfeasibleError, ModelError, SpecError, StageError
 from genopt.models import quantized
+from genopt.models.capability import capability
 from genopt.profiling.ceiling_cache import CeilingCache
 from genopt.profiling.denoising import CONVOLUTIONS
 from genopt.profiling.images import profile_pipeline
 from genopt.quality.image_difference import ssim
 from genopt.tasks.image_data import ImageSet, prepare
 from genopt.techniques.base import TransformContext
-from genopt.techniques.diffusers_denoiser import DenoiserInt8Dynamic, DenoiserInt8WeightOnly, DenoiserMagnitudePrune
+from genopt.techniques.diffusers_float8 import PipelineFloat8Dynamic, PipelineFloat8WeightOnly
+from genopt.techniques.diffusers_int4 import PipelineInt4WeightOnly
+from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
+from genopt.techniques.diffusers_magnitude_prune import DenoiserMagnitudePrune
 from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion
 
 STEPS = 4
@@ -112,7 +116,7 @@ def test_a_pipeline_without_a_component_is_named(pipeline: Path, tmp_path: Path,
         opened(folder)
 
 
-@pytest.mark.parametrize("technique", [DenoiserInt8WeightOnly, DenoiserInt8Dynamic])
+@pytest.mark.parametrize("technique", [PipelineInt8WeightOnly, PipelineInt8Dynamic])
 def test_eight_bits_load_back_smaller_and_close(pipeline: Path, tmp_path: Path, technique: Any) -> None:
     context = TransformContext(original=str(pipeline), calibration=None, seed=0, threads=1, time_limit_s=100)
     technique.apply(pipeline, tmp_path, {"least_features": 16}, context, lambda _: None)
@@ -123,6 +127,39 @@ def test_eight_bits_load_back_smaller_and_close(pipeline: Path, tmp_path: Path, 
     assert kinds
     assert not any("time_emb" in name for name in kinds), "what tells the time stays as it is"
     assert ssim(opened(pipeline).generate([ASKED])[0].pixels(), session.generate([ASKED])[0].pixels()) > 0.99
+
+
+@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_pixart])
+def test_text_encoders_are_rounded_too_where_that_is_asked_for(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    original = write(tmp_path / "original")
+    context = TransformContext(original=str(original), calibration=None, seed=0, threads=1, time_limit_s=100)
+    PipelineInt8WeightOnly.apply(original, tmp_path / "result", {"components": "text_encoders", "least_features": 16}, context, lambda _: None)
+    rounded = {path.parent.name for path in (tmp_path / "result").rglob(quantized.FILE)}
+    assert rounded == {path.name for path in original.iterdir() if path.name.startswith("text_encoder")}
+    session = opened(tmp_path / "result")
+    encoder = session.pipeline.text_encoder
+    kinds = {name: type(value).__name__ for name, value in encoder.state_dict().items()}
+    assert all(
+        ("Int8" in kind) == (".layer" in name and "norm" not in name and name.endswith("weight"))
+        for name, kind in kinds.items()
+        if "bias" not in name
+    )
+    assert ssim(opened(original).generate([ASKED])[0].pixels(), session.generate([ASKED])[0].pixels()) > 0.98
+
+
+@pytest.mark.parametrize("technique", [PipelineInt4WeightOnly, PipelineFloat8WeightOnly, PipelineFloat8Dynamic])
+def test_formats_of_gpus_are_refused_without_one_with_the_reason(pipeline: Path, technique: Any) -> None:
+    if capability() is None:
+        with pytest.raises(InfeasibleError, match="need an NVIDIA GPU and there is none here"):
+            technique.check(pipeline, {})
+    with pytest.raises(SpecError, match="components"):
+        technique.check(pipeline, {"components": "vae"})
+
+
+def test_where_nothing_is_large_enough_to_round_the_reason_is_given(pipeline: Path, tmp_path: Path) -> None:
+    context = TransformContext(original=str(pipeline), calibration=None, seed=0, threads=1, time_limit_s=100)
+    with pytest.raises(InfeasibleError, match="no matrix of 4096 features"):
+        PipelineInt8WeightOnly.apply(pipeline, tmp_path, {"least_features": 4096}, context, lambda _: None)
 
 
 def test_the_smallest_weights_become_zero_and_only_those(pipeline: Path, tmp_path: Path) -> None:

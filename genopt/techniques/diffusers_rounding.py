@@ -1,0 +1,127 @@
+"""What techniques share that round matrices of a pipeline with torchao: those of its denoiser, its text encoders, or both.
+
+Layers that are small, and those before the first and behind the last block, stay as they are: they cost little, and rounding
+them shows most.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from genopt.errors import InfeasibleError
+from genopt.models.capability import capability, require_capability
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import MATRICES, Footprint
+from genopt.search.space import Tunable
+from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.pipeline_files import copy_pipeline, denoiser_of, is_inner, load_component, text_encoders_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torchao.core.config import AOBaseConfig
+
+
+class PipelineRoundingParams(Record):
+    """Parameters that all of these techniques have.
+
+    Attributes:
+        components: What is rounded. Text encoders take memory rather than time: they run once per image.
+        least_features: Matrices with fewer inputs or outputs stay as they are.
+    """
+
+    components: Literal["denoiser", "text_encoders", "all"] = "denoiser"
+    least_features: int = Field(default=32, ge=1)
+
+
+class PipelineRounding(ABC):
+    """See `genopt.techniques.base.Transform`; subclasses say into what."""
+
+    name = ""
+    version = 2
+    phase = 40
+    requires = frozenset({"diffusers"})
+    excludes = frozenset({"quantized"})
+    adds = frozenset({"quantized"})
+    removes: frozenset[str] = frozenset()
+    needs_calibration = False
+    gpu: GpuUse = "unused"
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
+    chance = 0.8
+    """How often it keeps 99 % of the quality."""
+    what = "8-bit weights"
+    """Names the format in a sentence, in the plural."""
+    least: tuple[int, int] | None = None
+    """Compute capability that its products need; None where processors have them too."""
+    dtype: str | None = None
+    """Precision of what stays, where the format prescribes it."""
+    settings: type[PipelineRoundingParams] = PipelineRoundingParams
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        parse_settings(cls.settings, params, cls.name)
+        if importlib.util.find_spec("torchao") is None:
+            raise InfeasibleError("torchao is not installed; install it with: pip install torchao.")
+        if cls.least is not None:
+            require_capability(cls.least, cls.what)
+
+    @classmethod
+    def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: steps run the denoiser alone."""
+        rounded = parse_settings(cls.settings, params, cls.name).components != "text_encoders"
+        return (before.stored(cls.bits(params), families=MATRICES) if rounded else before).risked(cls.chance)
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        from torchao.quantization import quantize_
+
+        from genopt.models import quantized
+
+        chosen = parse_settings(cls.settings, params, cls.name)
+        names = {"denoiser": [denoiser_of(source)], "text_encoders": text_encoders_of(source)}
+        wanted = [name for kind, found in names.items() if chosen.components in (kind, "all") for name in found]
+        copy_pipeline(source, destination, without=wanted)
+        device = "cpu" if cls.gpu == "unused" or capability() is None else "cuda"
+        for name in wanted:
+            component = load_component(source, name, cls.dtype).to(device)
+            matrices = cls._matrices(component, chosen)
+            if not matrices:
+                raise InfeasibleError(
+                    f"The {name} has no matrix of {chosen.least_features} features or more within its blocks that can be rounded to {cls.what}; "
+                    "give a smaller least_features."
+                )
+            progress(f"rounding {len(matrices)} matrices of the {name} to {cls.what}")
+            quantize_(component, cls.scheme(params), filter_fn=lambda _, path, matrices=matrices: path in matrices)
+            quantized.save(component, destination / name)
+
+    @classmethod
+    def _matrices(cls, component: nn.Module, chosen: PipelineRoundingParams) -> frozenset[str]:
+        from genopt.models.pipeline_loading import matrices
+
+        return frozenset(
+            path
+            for path, module in matrices(component).items()
+            if is_inner(path) and min(module.in_features, module.out_features) >= chosen.least_features and cls.takes(module, chosen)
+        )
+
+    @staticmethod
+    def takes(matrix: nn.Linear, chosen: PipelineRoundingParams) -> bool:
+        """Whether the format can hold a matrix."""
+        return True
+
+    @staticmethod
+    def bits(params: dict[str, JsonValue]) -> float:
+        """Of a weight, with its share of scales; one per row costs next to nothing."""
+        return 8.0
+
+    @staticmethod
+    @abstractmethod
+    def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
+        """What torchao is asked for."""
