@@ -45,6 +45,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "diffusers_int4_weight_only": "genopt.techniques.diffusers_int4:PipelineInt4WeightOnly",
         "diffusers_float8_weight_only": "genopt.techniques.diffusers_float8:PipelineFloat8WeightOnly",
         "diffusers_float8_dynamic": "genopt.techniques.diffusers_float8:PipelineFloat8Dynamic",
+        "diffusers_drop_blocks": "genopt.techniques.diffusers_drop_blocks:DropBlocks",
         "diffusers_distill_steps": "genopt.techniques.diffusers_distill_steps:DistillSteps",
         "diffusers_onnx": "genopt.techniques.diffusers_onnx:DiffusersOnnx",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_magnitude_prune:DenoiserMagnitudePrune",

@@ -18,8 +18,13 @@ ORIGINAL = Plan(name="original", engine="diffusers", options={"spare_threads": 0
 BASELINE = Plan(name="baseline", engine="diffusers", options={"compile": "denoiser", "channels_last": True, "spare_threads": 0})
 TRAITS = frozenset({"diffusers"})
 """Of an original pipeline."""
-_ROUNDED = {"diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic"}
+_ROUNDED = {
+    "diffusers_int8_weight_only": "int8-weight-only", "diffusers_int8_dynamic": "int8-dynamic",
+    "diffusers_float8_weight_only": "float8-weight-only", "diffusers_float8_dynamic": "float8-dynamic",
+    "diffusers_int4_weight_only": "int4-weight-only",
+}  # fmt: skip
 """Techniques of the space that only round, with the words for them in the names of candidates."""
+_PRUNED = ("diffusers_magnitude_prune", "diffusers_drop_blocks")
 _DISTILLED = Step(technique="diffusers_distill_steps", params={"steps": 4, "time_s": 90.0})
 _EXPORT = {"diffusers_onnx": ""}
 
@@ -91,8 +96,13 @@ class TextToImage:
             _named("first-block-cache", cache="first_block", cache_threshold=0.1),
             _named("int8-dynamic", "diffusers_int8_dynamic"),
             _named("int8-weight-only", "diffusers_int8_weight_only"),
+            _named("float8-dynamic", "diffusers_float8_dynamic", compile="denoiser"),
+            _named("float8-weight-only", "diffusers_float8_weight_only", compile="denoiser"),
+            _named("int4-weight-only", "diffusers_int4_weight_only", compile="denoiser"),
             _named("bf16", dtype="bfloat16"),
+            _changed("int8-weight-only-everywhere", Step(technique="diffusers_int8_weight_only", params={"components": "all"})),
             _changed("prune-magnitude-30", Step(technique="diffusers_magnitude_prune", params={"sparsity": 0.3})),
+            _changed("drop-1-block", Step(technique="diffusers_drop_blocks", params={"count": 1})),
             _changed("distilled-4-steps", _DISTILLED),
             _changed("ort-distilled-4-steps", _DISTILLED, Step(technique="diffusers_onnx", params={"weights": "fp32"}), engine="ort_diffusers"),
         ]
@@ -103,7 +113,7 @@ class TextToImage:
         found = {"quantization"} if any(step.technique in _ROUNDED or step.params.get("weights") == "int8" for step in plan.steps) else set()
         if plan.engine != BASELINE.engine:
             found.add("engine")
-        if any(step.technique == "diffusers_magnitude_prune" for step in plan.steps):
+        if any(step.technique in _PRUNED for step in plan.steps):
             found.add("pruning")
         if plan.options.get("num_inference_steps") is not None or plan.options.get("guidance_end", 1.0) != 1.0:
             found.add("steps")

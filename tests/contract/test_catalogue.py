@@ -18,7 +18,7 @@ from genopt.techniques.base import TransformContext
 from genopt.testing.contracts import check_engine, check_space, check_technique, runs_here
 from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
-from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
+from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_stable_diffusion
 
 TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
@@ -44,11 +44,14 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "diffusers_int4_weight_only": ("diffusers", {"group_size": 32}),
     "diffusers_float8_weight_only": ("diffusers", {}),
     "diffusers_float8_dynamic": ("diffusers", {}),
+    "diffusers_drop_blocks": ("diffusers", {"prompts": 1, "steps": 2}),
     "diffusers_distill_steps": ("diffusers", {"steps": 2, "substeps": 1, "updates": 1, "learning_rate": 1e-9}),
     "diffusers_onnx": ("diffusers", {"weights": "int8"}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
 }
 """By name: a trait of the source, and parameters."""
+SOURCES = {"diffusers_drop_blocks": "pixart"}
+"""Sources of techniques that do not take every one with their trait."""
 ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torch": ("hf", {"threads": 2, "compile": True, "cache_tokens": 128}),
     "llamacpp": ("gguf", {"threads": 2}),
@@ -70,7 +73,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shutil.copytree(llama, given, dirs_exist_ok=True)
     (given / GIVEN).parent.mkdir()
     (given / GIVEN).write_bytes(MAGIC + bytes([3, 0, 0, 0]))
-    found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given, "diffusers": write_tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline"))}
+    pipeline, pixart = write_tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline")), write_tiny_pixart(tmp_path_factory.mktemp("pixart"))
+    found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given, "diffusers": pipeline, "pixart": pixart}
     for name, source, trait in (("gguf", "hf", "gguf"), ("openvino_export", "hf", "openvino"), ("diffusers_onnx", "diffusers", "onnx_diffusers")):
         if runs_here("techniques", name):
             found[trait] = convert(name, found[source], tmp_path_factory.mktemp(name))
@@ -115,7 +119,8 @@ def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path],
     technique = catalog.load("techniques", name)
     assert trait in technique.requires
     needed = calibrations[trait] if technique.needs_calibration else None
-    check_technique(name, sources[trait], params, context(sources[trait], needed), tmp_path)
+    source = sources[SOURCES.get(name, trait)]
+    check_technique(name, source, params, context(source, needed), tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["engines"] if runs_here("engines", name)])
