@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from genopt.models import products
 from genopt.models.pipeline_loading import takes
+
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
 
 
 class Call(NamedTuple):
@@ -61,6 +64,28 @@ def difference(denoiser: nn.Module, calls: Sequence[Call]) -> float:
             apart = _prediction(denoiser(*call.arguments, **call.named)) - call.answer
             shares.append(float(apart.square().mean() / call.answer.square().mean()))
     return sum(shares) / len(shares)
+
+
+def most_sensitive(denoiser: nn.Module, calls: Sequence[Call], paths: Collection[str], scheme: AOBaseConfig, count: int) -> frozenset[str]:
+    """The matrices which change a denoiser's answers most when each alone is rounded.
+
+    Args:
+        denoiser: Unchanged afterwards.
+        calls: What it is asked, and what it answers.
+        paths: The matrices.
+        scheme: Into what they are rounded.
+        count: How many are wanted.
+    """
+    from torchao.quantization import quantize_
+
+    costs: dict[str, float] = {}
+    for path in sorted(paths):
+        matrix = denoiser.get_submodule(path)
+        weight = matrix.get_parameter("weight")
+        quantize_(denoiser, scheme, filter_fn=lambda _, found, path=path: found == path)
+        costs[path] = difference(denoiser, calls)
+        matrix.register_parameter("weight", weight)
+    return frozenset(sorted(costs, key=lambda path: -costs[path])[:count])
 
 
 def _prediction(answer: Any) -> Tensor:

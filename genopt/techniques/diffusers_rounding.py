@@ -24,6 +24,8 @@ from genopt.techniques.pipeline_files import copy_pipeline, denoiser_of, is_inne
 if TYPE_CHECKING:
     from torch import nn
     from torchao.core.config import AOBaseConfig
+JUDGED, JUDGED_STEPS = "a", 2
+"""Prompt and steps of the image on which matrices are judged; every pipeline reads so short a prompt."""
 
 
 class PipelineRoundingParams(Record):
@@ -32,10 +34,12 @@ class PipelineRoundingParams(Record):
     Attributes:
         components: What is rounded. Text encoders take memory rather than time: they run once per image.
         least_features: Matrices with fewer inputs or outputs stay as they are.
+        kept: Matrices of the denoiser that stay as they are besides: those which change its predictions most when each alone is rounded.
     """
 
     components: Literal["denoiser", "text_encoders", "all"] = "denoiser"
     least_features: int = Field(default=32, ge=1)
+    kept: int = Field(default=0, ge=0)
 
 
 class PipelineRounding(ABC):
@@ -92,6 +96,9 @@ class PipelineRounding(ABC):
         for name in wanted:
             component = load_component(source, name, cls.dtype).to(device)
             matrices = cls._matrices(component, chosen)
+            if chosen.kept and name in names["denoiser"]:
+                progress(f"rounding {len(matrices)} matrices of the {name} one by one")
+                matrices -= cls._sensitive(source, matrices, params, context.seed)
             if not matrices:
                 raise InfeasibleError(
                     f"The {name} has no matrix of {chosen.least_features} features or more within its blocks that can be rounded to {cls.what}; "
@@ -100,6 +107,16 @@ class PipelineRounding(ABC):
             progress(f"rounding {len(matrices)} matrices of the {name} to {cls.what}")
             quantize_(component, cls.scheme(params), filter_fn=lambda _, path, matrices=matrices: path in matrices)
             quantized.save(component, destination / name)
+
+    @classmethod
+    def _sensitive(cls, source: Path, matrices: frozenset[str], params: dict[str, JsonValue], seed: int) -> frozenset[str]:
+        from genopt.models.pipeline_loading import denoiser_name, load_pipeline
+        from genopt.techniques.denoiser_calls import most_sensitive, record
+
+        pipeline = load_pipeline(source, cls.dtype)
+        denoiser = pipeline.components[denoiser_name(pipeline.components)]
+        calls = record(pipeline, denoiser, [JUDGED], steps=JUDGED_STEPS, seed=seed)
+        return most_sensitive(denoiser, calls, matrices, cls.scheme(params), parse_settings(cls.settings, params, cls.name).kept)
 
     @classmethod
     def _matrices(cls, component: nn.Module, chosen: PipelineRoundingParams) -> frozenset[str]:

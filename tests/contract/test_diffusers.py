@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from genopt.engines.diffusers_engine import DiffusersEngine
 from genopt.engines.diffusers_session import DiffusersSession
@@ -145,6 +146,20 @@ def test_text_encoders_are_rounded_too_where_that_is_asked_for(write: Callable[[
         if "bias" not in name
     )
     assert ssim(opened(original).generate([ASKED])[0].pixels(), session.generate([ASKED])[0].pixels()) > 0.98
+
+
+def test_the_matrices_that_suffer_most_are_kept_where_that_is_asked_for(pipeline: Path, tmp_path: Path) -> None:
+    folder, fragile = tmp_path / "original", "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
+    shutil.copytree(pipeline, folder)
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    weights[f"{fragile}.weight"][:, 0] = 300.0  # the scale of each row has to reach so far, which leaves little for the others
+    save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    context = TransformContext(original=str(folder), calibration=None, seed=0, threads=1, time_limit_s=100)
+    for kept in (0, 1):
+        PipelineInt8WeightOnly.apply(folder, tmp_path / str(kept), {"least_features": 16, "kept": kept}, context, lambda _: None)
+    none, one = ({name for name, value in opened(tmp_path / kept).denoiser.state_dict().items() if "Int8" in type(value).__name__} for kept in "01")
+    assert none - one == {f"{fragile}.weight"}
+    assert one < none
 
 
 @pytest.mark.parametrize("technique", [PipelineInt4WeightOnly, PipelineFloat8WeightOnly, PipelineFloat8Dynamic])
