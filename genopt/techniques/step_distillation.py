@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -80,13 +81,17 @@ class StepDistillation:
         Returns:
             Mean squared distances from the original's latents, for prompts and noise that were held out: of the original's own at the student's
             cost (a guided step costs two), and of the student's.
+
+        Raises:
+            InfeasibleError: The original is too slow for it.
         """
         started = time.monotonic()
+        until = started + COLLECTING * limit_s
         path = DenoisingPath(self._scheduler, params.steps, params.substeps)
         first_held_out = len(self._given) - self._held_out
-        judged = self._travelled([first_held_out + place % self._held_out for place in range(HELD_OUT)], path)
+        judged = self._travelled([first_held_out + place % self._held_out for place in range(HELD_OUT)], path, until)
         collected: list[Trajectories] = []
-        while len(collected) * TOGETHER < params.trajectories and (not collected or time.monotonic() - started < COLLECTING * limit_s):
+        while len(collected) * TOGETHER < params.trajectories and (not collected or time.monotonic() < until):
             count = min(TOGETHER, params.trajectories - len(collected) * TOGETHER)
             collected.append(self._travelled([int(place) for place in torch.randint(first_held_out, (count,), generator=self._random)], path))
             progress(f"the original made {sum(len(each.prompts) for each in collected)} images")
@@ -104,10 +109,17 @@ class StepDistillation:
         """What the denoiser is given for no prompt and for some, a row for each."""
         return joined([self._without] * len(prompts)), joined([self._given[prompt] for prompt in prompts])
 
-    def _travelled(self, prompts: list[int], path: DenoisingPath) -> Trajectories:
-        """The original's ways from new noise."""
+    def _travelled(self, prompts: list[int], path: DenoisingPath, until: float = math.inf) -> Trajectories:
+        """The original's ways from new noise, which must end by a time."""
+        predicted = guided(self._teacher, *self._asked(prompts), self._guidance)
+
+        def in_time(latents: Tensor, timestep: int) -> Tensor:
+            if time.monotonic() > until:
+                raise InfeasibleError("The original makes too few images in this time to distill steps; give diffusers_distill_steps more time_s.")
+            return predicted(latents, timestep)
+
         noise = torch.randn((len(prompts), *self._shape), generator=self._random).to(self._device)
-        return Trajectories(prompts, path.travel(noise, guided(self._teacher, *self._asked(prompts), self._guidance)))
+        return Trajectories(prompts, path.travel(noise, in_time))
 
     def _train(self, found: Trajectories, path: DenoisingPath, params: DistillStepsParams, limit_s: float, progress: Progress) -> None:
         optimizer = torch.optim.AdamW(self._student.parameters(), lr=params.learning_rate, weight_decay=0.0)

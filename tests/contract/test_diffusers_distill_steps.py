@@ -68,8 +68,11 @@ def test_what_came_no_closer_is_left_as_it_was(prompts: Path, tmp_path: Path) ->
 
 
 def test_time_ends_training_before_its_updates(prompts: Path, tmp_path: Path) -> None:
-    said = distilled(write_tiny_stable_diffusion(tmp_path / "original"), prompts, tmp_path / "result", {**QUICK, "updates": 100_000, "time_s": 0.5})
+    pipeline = write_tiny_stable_diffusion(tmp_path / "original")
+    said = distilled(pipeline, prompts, tmp_path / "result", {**QUICK, "updates": 100_000, "time_s": 2.0})
     assert len([line for line in said if line.startswith("update")]) < 1000
+    with pytest.raises(InfeasibleError, match="too few images in this time"):
+        distilled(pipeline, prompts, tmp_path / "none", {**QUICK, "time_s": 1e-6})
 
 
 def test_the_path_is_the_one_that_the_scheduler_takes(tmp_path: Path) -> None:

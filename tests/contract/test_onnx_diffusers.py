@@ -14,6 +14,7 @@ from genopt.engines.images import ImageRequest
 from genopt.engines.ort_diffusers import OrtDiffusersEngine
 from genopt.errors import InfeasibleError, ModelError, SpecError
 from genopt.image_calls import ImageProcess
+from genopt.models import pipeline_sampling
 from genopt.process import run_stage
 from genopt.techniques.diffusers_onnx import DiffusersOnnx
 from genopt.testing.contracts import runs_here
@@ -49,9 +50,12 @@ if runs_here("engines", "ort_diffusers"):
     @pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl])
     def test_images_are_those_of_diffusers(write: Callable[[Path], Path], tmp_path: Path) -> None:
         source = write(tmp_path / "pipeline")
+        pipeline_sampling.write(source, pipeline_sampling.Sampling(num_inference_steps=3, guidance_scale=1.0))
         original = DiffusersEngine.open(source, {"threads": 2})
         artifact = exported(source, tmp_path / "onnx")
         with ImageProcess("ort_diffusers", artifact, {"threads": 2}, log=tmp_path / "log.txt", timeout_s=120) as session:
+            asked = [ImageRequest(prompt="a digit", seed=5)]
+            assert len(session.generate(asked)[0].timestamps_ns) == 3, "the export says how it is to be sampled"
             for guidance in (0.0, 5.0):  # unguided steps hand the scheduler the very tensor that the denoiser read
                 asked = [ImageRequest(prompt=f"a digit {seed}", seed=seed, steps=4, guidance=guidance) for seed in range(2)]
                 for made, expected in zip(session.generate(asked), original.generate(asked), strict=True):
