@@ -45,7 +45,7 @@ class PipelineFloat8Dynamic(PipelineRounding):
     chance = 0.5
 
     @staticmethod
-    def takes(matrix: nn.Linear, chosen: PipelineRoundingParams) -> bool:
+    def takes(path: str, matrix: nn.Linear, chosen: PipelineRoundingParams) -> bool:
         """See `PipelineRounding.takes`."""
         return matrix.in_features % MULTIPLE == 0 and matrix.out_features % MULTIPLE == 0
 

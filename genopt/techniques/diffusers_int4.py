@@ -42,7 +42,7 @@ class PipelineInt4WeightOnly(PipelineRounding):
     tunables = (Tunable(name="group_size", choices=(64, 32, 128), words=("", "g32", "g128")),)
 
     @classmethod
-    def takes(cls, matrix: nn.Linear, chosen: PipelineRoundingParams) -> bool:
+    def takes(cls, path: str, matrix: nn.Linear, chosen: PipelineRoundingParams) -> bool:
         """See `PipelineRounding.takes`."""
         group_size: int = chosen.model_dump()["group_size"]
         return matrix.in_features % group_size == 0

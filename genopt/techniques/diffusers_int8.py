@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from genopt.plan import JsonValue
 from genopt.techniques import torchao_schemes
-from genopt.techniques.diffusers_rounding import PipelineRounding
+from genopt.techniques.diffusers_rounding import MODULATION, PipelineRounding, PipelineRoundingParams
 
 if TYPE_CHECKING:
+    from torch import nn
     from torchao.core.config import AOBaseConfig
 
 
@@ -29,6 +30,11 @@ class PipelineInt8Dynamic(PipelineRounding):
     name = "diffusers_int8_dynamic"
     what = "8-bit weights and activations"
     chance = 0.5
+
+    @staticmethod
+    def takes(path: str, matrix: nn.Linear, chosen: PipelineRoundingParams) -> bool:
+        """See `PipelineRounding.takes`."""
+        return MODULATION not in path
 
     @staticmethod
     def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:

@@ -25,9 +25,10 @@ from genopt.quality.image_difference import ssim
 from genopt.tasks.image_data import ImageSet, prepare
 from genopt.techniques.base import TransformContext
 from genopt.techniques.diffusers_float8 import PipelineFloat8Dynamic, PipelineFloat8WeightOnly
-from genopt.techniques.diffusers_int4 import PipelineInt4WeightOnly
+from genopt.techniques.diffusers_int4 import PipelineInt4Params, PipelineInt4WeightOnly
 from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
 from genopt.techniques.diffusers_magnitude_prune import DenoiserMagnitudePrune
+from genopt.techniques.diffusers_rounding import PipelineRoundingParams
 from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion
 
 STEPS = 4
@@ -169,6 +170,16 @@ def test_formats_of_gpus_are_refused_without_one_with_the_reason(pipeline: Path,
             technique.check(pipeline, {})
     with pytest.raises(SpecError, match="components"):
         technique.check(pipeline, {"components": "vae"})
+
+
+def test_formats_leave_out_what_their_products_cannot_take() -> None:
+    small, plain = PipelineInt4Params(group_size=64), PipelineRoundingParams()
+    assert PipelineInt4WeightOnly.takes("blocks.0.to_q", torch.nn.Linear(128, 72), small)
+    assert not PipelineInt4WeightOnly.takes("blocks.0.to_q", torch.nn.Linear(72, 128), small)
+    assert PipelineFloat8Dynamic.takes("blocks.0.to_q", torch.nn.Linear(48, 16), plain)
+    assert not PipelineFloat8Dynamic.takes("blocks.0.to_q", torch.nn.Linear(48, 24), plain)
+    assert PipelineInt8Dynamic.takes("transformer_blocks.0.attn.to_q", torch.nn.Linear(48, 24), plain)
+    assert not PipelineInt8Dynamic.takes("transformer_blocks.0.norm1.linear", torch.nn.Linear(48, 24), plain), "it sees one row per image"
 
 
 def test_where_nothing_is_large_enough_to_round_the_reason_is_given(pipeline: Path, tmp_path: Path) -> None:

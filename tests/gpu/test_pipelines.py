@@ -1,0 +1,52 @@
+"""What torchao makes of pipelines on a real GPU, and that they still make the original's images, eager and compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genopt.engines.images import ImageRequest
+from genopt.image_calls import ImageProcess
+from genopt.plan import JsonValue
+from genopt.quality.image_difference import ssim
+from genopt.techniques.base import TransformContext
+from genopt.techniques.diffusers_float8 import PipelineFloat8Dynamic, PipelineFloat8WeightOnly
+from genopt.techniques.diffusers_int4 import PipelineInt4WeightOnly
+from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
+from genopt.testing.contracts import check_technique
+from genopt.testing.tiny_pipelines import write_tiny_pixart
+
+pytestmark = pytest.mark.gpu
+
+ASKED = ImageRequest(prompt="a digit", seed=3, steps=4)
+CASES: list[tuple[Any, dict[str, JsonValue]]] = [
+    (PipelineInt8WeightOnly, {}), (PipelineInt8Dynamic, {}), (PipelineFloat8WeightOnly, {}), (PipelineFloat8Dynamic, {}),
+    (PipelineFloat8Dynamic, {"components": "all"}), (PipelineInt4WeightOnly, {"group_size": 32}),
+    (PipelineInt4WeightOnly, {"group_size": 32, "method": "minmax", "kept": 1}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_pixart(tmp_path_factory.mktemp("pixart"))
+
+
+def image(folder: Path, options: dict[str, JsonValue], log: Path) -> Any:
+    """From a process of its own."""
+    with ImageProcess("diffusers", folder, options, log=log, timeout_s=300) as session:
+        return session.generate([ASKED])[0].pixels()
+
+
+@pytest.mark.parametrize(("technique", "params"), CASES)
+def test_a_rounded_pipeline_loads_back_and_makes_about_the_same_image(
+    pipeline: Path, technique: Any, params: dict[str, JsonValue], tmp_path: Path
+) -> None:
+    context = TransformContext(original=str(pipeline), calibration=None, seed=0, threads=2, time_limit_s=300)
+    folder = check_technique(technique.name, pipeline, params, context, tmp_path)
+    expected = image(pipeline, {}, tmp_path / "original.log")
+    for name, options in (("eager", {}), ("compiled", {"compile": "denoiser"})):
+        found = ssim(expected, image(folder, options, tmp_path / f"{name}.log"))
+        print(technique.name, params, name, "SSIM", found)
+        assert found > 0.9
