@@ -45,7 +45,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "diffusers_float8_weight_only": ("diffusers", {}),
     "diffusers_float8_dynamic": ("diffusers", {}),
     "diffusers_drop_blocks": ("diffusers", {"prompts": 1, "steps": 2}),
-    "diffusers_distill_steps": ("diffusers", {"steps": 2, "substeps": 1, "updates": 1, "learning_rate": 1e-9}),
+    "diffusers_distill_steps": ("diffusers", {"steps": 2, "trajectories": 2, "updates": 1, "learning_rate": 1e-9}),
     "diffusers_onnx": ("diffusers", {"weights": "int8"}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
 }
