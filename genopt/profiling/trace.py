@@ -45,7 +45,7 @@ def marked(marks: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
 def profiler(device: torch.device) -> profile:
     """A profiler that is not started yet."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    return profile(activities=activities)
+    return profile(activities=activities, acc_events=True)  # PyTorch 2.11 warns of each profile that does not keep what it saw
 
 
 def read_cells(recorded: profile, device: torch.device, wall_s: float) -> dict[Place, Cell]:

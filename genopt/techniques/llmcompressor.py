@@ -14,6 +14,7 @@ The head stays in the checkpoint's precision, as do the embeddings. `compressed_
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +107,7 @@ class LlmCompressor:
         progress(f"rounding with {chosen.method} ({chosen.scheme}) on {len(pieces)} pieces of {chosen.max_seq_length} tokens")
         _compress(model, pieces, chosen)
         save_model(model, source, destination)
+        _leave_out_order(destination / "config.json")
 
 
 def _compress(model: PreTrainedModel, pieces: list[list[int]], chosen: LlmCompressorParams) -> None:
@@ -135,6 +137,14 @@ def _recipe(chosen: LlmCompressorParams) -> list[Any]:
     if chosen.method == "smoothquant":
         return [SmoothQuantModifier(smoothing_strength=SMOOTHING), GPTQModifier(**rounding)]
     return [QuantizationModifier(**rounding) if chosen.method == "static" else GPTQModifier(**rounding)]
+
+
+def _leave_out_order(path: Path) -> None:
+    """GPTQ rounded columns in an order of its own and put them back, so readers need not know it; older ones refuse it for whole rows."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for group in config["quantization_config"]["config_groups"].values():
+        group["weights"]["actorder"] = None
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
