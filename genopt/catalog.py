@@ -49,6 +49,8 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "diffusers_distill_steps": "genopt.techniques.diffusers_distill_steps:DistillSteps",
         "diffusers_onnx": "genopt.techniques.diffusers_onnx:DiffusersOnnx",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_magnitude_prune:DenoiserMagnitudePrune",
+        "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
+        "diffusers_tiny_vae": "genopt.techniques.diffusers_tiny_vae:TinyVae",
     },
     "engines": {
         "torch": "genopt.engines.torch_engine:TorchEngine",

@@ -21,6 +21,7 @@ class TransformContext(Record):
         seed: Seed for everything random.
         threads: CPU threads to use.
         time_limit_s: Time after which the result is worthless; time-boxed transforms end well before.
+        given: Folders of the models that the user gave beside the original, by digest.
     """
 
     original: str
@@ -28,6 +29,7 @@ class TransformContext(Record):
     seed: int
     threads: int
     time_limit_s: float
+    given: dict[str, str] = {}
 
 
 Progress = Callable[[str], None]

@@ -93,6 +93,23 @@ def write_tiny_pixart(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_vae(folder: Path, **options: Any) -> Path:
+    """Writes an autoencoder in the layout of TAESD that fits the latents of these pipelines, and returns its folder.
+
+    Args:
+        folder: Created if missing.
+        options: What its configuration holds instead.
+    """
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(1)
+    layers: dict[str, Any] = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    AutoencoderTiny(**{**layers, **widths, **options}).save_pretrained(folder)
+    return folder
+
+
 def letter_tokenizer(context: int) -> T5Tokenizer:
     """A tokenizer for T5 that reads letters, digits and spaces, one by one.
 

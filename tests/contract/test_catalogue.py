@@ -19,7 +19,10 @@ from genopt.testing.contracts import check_engine, check_space, check_technique,
 from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
 from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_stable_diffusion
+from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion, write_tiny_vae
 
+GIVEN_MODEL = "0" * 64
+"""Stands for the digest of the model that a technique is given."""
 TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torchao_int8_weight_only": ("hf", {}),
     "torchao_int8_dynamic": ("hf", {}),
@@ -48,6 +51,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "diffusers_distill_steps": ("diffusers", {"steps": 2, "trajectories": 2, "updates": 1, "learning_rate": 1e-9}),
     "diffusers_onnx": ("diffusers", {"weights": "int8"}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
+    "diffusers_tiny_vae": ("diffusers", {"given": GIVEN_MODEL}),
 }
 """By name: a trait of the source, and parameters."""
 SOURCES = {"diffusers_drop_blocks": "pixart"}
@@ -102,9 +106,16 @@ def calibrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"hf": folder / "text.parquet", "diffusers": folder / "images.parquet"}
 
 
-def context(original: Path, calibration: Path | None) -> TransformContext:
+@pytest.fixture(scope="session")
+def given_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What techniques are given beside the model, by technique."""
+    return {"diffusers_tiny_vae": write_tiny_vae(tmp_path_factory.mktemp("vae"))}
+
+
+def context(original: Path, calibration: Path | None, given: Path | None = None) -> TransformContext:
     found = str(calibration) if calibration is not None else None
-    return TransformContext(original=str(original), calibration=found, seed=0, threads=2, time_limit_s=300)
+    models = {GIVEN_MODEL: str(given)} if given is not None else {}
+    return TransformContext(original=str(original), calibration=found, seed=0, threads=2, time_limit_s=300, given=models)
 
 
 def test_every_entry_has_a_case_here() -> None:
@@ -121,6 +132,14 @@ def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path],
     needed = calibrations[trait] if technique.needs_calibration else None
     source = sources[SOURCES.get(name, trait)]
     check_technique(name, source, params, context(source, needed), tmp_path)
+def test_every_technique_keeps_its_contract(
+    name: str, sources: dict[str, Path], calibration: Path, given_models: dict[str, Path], tmp_path: Path
+) -> None:  # fmt: skip
+    trait, params = TECHNIQUES[name]
+    technique = catalog.load("techniques", name)
+    assert trait in technique.requires
+    needed = calibration if technique.needs_calibration else None
+    check_technique(name, sources[trait], params, context(sources[trait], needed, given_models.get(name)), tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["engines"] if runs_here("engines", name)])
