@@ -49,7 +49,6 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "diffusers_distill_steps": "genopt.techniques.diffusers_distill_steps:DistillSteps",
         "diffusers_onnx": "genopt.techniques.diffusers_onnx:DiffusersOnnx",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_magnitude_prune:DenoiserMagnitudePrune",
-        "diffusers_magnitude_prune": "genopt.techniques.diffusers_denoiser:DenoiserMagnitudePrune",
         "diffusers_tiny_vae": "genopt.techniques.diffusers_tiny_vae:TinyVae",
     },
     "engines": {

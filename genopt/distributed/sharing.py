@@ -70,7 +70,8 @@ class Borrowed:
     def facts(self, facts: BuildFacts) -> BuildFacts:
         """What builds need with paths of this machine."""
         original = facts.original.model_copy(update={"path": self.path(facts.original.path)})
-        return facts.model_copy(update={"original": original, "calibration": self.path(facts.calibration)})
+        given = {digest: self.path(folder) for digest, folder in facts.given.items()}
+        return facts.model_copy(update={"original": original, "given": given, "calibration": self.path(facts.calibration)})
 
     def close(self) -> None:
         """Lets the copies go."""

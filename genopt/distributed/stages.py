@@ -42,11 +42,15 @@ AGAIN: Mapping[str, Again] = {"StorageError": "now", "OutOfMemoryError": "now", 
 
 
 class BuildFacts(Record):
-    """What building a candidate needs besides its plan; `gpus` and `parts` are what a node has, `shared` as in `BenchConfig`."""
+    """What building a candidate needs besides its plan.
+
+    `gpus` and `parts` are what a node has, `shared` as in `BenchConfig`, `given` as in `TransformContext`.
+    """
 
     store: str
     shared: dict[str, Artifact] = {}
     original: Artifact
+    given: dict[str, str] = {}
     calibration: str
     calibration_digest: str
     logs: str
@@ -164,7 +168,10 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
 
         def make(folder: Path, source: Artifact = source, name: str = step.technique, params: dict[str, Any] = step.params) -> tuple[str, ...]:
             log = Path(facts.logs) / f"{plan.name}.{name}.log"
-            known = {"original": facts.original.path, "calibration": facts.calibration, "seed": facts.seed, "threads": facts.threads}
+            known = {
+                "original": facts.original.path, "given": facts.given, "calibration": facts.calibration, "seed": facts.seed,
+                "threads": facts.threads,
+            }  # fmt: skip
             loaded = catalog.load("techniques", name)
             with store.local(source) as here:
                 payload = {"technique": name, "source": here.path, "destination": str(folder), "params": params, "context": known}

@@ -18,8 +18,7 @@ from genopt.techniques.base import TransformContext
 from genopt.testing.contracts import check_engine, check_space, check_technique, runs_here
 from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
-from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_stable_diffusion
-from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion, write_tiny_vae
+from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_stable_diffusion, write_tiny_vae
 
 GIVEN_MODEL = "0" * 64
 """Stands for the digest of the model that a technique is given."""

@@ -45,8 +45,8 @@ def test_machines_that_lack_a_folder_get_copies_until_they_are_closed(driver: Pa
     shared = share(store(tmp_path, "one"), nodes("a", "b"), driver / "model", driver / "data")
     asked = config(driver)
     facts = BuildFacts(
-        store="", shared=shared, original=asked.artifact, calibration=str(driver / "data" / "text_set.json"), calibration_digest="c", logs="",
-        seed=0, threads=1, gpus=0, libraries={},
+        store="", shared=shared, original=asked.artifact, given={"m": str(driver / "model")},
+        calibration=str(driver / "data" / "text_set.json"), calibration_digest="c", logs="", seed=0, threads=1, gpus=0, libraries={},
     )  # fmt: skip
     driver.rename(tmp_path / "away")
     with Borrowed(store(tmp_path, "two"), shared) as here:
@@ -56,6 +56,7 @@ def test_machines_that_lack_a_folder_get_copies_until_they_are_closed(driver: Pa
         assert found.artifact.path == found.original != asked.original
         assert found.artifact.digest == "m", "its name stays"
         assert Path(here.facts(facts).calibration).read_text() == "data"
+        assert Path(here.facts(facts).given["m"], "model.safetensors").read_text() == "model"
         assert here.path("/elsewhere") == "/elsewhere"
 
 
