@@ -64,7 +64,7 @@ def stay_in(gpu: str, gpus: Sequence[str]) -> None:
 
 @contextmanager
 def pinned(gpus: Sequence[str]) -> Iterator[None]:
-    """Meanwhile what the task that asks starts runs on the processors of the part whose GPU Ray gave it; of several, on all."""
+    """Meanwhile what the task that asks starts runs on the processors of the part whose GPU Ray gave it."""
     mine, allowed = [str(gpu) for gpu in ray.get_gpu_ids()] if gpus else [], os.sched_getaffinity(0)
     if len(mine) == 1 and mine[0] in gpus:
         os.sched_setaffinity(0, share(mine[0], gpus, allowed))

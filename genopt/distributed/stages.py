@@ -125,7 +125,7 @@ def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | Non
     """Submits the build of a plan's artifact, with a GPU for steps that gain from one; the result is that of `build_task`.
 
     A GPU is taken whole, so such a build never runs beside a measurement on the same one. On a node with several GPUs every build takes a part of
-    it, as measurements do, and those that gain from several GPUs take all of them.
+    it, as measurements do.
 
     Args:
         plan: What to build.
@@ -133,10 +133,8 @@ def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | Non
         window: When it may be built.
         node: Where; None leaves that to Ray.
     """
-    uses = {catalog.load("techniques", step.technique).gpu for step in plan.steps}
-    count, cpus = min(1.0, facts.gpus) if uses - {"unused"} else 0.0, BUILD_CPUS
-    if facts.parts:
-        count, cpus = (float(len(facts.parts)), BUILD_CPUS) if "several" in uses else (1.0, max(BUILD_CPUS, facts.threads - 0.5))
+    gains = any(catalog.load("techniques", step.technique).gpu != "unused" for step in plan.steps)
+    count, cpus = (1.0, max(BUILD_CPUS, facts.threads - 0.5)) if facts.parts else (min(1.0, facts.gpus) if gains else 0.0, BUILD_CPUS)
     # Without an explicit strategy the placement group of a search's trial would capture the task and never fit it.
     strategy = "DEFAULT" if node is None else on_node(node)
     options = build_task.options(num_cpus=cpus, num_gpus=count, scheduling_strategy=strategy)

@@ -33,9 +33,8 @@ class TransformContext(Record):
 
 
 Progress = Callable[[str], None]
-GpuUse = Literal["unused", "used", "several", "needed"]
-"""What a GPU is to a transform: nothing; faster work, which is done without one all the same; the same with all GPUs of a node, which it waits
-for; or what neither it nor its result can do without."""
+GpuUse = Literal["unused", "used", "needed"]
+"""What a GPU is to a transform: nothing; faster work, which is done without one all the same; or what neither it nor its result can do without."""
 
 
 class Transform(Protocol):

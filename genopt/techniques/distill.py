@@ -26,7 +26,6 @@ from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -42,7 +41,7 @@ class DistillParams(Record):
     """Parameters.
 
     Attributes:
-        steps: Updates of the weights, each on one sequence per GPU.
+        steps: Updates of the weights, each on one sequence.
         time_s: Seconds after which training ends although steps are left.
         learning_rate: Peak of AdamW's learning rate.
         max_seq_length: Tokens per sequence.
@@ -70,7 +69,7 @@ class Distill:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "several"
+    gpu: GpuUse = "used"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 
@@ -90,7 +89,6 @@ class Distill:
         import torch
 
         from genopt.models.checkpoint import load_model, save_model
-        from genopt.techniques.replicas import visible_gpus
 
         chosen = parse_settings(DistillParams, params, cls.name)
         torch.manual_seed(context.seed)
@@ -105,19 +103,13 @@ class Distill:
             progress(f"letting the original write {chosen.written_sequences} sequences")
             written = _written(teacher, pieces[:-HELD_OUT], chosen)
             pieces = [piece for pair in zip_longest(written, pieces[:-HELD_OUT]) for piece in pair if piece] + pieces[-HELD_OUT:]
-        distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress, visible_gpus()[1:])
+        distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress)
         model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision
         save_model(model, source, destination)
 
 
 def distill(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    pieces: list[list[int]],
-    params: DistillParams,
-    limit_s: float,
-    progress: Progress,
-    others: Sequence[torch.device] = (),
+    teacher: PreTrainedModel, student: PreTrainedModel, pieces: list[list[int]], params: DistillParams, limit_s: float, progress: Progress
 ) -> tuple[float, float]:
     """Trains `student` in place and returns its divergence on held-out text before and after, in nats per token.
 
@@ -128,18 +120,14 @@ def distill(
         params: How to train.
         limit_s: Seconds after which training ends.
         progress: Told how far it is.
-        others: Further devices that train along; see `genopt.techniques.replicas`.
     """
     import torch
-
-    from genopt.techniques.replicas import Replicas
 
     training, held_out = pieces[:-HELD_OUT], pieces[-HELD_OUT:]
     untrained = {name: value.detach().clone() for name, value in student.state_dict().items()}
     with torch.no_grad():
         before = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
         nearest = _nearest_layers(teacher, student, held_out[0]) if params.hidden_weight and _width(teacher) == _width(student) else []
-    replicas = Replicas(teacher, student, others)
     optimizer = torch.optim.AdamW(student.parameters(), lr=params.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     started, done = time.monotonic(), 0
     student.train()
@@ -148,13 +136,13 @@ def distill(
         rate = params.learning_rate * min(1.0, (done + 1) / 4) * (0.1 + 0.9 * (1 - share))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        chosen = [training[(done * len(replicas) + place) % len(training)] for place in range(len(replicas))]
-        loss = replicas.gradients(chosen, lambda teacher, student, ids: _divergence(teacher, student, ids, nearest, params.hidden_weight))
+        loss = _divergence(teacher, student, training[done % len(training)], nearest, params.hidden_weight)
+        optimizer.zero_grad()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        replicas.spread()
         done += 1
-        progress(f"step {done} of {params.steps}: loss {loss:.4f}")
+        progress(f"step {done} of {params.steps}: loss {loss.item():.4f}")
     student.eval()
     with torch.no_grad():
         after = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT

@@ -28,7 +28,6 @@ from genopt.techniques.base import TransformContext
 from genopt.techniques.distill import Distill, DistillParams, distill
 from genopt.techniques.drop_layers import DropLayers, layer_losses
 from genopt.techniques.magnitude_prune import MagnitudePrune
-from genopt.techniques.replicas import Replicas
 from genopt.techniques.torchao_float8 import Float8Dynamic, Float8WeightOnly
 from genopt.techniques.torchao_int4 import Int4WeightOnly
 from genopt.techniques.torchao_int8 import Int8Dynamic, Int8WeightOnly
@@ -289,31 +288,6 @@ def test_distillation_brings_a_damaged_model_closer(llama: Path) -> None:
     before, after = distill(teacher, student, pieces, DistillParams(steps=24, learning_rate=1e-3), 60.0, said.append)
     assert after < 0.9 * before
     assert said[-1].startswith("divergence on held-out text")
-
-
-def test_replicas_train_one_model_on_several_sequences_at_once(llama: Path) -> None:
-    """On two devices, which are both the CPU here: the mean gradient of both sequences, and the same weights everywhere afterwards."""
-    teacher, student, alone = load(llama), without_layers(load(llama), [1]), without_layers(load(llama), [1])
-    pair = [list(prompt(32, seed)) for seed in range(2)]
-
-    def loss(one: Any, other: Any, ids: list[int]) -> torch.Tensor:
-        difference: torch.Tensor = (one(torch.tensor([ids])).logits - other(torch.tensor([ids])).logits).square().mean()
-        return difference
-
-    replicas = Replicas(teacher, student, [torch.device("cpu")])
-    found = replicas.gradients(pair, loss)
-    losses = torch.stack([loss(teacher, alone, ids) for ids in pair])
-    losses.mean().backward()
-    assert found == pytest.approx(losses.mean().item())
-    for parameter, expected in zip(student.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, expected.grad)
-        parameter.data.sub_(0.1 * parameter.grad)
-    replicas.spread()
-    assert replicas.gradients([pair[0]] * 2, loss) == pytest.approx(loss(teacher, student, pair[0]).item())
-    pieces = [list(prompt(48, seed)) for seed in range(10)]
-    params = DistillParams(steps=16, learning_rate=1e-3)
-    before, after = distill(teacher, without_layers(load(llama), [1]), pieces, params, 60.0, lambda _: None, [torch.device("cpu")])
-    assert after < 0.9 * before
 
 
 def test_training_that_does_not_help_is_undone(llama: Path) -> None:

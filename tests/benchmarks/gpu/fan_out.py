@@ -7,8 +7,10 @@ time. OUT holds a run folder per number of GPUs; another call with the other num
 the run's start to its end, that from the start of the first candidate's first stage to the end of the last one's last, and how many
 candidates were measured at once at most, which must not be more than there are GPUs; then the ratios.
 
-On one H200 with 16 processors (2026-11-28, llama-1b, --include torchao, vLLM left out, other work on the machine's other GPU): 4 candidates in
-534 s, the run in 745 s. On two GPUs it was not measured yet.
+On two H200 of one host (2026-11-28, llama-1b, --include torchao, vLLM left out; 16 processors for each GPU; the run on one afterwards, with tests
+on the other GPU): on one GPU 4 candidates in 423 s, the run in 601 s; on two in 257 s and 439 s, two measured at once. 1.65 times as fast,
+the whole run 1.37 times: each GPU opens and times the references (137 s of 182 s before the first candidate), and four candidates that open
+for 40 to 77 s divide unevenly.
 """
 
 from __future__ import annotations
