@@ -124,21 +124,15 @@ def test_every_entry_has_a_case_here() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["techniques"] if runs_here("techniques", name)])
-def test_every_technique_keeps_its_contract(name: str, sources: dict[str, Path], calibrations: dict[str, Path], tmp_path: Path) -> None:
+def test_every_technique_keeps_its_contract(
+    name: str, sources: dict[str, Path], calibrations: dict[str, Path], given_models: dict[str, Path], tmp_path: Path
+) -> None:  # fmt: skip
     trait, params = TECHNIQUES[name]
     technique = catalog.load("techniques", name)
     assert trait in technique.requires
     needed = calibrations[trait] if technique.needs_calibration else None
     source = sources[SOURCES.get(name, trait)]
-    check_technique(name, source, params, context(source, needed), tmp_path)
-def test_every_technique_keeps_its_contract(
-    name: str, sources: dict[str, Path], calibration: Path, given_models: dict[str, Path], tmp_path: Path
-) -> None:  # fmt: skip
-    trait, params = TECHNIQUES[name]
-    technique = catalog.load("techniques", name)
-    assert trait in technique.requires
-    needed = calibration if technique.needs_calibration else None
-    check_technique(name, sources[trait], params, context(sources[trait], needed, given_models.get(name)), tmp_path)
+    check_technique(name, source, params, context(source, needed, given_models.get(name)), tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["engines"] if runs_here("engines", name)])
