@@ -11,7 +11,7 @@ from genopt.plan import JsonValue, Record
 from genopt.search.space import Tunable
 
 SCHEDULERS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
-    "ddim": ("DDIMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),  # its default is for pixels, and these are latents
     "pndm": ("PNDMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),

@@ -118,6 +118,10 @@ class PipelineSession(ABC):
                 images = self._pipeline(**arguments).images
         except _Cancelled:
             return run.images(())
+        except IndexError:
+            if arguments["num_inference_steps"] > 1:
+                raise
+            raise SpecError(f"{type(self._pipeline.scheduler).__name__} has no single step; ask for two or more.") from None
         except torch.OutOfMemoryError:
             raise OutOfMemoryError(f"{len(requests)} images at once do not fit into the memory; ask for fewer or smaller ones.") from None
         except RuntimeError as error:

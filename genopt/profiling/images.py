@@ -106,7 +106,7 @@ def profile_pipeline(
     with thread_count(threads), torch.inference_mode():
         progress("loading the pipeline")
         session = DiffusersSession(folder, DiffusersOptions(threads=threads))
-        session.generate([ImageRequest(prompt=prompt, steps=1)])
+        session.generate([ImageRequest(prompt=prompt, steps=2)])  # some schedulers have no single one
         denoiser = session.denoiser
         device, dtype = next(denoiser.parameters()).device, next(denoiser.parameters()).dtype
         progress("timing the components")

@@ -7,9 +7,9 @@ on loopback in between. First one node, then two, optimize the model with the sa
 candidates each node measured, and the wall time; exit code 1 where the winners differ, a node measured nothing, or two measurements of a
 node overlapped.
 
-On 2 virtual cores (2026-11-28, SmolLM2, --budget 9m --include ort-int8-g32-sym,ort-int4-g128,ort-fp32): ort-int8-g32-sym won both times; one node
-measured 3 candidates in 486 s, two nodes one each in 504 s, where the budget ended before the third: both share the machine's memory, and
-each opened and timed the references itself. No two measurements overlapped.
+On 2 virtual cores (2026-11-28, SmolLM2, --budget 15m, other work on the machine): ort-int8-g32-sym won both times; one node measured 4 candidates
+in 657 s, two nodes one each in 699 s, where the budget ended before the other two: both share the machine's memory, and each opens and times
+the references itself. No two measurements of a node overlapped.
 """
 
 from __future__ import annotations

@@ -215,6 +215,16 @@ def test_a_profile_says_which_component_takes_the_time(pipeline: Path, tmp_path:
     assert (tmp_path / "trace" / "denoising.json.gz").is_file()
 
 
+def test_a_scheduler_without_a_single_step_says_so_and_is_profiled(tmp_path: Path) -> None:
+    folder = write_tiny_pixart(tmp_path / "pixart")
+    with pytest.raises(SpecError, match="has no single step; ask for two or more"):
+        opened(folder).generate([ASKED.model_copy(update={"steps": 1})])
+    found = profile_pipeline(
+        folder, prompt="a photo", threads=1, progress=lambda _: None, trace_folder=tmp_path / "trace", cache=CeilingCache(tmp_path / "ceilings")
+    )
+    assert "denoiser" in {item.name for item in found.bottlenecks}
+
+
 def prepared(pipeline: Path, destination: Path, **given: object) -> ImageSet:
     payload = {"model": str(pipeline), "eval_data": None, "calib_data": None, "prompts": None, "seed": 0, "destination": str(destination), **given}
     return ImageSet.model_validate_json(Path(prepare(payload, 60)["data"]).read_text(encoding="utf-8"))
