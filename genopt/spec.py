@@ -102,6 +102,7 @@ class RunSpec(Record):
         calib_data: Likewise for calibration; never overlaps the evaluation text.
         scorer: What says how good an image is: a folder with a CLIP model or an image classifier, or `module:callable`; None takes
             the classifier that the pipeline brings, if it does.
+        given: Folders of models that candidates are made with, by kind; which kinds there are is the task's to say.
         include: Keep only candidates whose technique, engine or name contains one of these.
         exclude: Drop candidates whose technique, engine or name contains one of these.
         prompts: File of the user's own prompts to measure speed with: `.txt` with one a line, `.jsonl` with `prompt` or chat
@@ -140,6 +141,7 @@ class RunSpec(Record):
     eval_limit: int | None = Field(default=None, gt=0)
     calib_data: str | None = None
     scorer: str | None = None
+    given: dict[str, str] = Field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     prompts: str | None = None

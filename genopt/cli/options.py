@@ -43,6 +43,9 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Drop candidates whose n
 Concurrency = Annotated[str | None, typer.Option(help="Streams at which throughput is measured, such as 1,8,32.  [default: 1,4]")]
 Prompts = Annotated[str | None, typer.Option(help=f"{PROMPTS_HELP}  [default: pieces of the calibration text]")]
 Scorer = Annotated[str | None, typer.Option(help="Scores images: a folder with a CLIP model or classifier, or module:callable.")]
+Given = Annotated[list[str] | None, typer.Option(
+    metavar="KIND=FOLDER", help="A model to make candidates with: vae, a tiny autoencoder for images; student, a smaller model for text; repeatable.",
+)]  # fmt: skip
 PromptTokens = Annotated[int | None, typer.Option(help="Tokens of a measured prompt (ISL), unless --prompts brings its own.  [default: 64]")]
 OutputTokens = Annotated[int | None, typer.Option(help="New tokens of a measured request (OSL).  [default: 32]")]
 ArrivalsOf = Annotated[str | None, typer.Option(
@@ -109,8 +112,12 @@ def size_bytes(text: str | None) -> int | None:
     return int(float(number) * unit)
 
 
-def pairs(values: list[str] | None) -> dict[str, str]:
+def pairs(values: list[str] | None, example: str = "genopt/role=measure") -> dict[str, str]:
     """What a repeated KEY=VALUE option says.
+
+    Args:
+        values: As they were written.
+        example: Such a pair, for the error.
 
     Raises:
         SpecError: One is no such pair.
@@ -121,9 +128,18 @@ def pairs(values: list[str] | None) -> dict[str, str]:
     for value in values or []:
         key, sign, content = value.partition("=")
         if not key or not sign:
-            raise SpecError(f"{value!r} is no KEY=VALUE pair; write for example genopt/role=measure.")
+            raise SpecError(f"{value!r} is no KEY=VALUE pair; write for example {example}.")
         found[key] = content
     return found
+
+
+def given_of(values: list[str] | None) -> dict[str, str] | None:
+    """Folders by kind; None where the option is not used, so that a spec's own stay.
+
+    Raises:
+        SpecError: One is no pair.
+    """
+    return pairs(values, example="vae=./taesd") or None
 
 
 def listed(values: str | None) -> list[str] | None:

@@ -10,7 +10,7 @@ import typer
 
 from genopt.cli import options
 from genopt.cli.deployments import ask_once, deployed_winner, say_where, serve_until_interrupted
-from genopt.cli.options import Progress, listed, reuse_of, spec_of
+from genopt.cli.options import Progress, given_of, listed, reuse_of, spec_of
 from genopt.cli.output import print_json, say, shown, write_event
 from genopt.errors import NoWinnerError
 
@@ -62,6 +62,7 @@ def optimize(
     eval_limit: options.EvalLimit = None,
     calib_data: options.CalibData = None,
     scorer: options.Scorer = None,
+    given: options.Given = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     prompts: options.Prompts = None,
@@ -86,7 +87,7 @@ def optimize(
     """Optimizes a model within a wall-clock budget and writes a report; the main job."""
     spec = spec_of(
         model, config, task=task, budget=budget, quality=quality, objective=objective, slo=slo, eval_data=eval_data,
-        eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data, scorer=scorer,
+        eval_tasks=eval_task, eval_limit=eval_limit, calib_data=calib_data, scorer=scorer, given=given_of(given),
         include=include, exclude=exclude, prompts=prompts, prompt_tokens=prompt_tokens, output_tokens=output_tokens,
         concurrency=listed(concurrency), arrivals=arrivals, precision=precision, address=address, store=store, out=out,
         deploy=deploy, port=port, max_trials=max_trials, seed=seed, trust_remote_code=trust_remote_code, reuse=reuse_of(fresh, reuse),
@@ -117,6 +118,7 @@ def plan(
     model: options.Model = None,
     config: options.Config = None,
     task: options.TaskName = None,
+    given: options.Given = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     store: options.Store = None,
@@ -126,7 +128,9 @@ def plan(
     """Shows what a run would try, what it is expected to need, and what is ruled out; runs nothing."""
     from genopt.distributed.dry_run import dry_run
 
-    spec = spec_of(model, config, task=task, include=include, exclude=exclude, store=store, trust_remote_code=trust_remote_code)
+    spec = spec_of(
+        model, config, task=task, given=given_of(given), include=include, exclude=exclude, store=store, trust_remote_code=trust_remote_code
+    )  # fmt: skip
     rows = dry_run(spec, say)
     if as_json:
         print_json([row.model_dump(mode="json") for row in rows])

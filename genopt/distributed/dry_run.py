@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from genopt import catalog
-from genopt.distributed.preparation import require_task, resolve_model
+from genopt.distributed.preparation import first_candidates, require_task, resolve_model
 from genopt.environments.place import require_all
 from genopt.errors import GenoptError
 from genopt.measure import machine
 from genopt.models.gguf import original_traits
+from genopt.models.given import resolve_given
 from genopt.plan import Plan
 from genopt.process import run_stage
 from genopt.progress import Silent
@@ -42,9 +43,11 @@ def dry_run(spec: RunSpec, say: Callable[[str], None]) -> list[Forecast]:
     """
     store = open_root(spec.store)
     model = resolve_model(spec, store, _Told(say))
-    task: Task = catalog.load("tasks", require_task(spec, model))
+    name = require_task(spec, model)
+    first = first_candidates(spec, name, resolve_given(spec.given, say))
+    task: Task = catalog.load("tasks", name)
     traits = original_traits(Path(model.path))
-    plans = [*task.references(), *(plan for plan in task.catalogue() if spec.wants(plan) and fits(plan, traits))]
+    plans = [*task.references(), *(plan for plan in first if spec.wants(plan) and fits(plan, traits))]
     return [_forecast(plan, Path(model.path), model.parameters) for plan in plans]
 
 

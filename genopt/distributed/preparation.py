@@ -17,8 +17,9 @@ from genopt.distributed import cluster
 from genopt.distributed.answering import answering_nodes
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
 from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
+from genopt.models.given import GivenModel, digests_of, resolve_given
 from genopt.models.resolve import ResolvedModel, resolve
-from genopt.plan import Record
+from genopt.plan import Plan, Record
 from genopt.progress import Listener
 from genopt.report.assemble import assemble
 from genopt.report.write import write_reports
@@ -43,6 +44,7 @@ class Preparation(Record):
         spec: The resolved spec.
         model: The model.
         task: Catalogue name of its task.
+        given: Models that the user gave beside it, by kind.
         folder: The run's folder, held.
         store: This machine's folder of the store.
         location: The store as every machine finds it.
@@ -58,6 +60,7 @@ class Preparation(Record):
     spec: RunSpec
     model: ResolvedModel
     task: str
+    given: dict[str, GivenModel]
     folder: RunFolder
     store: Path
     location: str
@@ -89,7 +92,9 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
     phases: dict[str, float] = {}
     with _timed(phases, "resolve", listener, spec.model):
         model = resolve_model(spec, store, listener)
-    task = require_task(spec, model)
+        task = require_task(spec, model)
+        given = resolve_given(spec.given, listener.activity)
+        first_candidates(spec, task, given)
     with _timed(phases, "connect", listener, "joining or starting Ray"):
         how = cluster.connect(spec.address)
     try:
@@ -100,12 +105,12 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
         with folder.hold():
             try:
-                _begin(folder, budget, how, nodes, terms_of(resolved, facts["libraries"]))
+                _begin(folder, budget, how, nodes, terms_of(resolved, facts["libraries"], digests_of(given)))
                 folder.append("model_resolved", model=model.model_dump(mode="json"))
                 for name, seconds in phases.items():
                     folder.append("phase", name=name, seconds=seconds)
                 yield Preparation(
-                    spec=spec, model=model, task=task, folder=folder, store=store, location=location, nodes=nodes,
+                    spec=spec, model=model, task=task, given=given, folder=folder, store=store, location=location, nodes=nodes,
                     libraries=facts["libraries"], environments=_built(facts), hardware=facts["digest"], cpu=facts["hardware"]["cpu"],
                 )  # fmt: skip
             except KeyboardInterrupt:  # between the folder's creation and the run that takes care of its own interruption
@@ -137,17 +142,19 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
         listener.phase("resolve", spec.model)
         model = resolve_model(spec, store, listener)
         require_same_model(folder, earlier.model.digest, model.digest)
+        task = require_task(spec, model)
+        given = resolve_given(spec.given, listener.activity)
         listener.phase("connect", "joining or starting Ray")
         how = cluster.connect(spec.address)
         try:
             nodes, facts = answering_nodes(listener)
             location = spec.store if spec.store is not None and is_shared(spec.store) else str(store)
-            terms = terms_of(spec, facts["libraries"])
+            terms = terms_of(spec, facts["libraries"], digests_of(given))
             require_same(folder, terms)
             _begin(folder, budget, how, nodes, terms)
             folder.append("model_resolved", model=model.model_dump(mode="json"))
             yield Preparation(
-                spec=spec, model=model, task=require_task(spec, model), folder=folder, store=store, location=location, nodes=nodes,
+                spec=spec, model=model, task=task, given=given, folder=folder, store=store, location=location, nodes=nodes,
                 libraries=facts["libraries"], environments=_built(facts), hardware=facts["digest"], cpu=facts["hardware"]["cpu"],
             ), budget  # fmt: skip
         finally:
@@ -210,7 +217,7 @@ def resolve_model(spec: RunSpec, store: Path, listener: Listener) -> ResolvedMod
 
 
 def require_task(spec: RunSpec, model: ResolvedModel) -> str:
-    """The task's name; it exists, fits the model, can use the spec's inputs, and has candidates that the spec wants."""
+    """The task's name; it exists, fits the model and can use the spec's inputs."""
     name = spec.task or model.task
     if name not in catalog.names("tasks"):
         raise ModelError(f"There is no task {name!r} for {model.architecture} models yet; genopt optimizes {', '.join(catalog.names('tasks'))}.")
@@ -218,7 +225,22 @@ def require_task(spec: RunSpec, model: ResolvedModel) -> str:
     if task.modality != model.modality:
         raise SpecError(f"The task {name!r} does not fit {spec.model}, which makes {model.modality}; leave --task out.")
     task.require_inputs(spec)
-    if not any(spec.wants(plan) for plan in task.catalogue()):
-        known = ", ".join(plan.name for plan in task.catalogue())
-        raise SpecError(f"No candidate is left by --include and --exclude; the first ones are {known}.")
     return name
+
+
+def first_candidates(spec: RunSpec, task: str, given: Mapping[str, GivenModel]) -> list[Plan]:
+    """The candidates that a run tries first, of which the spec wants some.
+
+    Args:
+        spec: The spec.
+        task: Catalogue name of the task.
+        given: What was given beside the model, by kind.
+
+    Raises:
+        SpecError: It wants none.
+    """
+    declared: Task = catalog.load("tasks", task)
+    plans = declared.catalogue(digests_of(given))
+    if not any(map(spec.wants, plans)):
+        raise SpecError(f"No candidate is left by --include and --exclude; the first ones are {', '.join(plan.name for plan in plans)}.")
+    return plans

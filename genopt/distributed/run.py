@@ -29,6 +29,7 @@ from genopt.distributed.sharing import share
 from genopt.environments.declaration import declared
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError
 from genopt.models.gguf import original_traits
+from genopt.models.given import digests_of
 from genopt.plan import Artifact, Candidate, Plan, plan_of
 from genopt.progress import Broadcast, Listener
 from genopt.report.write import write_reports
@@ -100,6 +101,8 @@ class _Run:
         self._spec, self._model, self._folder = prepared.spec, prepared.model, prepared.folder
         self._nodes, self._store, self._location = prepared.nodes, prepared.store, prepared.location
         self._task: Task = catalog.load("tasks", prepared.task)
+        self._given = prepared.given.values()
+        self._first_candidates = self._task.catalogue(digests_of(prepared.given))
         self._libraries, self._environments = prepared.libraries, prepared.environments
         engines = {f"environment {one.name}": self._environments.get(one.name, one.digest())[:12] for one in declared()}
         self._computing = self._libraries | engines
@@ -113,7 +116,7 @@ class _Run:
         self._references_s = 0.0
         self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick)
         self._search = SearchPhase(
-            self._spec, self._task, budget, self._outcome, self._predictions, self._benches,
+            self._spec, self._task, self._first_candidates, budget, self._outcome, self._predictions, self._benches,
             environments=self._environments.keys(), gpus=self._nodes[0].gpus > 0, expected_s=self._expected_s, started=self._started,
             finished=self._ended, tick=self._tick,
         )  # fmt: skip
@@ -220,7 +223,8 @@ class _Run:
     def _measure_references(self, prepared: Prepared) -> None:
         """Starts a bench on every node; the references of the first that could measure them are those of the report."""
         self._prepared, started = prepared, time.monotonic()
-        self._shared = share(open_store(self._location), self._nodes, Path(self._model.path), Path(prepared.data).parent)
+        folders = [Path(self._model.path), Path(prepared.data).parent, *(Path(one.path) for one in self._given)]
+        self._shared = share(open_store(self._location), self._nodes, *folders)
         try:
             found = self._benches.open(self._nodes)
         except StageError as error:
@@ -266,8 +270,8 @@ class _Run:
     def _build_facts(self, prepared: Prepared) -> stages.BuildFacts:
         part = self._benches.slots[0][1]
         return stages.BuildFacts(
-            store=self._location, shared=self._shared, original=self._original(), calibration=prepared.calibration,
-            calibration_digest=prepared.calibration_digest,
+            store=self._location, shared=self._shared, original=self._original(), given={one.digest: one.path for one in self._given},
+            calibration=prepared.calibration, calibration_digest=prepared.calibration_digest,
             logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=max(1, int(part.cpus)), gpus=self._nodes[0].gpus, parts=part.parts,
             libraries=self._libraries,
         )  # fmt: skip
@@ -277,7 +281,7 @@ class _Run:
         done = self._outcome.identities()
         traits = self._original().traits
         # The report says how to add the environments of others.
-        wanted = [plan for plan in self._task.catalogue() if self._search.wants(plan) and plan.identity() not in done]
+        wanted = [plan for plan in self._first_candidates if self._search.wants(plan) and plan.identity() not in done]
         plans = [plan for plan in wanted if fits(plan, traits)]
         ranks = {family: rank for rank, family in enumerate(order)}
         return sorted(plans, key=lambda plan: min((ranks.get(family, len(ranks)) for family in self._task.families(plan)), default=len(ranks)))

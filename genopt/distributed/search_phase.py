@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from genopt import clock
 from genopt.clock import Moment
@@ -32,6 +32,7 @@ class SearchPhase:
     Args:
         spec: The run's spec.
         task: Has the space.
+        first: Candidates that are tried before; they are no trials of the search.
         budget: The run's clock.
         outcome: What was tried.
         predictions: What is expected of what was not.
@@ -48,6 +49,7 @@ class SearchPhase:
         self,
         spec: RunSpec,
         task: Task,
+        first: Sequence[Plan],
         budget: Budget,
         outcome: Outcome,
         predictions: Predictions,
@@ -61,6 +63,7 @@ class SearchPhase:
         tick: Callable[[], None],
     ) -> None:
         self._spec, self._task, self._budget = spec, task, budget
+        self._first = frozenset(plan.identity() for plan in first)
         self._outcome, self._predictions, self._benches = outcome, predictions, benches
         self._environments, self._gpus = frozenset(environments), gpus
         self._expected_s, self._started, self._finished, self._tick = expected_s, started, finished, tick
@@ -86,8 +89,7 @@ class SearchPhase:
         """How many candidates the search may still add, those of earlier sessions counted; None for any number."""
         if self._spec.max_trials is None:
             return None
-        first = {plan.identity() for plan in self._task.catalogue()}
-        first |= {plan_of(one).identity() for one in self._outcome.candidates if one.earlier and not one.is_measured}
+        first = self._first | {plan_of(one).identity() for one in self._outcome.candidates if one.earlier and not one.is_measured}
         return max(0, self._spec.max_trials - len(self._outcome.identities() - first))
 
     def go(self, facts: BuildFacts, found: precision.Sensitivity | None) -> None:

@@ -24,7 +24,7 @@ class Terms(Record):
     Attributes:
         spec: The resolved spec.
         libraries: Versions that decide the bytes of artifacts.
-        data: sha256 of the files with texts and prompts, by key of the spec.
+        data: sha256 of the files with texts and prompts, by key of the spec, and digests of models given beside the original, by kind.
     """
 
     spec: dict[str, Any]
@@ -32,15 +32,17 @@ class Terms(Record):
     data: dict[str, str]
 
 
-def terms_of(spec: RunSpec, libraries: Mapping[str, str]) -> Terms:
+def terms_of(spec: RunSpec, libraries: Mapping[str, str], given: Mapping[str, str]) -> Terms:
     """The terms of a session.
 
     Args:
         spec: The resolved spec.
         libraries: What the measuring node has.
+        given: Digests of the models that were given beside the original, by kind.
     """
     files = {"eval_data": spec.eval_data, "calib_data": spec.calib_data, "prompts": spec.prompts}
     data = {name: file_sha256(Path(path).expanduser()) for name, path in files.items() if path is not None}
+    data |= {f"given {kind}": digest for kind, digest in given.items()}
     return Terms(spec=spec.model_dump(mode="json"), libraries=dict(libraries), data=data)
 
 

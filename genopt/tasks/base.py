@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import PurePath
@@ -203,6 +203,8 @@ class Task(Protocol):
     """Tells which parts of a model bear fewer bits (`genopt.quality.sensitivity`); empty where the modality has none."""
     pace_metric: str
     """Milliseconds per unit of work, which the search minimizes and predicts."""
+    given: Mapping[str, str]
+    """Models that a user may give beside the original, by kind: what each is, in a few words."""
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
@@ -217,8 +219,12 @@ class Task(Protocol):
         """The plans of `original` and `baseline`."""
 
     @staticmethod
-    def catalogue() -> list[Plan]:
-        """The candidates that every run tries first, cheap and promising ones first."""
+    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+        """The candidates that every run tries first, cheap and promising ones first.
+
+        Args:
+            given: Digests of the models that were given beside the original, by kind.
+        """
 
     @staticmethod
     def families(plan: Plan) -> frozenset[str]:

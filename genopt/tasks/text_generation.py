@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
+from genopt.models.given import require_given
 from genopt.plan import JsonValue, Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.spec import RunSpec
@@ -99,11 +100,13 @@ class TextGeneration:
     tasks_stage = "score_text_tasks"
     sensitivity_stage = "text_sensitivity"
     pace_metric = "tpot_ms"
+    given: Mapping[str, str] = {}
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
-        """Texts, questions and prompts."""
+        """Texts, questions, prompts and given models."""
         require_text_inputs(spec)
+        require_given(spec.given, TextGeneration.given)
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:
@@ -111,7 +114,7 @@ class TextGeneration:
         return ORIGINAL, BASELINE
 
     @staticmethod
-    def catalogue() -> list[Plan]:
+    def catalogue(given: Mapping[str, str]) -> list[Plan]:
         """One candidate per technique and engine, cheap and promising ones first."""
         drop, distill = Step(technique="drop_layers", params={"count": 2}), Step(technique="distill", params={"time_s": 30.0})
         narrow = Step(technique="prune_width", params={"neurons": 0.125})

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from genopt.errors import DataError, SpecError
+from genopt.models.given import require_given
 from genopt.plan import Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.spec import RunSpec
@@ -51,6 +52,13 @@ def _changed(name: str, *steps: Step, engine: str = ORIGINAL.engine) -> Plan:
     return ORIGINAL.model_copy(update={"name": name, "steps": steps, "engine": engine})
 
 
+def _tiny_vae(digest: str) -> list[Plan]:
+    """Beside the space, which knows no given models: what decoding alone gains, and after few steps, of which it is a larger part."""
+    steps = (Step(technique="diffusers_tiny_vae", params={"given": digest}),)
+    few = _named("tiny-vae-dpm-15-steps", num_inference_steps=15, scheduler="dpmsolver++")
+    return [few.model_copy(update={"steps": steps}), _changed("tiny-vae", *steps)]
+
+
 class TextToImage:
     """See `genopt.tasks.base.Task`."""
 
@@ -61,13 +69,15 @@ class TextToImage:
     tasks_stage = ""
     sensitivity_stage = ""
     pace_metric = "latency_ms"
+    given: Mapping[str, str] = {"vae": "a tiny autoencoder of the model's family (diffusers' AutoencoderTiny)"}
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
-        """Prompts and a scorer."""
-        for given in (spec.eval_data, spec.calib_data, spec.prompts):
-            if given is not None:
-                plain_prompts(Path(given).expanduser())
+        """Prompts, a scorer and given models."""
+        for file in (spec.eval_data, spec.calib_data, spec.prompts):
+            if file is not None:
+                plain_prompts(Path(file).expanduser())
+        require_given(spec.given, TextToImage.given)
         if spec.eval_tasks:
             raise SpecError("--eval-task is for models that write text; score images with --scorer.")
         if spec.scorer is not None and ":" not in spec.scorer and not Path(spec.scorer).expanduser().is_dir():
@@ -79,9 +89,10 @@ class TextToImage:
         return ORIGINAL, BASELINE
 
     @staticmethod
-    def catalogue() -> list[Plan]:
+    def catalogue(given: Mapping[str, str]) -> list[Plan]:
         """Fewer steps with a better scheduler first: they save most."""
         return [
+            *(_tiny_vae(given["vae"]) if "vae" in given else ()),
             _named("dpm-25-steps", num_inference_steps=25, scheduler="dpmsolver++"),
             _named("dpm-15-steps", num_inference_steps=15, scheduler="dpmsolver++"),
             _named("dpm-10-steps", num_inference_steps=10, scheduler="dpmsolver++"),

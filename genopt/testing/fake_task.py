@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from genopt.plan import JsonValue, Plan
@@ -31,6 +32,7 @@ class FakeTask:
     profile_stage = "no such stage"
     """A profile that fails, as one may; a run goes on without it."""
     pace_metric = "tpot_ms"
+    given: Mapping[str, str] = {}
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
@@ -43,7 +45,7 @@ class FakeTask:
         return fake_plan("original", delay_ms=8), fake_plan("baseline", delay_ms=4)
 
     @staticmethod
-    def catalogue() -> list[Plan]:
+    def catalogue(given: Mapping[str, str]) -> list[Plan]:
         """A good one, a wrong one, one that crashes and one that cannot run here."""
         return [
             fake_plan("twice-as-fast", delay_ms=2),

@@ -33,11 +33,13 @@ class FakeParams(Record):
         label: Makes one step differ from another.
         time_s: Time that it takes.
         how: How it ends: `hang` never does, and leaves a process in a session of its own behind that ignores SIGTERM.
+        given: Digest of a given model that is copied into the result; empty for none.
     """
 
     label: str = "a"
     time_s: float = Field(default=0.0, ge=0)
     how: Literal["ok", "hang", "segfault", "kill", "full"] = "ok"
+    given: str = ""
 
 
 class FakeTransform:
@@ -89,4 +91,6 @@ class FakeTransform:
             subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
             time.sleep(600)
         shutil.copytree(source, destination, dirs_exist_ok=True)
+        if asked.given:
+            shutil.copytree(context.given[asked.given], destination / "given")
         (destination / "label.txt").write_text(asked.label, encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 from genopt import clock
+from genopt.models.given import require_given
 from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Record, Step, Verdict
 from genopt.search.space import Owner, Point, Space, Tunable
 from genopt.spec import RunSpec
@@ -108,10 +109,12 @@ class SleepTask:
     tasks_stage = ""
     sensitivity_stage = ""
     pace_metric = "tpot_ms"
+    given: Mapping[str, str] = {"weights": "any model"}
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
-        """It has none."""
+        """Given models alone."""
+        require_given(spec.given, SleepTask.given)
 
     @staticmethod
     def references() -> tuple[Plan, Plan]:
@@ -119,10 +122,11 @@ class SleepTask:
         return sleep_plan("original"), sleep_plan("baseline")
 
     @staticmethod
-    def catalogue() -> list[Plan]:
-        """What the file names."""
+    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+        """What the file names, and a candidate for each given model."""
         content = Path(os.environ[CATALOGUE]).read_text(encoding="utf-8")
-        return [Plan.model_validate(item) for item in json.loads(content)]
+        made = [sleep_plan(f"given-{kind}", {"label": kind, "given": digest}) for kind, digest in given.items()]
+        return [*(Plan.model_validate(item) for item in json.loads(content)), *made]
 
     @staticmethod
     def families(plan: Plan) -> frozenset[str]:

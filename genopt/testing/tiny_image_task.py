@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from genopt.plan import JsonValue, Plan, Step
 from genopt.quality.image_difference import Image
@@ -40,7 +40,7 @@ class TinyImageTask(TextToImage):
         return _plan("original"), _plan("baseline", channels_last=True)
 
     @staticmethod
-    def catalogue() -> list[Plan]:
+    def catalogue(given: Mapping[str, str]) -> list[Plan]:
         """The same images from 8 bits, other ones in half the steps, and what does not fit this pipeline."""
         return [
             _plan("int8", "diffusers_int8_weight_only"),

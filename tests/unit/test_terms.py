@@ -12,6 +12,7 @@ from genopt.spec import RunSpec, build, dump, load
 from genopt.store.run_folder import RunFolder
 
 LIBRARIES = {"torch": "2.13.0", "numpy": "2.4.6"}
+GIVEN = {"vae": "abc"}
 
 
 @pytest.fixture
@@ -23,13 +24,13 @@ def spec(tmp_path: Path) -> RunSpec:
 @pytest.fixture
 def run(tmp_path: Path, spec: RunSpec) -> RunFolder:
     folder = RunFolder.create(tmp_path / "run", dump(spec), {})
-    folder.append("run_started", budget_s=60.0, **terms_of(spec, LIBRARIES).model_dump(mode="json"))
+    folder.append("run_started", budget_s=60.0, **terms_of(spec, LIBRARIES, GIVEN).model_dump(mode="json"))
     return folder
 
 
 def refusal(run: RunFolder, spec: RunSpec, libraries: dict[str, str]) -> str:
     with pytest.raises(RunFolderError) as caught:
-        require_same(run, terms_of(spec, libraries))
+        require_same(run, terms_of(spec, libraries, GIVEN))
     assert caught.value.exit_code == 2
     assert "--out" in str(caught.value)
     return str(caught.value)
@@ -38,7 +39,7 @@ def refusal(run: RunFolder, spec: RunSpec, libraries: dict[str, str]) -> str:
 def test_the_same_terms_are_accepted(run: RunFolder) -> None:
     read = build(load(run.path / "spec.yaml"))
     require_same_spec(run, read)
-    require_same(run, terms_of(read, LIBRARIES))
+    require_same(run, terms_of(read, LIBRARIES, GIVEN))
     require_same_model(run, "abc", "abc")
     require_same_model(run, "", "abc")
 
