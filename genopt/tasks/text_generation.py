@@ -31,6 +31,7 @@ _FAMILIES: Mapping[str, str] = {
     "compressed_tensors": "quantization", "llmcompressor": "quantization", "gguf": "quantization", "openvino_export": "quantization",
     "openvino_awq": "quantization", "importance": "quantization",
     "magnitude_prune": "pruning", "drop_layers": "pruning", "prune_width": "pruning", "distill": "pruning",
+    "distill_given": "pruning",
 }  # fmt: skip
 
 
@@ -90,6 +91,16 @@ def _calibrated(engine: str, method: str, scheme: str) -> Plan:
     return Plan(name=name, steps=(Step(technique="llmcompressor", params=params),), engine=engine)
 
 
+def _student(digest: str) -> list[Plan]:
+    """Beside the space, which knows no given models: a smaller model that was trained on what the original predicts, as it is and rounded."""
+    distilled = Step(technique="distill_given", params={"given": digest, "time_s": 60.0})
+    rounded = _space().plan(_quantized(symmetric=True))
+    return [
+        Plan(name="student", steps=(distilled,), engine="torch", options={"compile": True}),
+        rounded.model_copy(update={"name": "student-ort-int8", "steps": (distilled, *rounded.steps)}),
+    ]
+
+
 class TextGeneration:
     """See `genopt.tasks.base.Task`."""
 
@@ -100,7 +111,7 @@ class TextGeneration:
     tasks_stage = "score_text_tasks"
     sensitivity_stage = "text_sensitivity"
     pace_metric = "tpot_ms"
-    given: Mapping[str, str] = {}
+    given: Mapping[str, str] = {"student": "a smaller model with the same vocabulary, a Hugging Face folder"}
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
@@ -119,6 +130,7 @@ class TextGeneration:
         drop, distill = Step(technique="drop_layers", params={"count": 2}), Step(technique="distill", params={"time_s": 30.0})
         narrow = Step(technique="prune_width", params={"neurons": 0.125})
         return [
+            *(_student(given["student"]) if "student" in given else ()),
             _named("ort-int8-g32-sym", _quantized(symmetric=True)),
             _llamacpp("Q8_0"),
             _llamacpp("native"),

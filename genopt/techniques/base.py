@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
+from genopt.errors import DataError
 from genopt.plan import JsonValue, Record
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
@@ -30,6 +31,16 @@ class TransformContext(Record):
     threads: int
     time_limit_s: float
     given: dict[str, str] = {}
+
+    def given_folder(self, digest: str) -> Path:
+        """The folder of a given model.
+
+        Raises:
+            DataError: It is not among those that were given.
+        """
+        if digest not in self.given:
+            raise DataError(f"The given model {digest[:12]} is not at hand; give its folder again.")
+        return Path(self.given[digest])
 
 
 Progress = Callable[[str], None]

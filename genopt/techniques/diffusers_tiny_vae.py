@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from genopt.errors import DataError, InfeasibleError
+from genopt.errors import InfeasibleError
 from genopt.models.headers import read_json
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
@@ -64,9 +64,7 @@ class TinyVae:
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
         digest = parse_settings(TinyVaeParams, params, cls.name).given
-        if digest not in context.given:
-            raise DataError(f"The autoencoder with digest {digest[:12]} is not at hand; give its folder again.")
-        folder = Path(context.given[digest])
+        folder = context.given_folder(digest)
         _require_same_latents(read_json(source / "vae" / "config.json"), folder)
         progress(f"replacing the VAE with {TINY} {digest[:12]}")
         shutil.copytree(source, destination, ignore=lambda at, _: {"vae"} if Path(at) == source else set(), dirs_exist_ok=True)

@@ -92,20 +92,41 @@ class Distill:
 
         chosen = parse_settings(DistillParams, params, cls.name)
         torch.manual_seed(context.seed)
-        wanted = calibration_sequences(context.calibration, chosen.max_seq_length * (4 * chosen.steps + HELD_OUT))
-        pieces = [ids[start : start + chosen.max_seq_length] for ids in wanted for start in range(0, len(ids) - 1, chosen.max_seq_length)]
-        if len(pieces) <= HELD_OUT:
-            raise DataError("The calibration text is too short to distill on; give a longer one with --calib-data.")
+        pieces = pieces_of(context.calibration, chosen)
         progress("loading the original and the model to train")
         teacher, model = load_model(Path(context.original)), load_model(source)
         student = load_model(source, "float32")
-        if chosen.written_sequences:
-            progress(f"letting the original write {chosen.written_sequences} sequences")
-            written = _written(teacher, pieces[:-HELD_OUT], chosen)
-            pieces = [piece for pair in zip_longest(written, pieces[:-HELD_OUT]) for piece in pair if piece] + pieces[-HELD_OUT:]
+        pieces = with_written(teacher, pieces, chosen, progress)
         distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress)
         model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision
         save_model(model, source, destination)
+
+
+def pieces_of(calibration: str | None, params: DistillParams) -> list[list[int]]:
+    """Token ids of calibration text to train on; the last ones are to be held out.
+
+    Args:
+        calibration: As in `TransformContext`.
+        params: How long they are, and how many can be of use.
+
+    Raises:
+        DataError: There are too few.
+    """
+    length = params.max_seq_length
+    wanted = calibration_sequences(calibration, length * (4 * params.steps + HELD_OUT))
+    pieces = [ids[start : start + length] for ids in wanted for start in range(0, len(ids) - 1, length)]
+    if len(pieces) <= HELD_OUT:
+        raise DataError("The calibration text is too short to distill on; give a longer one with --calib-data.")
+    return pieces
+
+
+def with_written(teacher: PreTrainedModel, pieces: list[list[int]], params: DistillParams, progress: Progress) -> list[list[int]]:
+    """The pieces in turn with what the original writes itself, where that is asked for; those to be held out stay the last ones."""
+    if not params.written_sequences:
+        return pieces
+    progress(f"letting the original write {params.written_sequences} sequences")
+    written = _written(teacher, pieces[:-HELD_OUT], params)
+    return [piece for pair in zip_longest(written, pieces[:-HELD_OUT]) for piece in pair if piece] + pieces[-HELD_OUT:]
 
 
 def distill(

@@ -41,6 +41,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "drop_layers": ("hf", {"count": 1, "calibration_tokens": 128}),
     "prune_width": ("hf", {"neurons": 0.25, "heads": 0.5, "calibration_tokens": 128}),
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
+    "distill_given": ("hf", {"given": GIVEN_MODEL, "steps": 2, "max_seq_length": 32}),
     "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
     "diffusers_int8_dynamic": ("diffusers", {"components": "all"}),
     "diffusers_int4_weight_only": ("diffusers", {"group_size": 32}),
@@ -108,7 +109,10 @@ def calibrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def given_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What techniques are given beside the model, by technique."""
-    return {"diffusers_tiny_vae": write_tiny_vae(tmp_path_factory.mktemp("vae"))}
+    return {
+        "diffusers_tiny_vae": write_tiny_vae(tmp_path_factory.mktemp("vae")),
+        "distill_given": write_tiny_llama(tmp_path_factory.mktemp("student"), layers=1),
+    }
 
 
 def context(original: Path, calibration: Path | None, given: Path | None = None) -> TransformContext:

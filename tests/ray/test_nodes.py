@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from genopt.distributed.run import resume_run
+from genopt.errors import RunFolderError
 from genopt.plan import Candidate, Plan
 from genopt.progress import Silent
 from genopt.store.run_folder import RunFolder
@@ -87,3 +89,18 @@ def test_a_node_whose_disk_is_full_costs_no_candidate(nodes: Nodes) -> None:
     assert report.winner == "c-6"
     assert {candidate.status for candidate in report.tried} == {"accepted"}, [candidate.reason for candidate in report.tried]
     assert not list((Path(nodes.folder) / "store" / "building").iterdir())
+
+
+def test_a_given_model_is_at_hand_where_it_is_used(nodes: Nodes) -> None:
+    given = nodes.folder / "given"
+    given.mkdir()
+    (given / "model.safetensors").write_bytes(b"weights")
+    folder, report = nodes.run("given-run", [], given={"weights": str(given)})
+    (made,) = [candidate for candidate in report.tried if candidate.name == "given-weights"]
+    assert made.status == "accepted", made.reason
+    assert made.artifact is not None
+    assert Path(made.artifact.path, "given", "model.safetensors").read_bytes() == b"weights"
+    assert f"weights: {given}" in (folder.path / "report.md").read_text(encoding="utf-8"), "the report says what was given"
+    (given / "model.safetensors").write_bytes(b"others!")
+    with pytest.raises(RunFolderError, match="given weights"):
+        resume_run(folder, Silent(), total_s=600)

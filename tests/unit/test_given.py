@@ -97,5 +97,15 @@ def test_a_tiny_vae_adds_candidates() -> None:
     assert all(plan.steps == (Step(technique="diffusers_tiny_vae", params={"given": DIGEST}),) for plan in added)
 
 
+def test_a_student_adds_candidates() -> None:
+    plain, more = TextGeneration.catalogue({}), TextGeneration.catalogue({"student": DIGEST})
+    added = [plan for plan in more if plan not in plain]
+    assert [plan for plan in more if plan not in added] == plain
+    assert {plan.name: [step.technique for step in plan.steps] for plan in added} == {
+        "student": ["distill_given"], "student-ort-int8": ["distill_given", "onnx_genai", "onnx_weight_only"],
+    }  # fmt: skip
+    assert all(plan.steps[0].params["given"] == DIGEST for plan in added)
+
+
 def test_nothing_is_added_without_a_given_model() -> None:
     assert all("given" not in step.params for task in (TextGeneration, TextToImage) for plan in task.catalogue({}) for step in plan.steps)

@@ -1,0 +1,99 @@
+"""Trains a smaller model that was given beside the original, for a short while, to predict what the original predicts (see `distill`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from genopt.errors import InfeasibleError
+from genopt.models.headers import read_json, weights
+from genopt.plan import JsonValue, parse_settings
+from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
+from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.distill import LIMIT_SHARE, DistillParams, distill, pieces_of, with_written
+
+WEIGHTS = "model.safetensors"
+
+
+class DistillGivenParams(DistillParams):
+    """Parameters besides those of `distill`.
+
+    Attributes:
+        given: Digest of the folder with the model, so that another one gives another artifact.
+    """
+
+    given: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class DistillGiven:
+    """See `genopt.techniques.base.Transform`."""
+
+    name = "distill_given"
+    version = 1
+    phase = 30
+    requires = frozenset({"hf"})
+    excludes = frozenset({"quantized", "sparse"})
+    adds: frozenset[str] = frozenset()
+    removes: frozenset[str] = frozenset()
+    needs_calibration = True
+    gpu: GpuUse = "used"
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        parse_settings(DistillGivenParams, params, cls.name)
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: how much smaller the given model is cannot be told from its digest."""
+        return before.risked(0.3)
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        import torch
+
+        from genopt.models.checkpoint import load_model, save_model
+
+        chosen = parse_settings(DistillGivenParams, params, cls.name)
+        original, folder = Path(context.original), context.given_folder(chosen.given)
+        require_same_vocabulary(original, folder)
+        torch.manual_seed(context.seed)
+        pieces = pieces_of(context.calibration, chosen)
+        progress(f"loading the original and the given model {chosen.given[:12]}")
+        teacher, model, student = load_model(original), load_model(folder), load_model(folder, "float32")
+        pieces = with_written(teacher, pieces, chosen, progress)
+        distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress)
+        model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision
+        model.generation_config = teacher.generation_config  # it learned to end as the original does
+        save_model(model, original, destination)
+
+
+def require_same_vocabulary(original: Path, folder: Path) -> None:
+    """Refuses a folder that holds no language model, or one whose token ids are not the original's.
+
+    Raises:
+        InfeasibleError: With what is different.
+        ModelError: A file is corrupt.
+    """
+    from tokenizers import Tokenizer
+
+    if not (folder / "config.json").is_file() or not weights(folder, (WEIGHTS,))[1]:
+        raise InfeasibleError(f"{folder} has no config.json with {WEIGHTS}; save the student with transformers' save_pretrained.")
+    wanted, found = (_vocabulary_size(read_json(one / "config.json")) for one in (original, folder))
+    if wanted != found:
+        raise InfeasibleError(f"{folder} has a vocabulary of {found} tokens, the original {wanted}; give a smaller model of the same family.")
+    files = [one / "tokenizer.json" for one in (original, folder)]
+    if all(file.is_file() for file in files):
+        ours, theirs = (Tokenizer.from_file(str(file)).get_vocab() for file in files)
+        if ours != theirs:
+            raise InfeasibleError(f"{folder} gives tokens other ids than the original does; give a smaller model of the same family.")
+
+
+def _vocabulary_size(config: dict[str, Any]) -> Any:
+    return config.get("text_config", config).get("vocab_size")
