@@ -50,6 +50,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "diffusers_distill_steps": "genopt.techniques.diffusers_distill_steps:DistillSteps",
         "diffusers_onnx": "genopt.techniques.diffusers_onnx:DiffusersOnnx",
         "diffusers_magnitude_prune": "genopt.techniques.diffusers_magnitude_prune:DenoiserMagnitudePrune",
+        "diffusers_lora": "genopt.techniques.diffusers_lora:Lora",
         "diffusers_tiny_vae": "genopt.techniques.diffusers_tiny_vae:TinyVae",
     },
     "engines": {

@@ -25,8 +25,8 @@ from genopt.plan import Record
 from genopt.version import __version__
 
 PACKAGES = (
-    "accelerate", "diffusers", "gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "optimum", "optuna", "pyarrow", "ray",
-    "safetensors", "tokenizers", "torch", "torchao", "transformers",
+    "accelerate", "diffusers", "gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "optimum", "optuna", "peft", "pyarrow",
+    "ray", "safetensors", "tokenizers", "torch", "torchao", "transformers",
 )  # fmt: skip
 """Distributions whose versions a run records."""
 DECISIVE = ("gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "safetensors", "torch", "torchao", "transformers")

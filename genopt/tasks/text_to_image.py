@@ -59,6 +59,13 @@ def _tiny_vae(digest: str) -> list[Plan]:
     return [few.model_copy(update={"steps": steps}), _changed("tiny-vae", *steps)]
 
 
+def _lora(digest: str) -> list[Plan]:
+    """Beside the space, which knows no given models: the result brings its scheduler along, and goes without guidance."""
+    steps = (Step(technique="diffusers_lora", params={"given": digest}),)
+    counts = (4, 8)
+    return [_named(f"lora-lcm-{count}-steps", num_inference_steps=count).model_copy(update={"steps": steps}) for count in counts]
+
+
 class TextToImage:
     """See `genopt.tasks.base.Task`."""
 
@@ -69,7 +76,10 @@ class TextToImage:
     tasks_stage = ""
     sensitivity_stage = ""
     pace_metric = "latency_ms"
-    given: Mapping[str, str] = {"vae": "a tiny autoencoder of the model's family (diffusers' AutoencoderTiny)"}
+    given: Mapping[str, str] = {
+        "vae": "a tiny autoencoder of the model's family (diffusers' AutoencoderTiny)",
+        "lora": "a LoRA for few steps of the model's family (LCM-LoRA)",
+    }  # fmt: skip
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
@@ -92,6 +102,7 @@ class TextToImage:
     def catalogue(given: Mapping[str, str]) -> list[Plan]:
         """Fewer steps with a better scheduler first: they save most."""
         return [
+            *(_lora(given["lora"]) if "lora" in given else ()),
             *(_tiny_vae(given["vae"]) if "vae" in given else ()),
             _named("dpm-25-steps", num_inference_steps=25, scheduler="dpmsolver++"),
             _named("dpm-15-steps", num_inference_steps=15, scheduler="dpmsolver++"),

@@ -110,6 +110,25 @@ def write_tiny_vae(folder: Path, **options: Any) -> Path:
     return folder
 
 
+def write_tiny_lora(folder: Path, pipeline: Path) -> Path:
+    """Writes random low-rank changes of the attention of a pipeline's UNet, as peft does, and returns their folder.
+
+    Args:
+        folder: Created if missing.
+        pipeline: In the layout of Stable Diffusion.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(2)
+    unet = StableDiffusionPipeline.from_pretrained(pipeline).unet
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+    return folder
+
+
 def letter_tokenizer(context: int) -> T5Tokenizer:
     """A tokenizer for T5 that reads letters, digits and spaces, one by one.
 

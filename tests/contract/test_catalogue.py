@@ -18,7 +18,7 @@ from genopt.techniques.base import TransformContext
 from genopt.testing.contracts import check_engine, check_space, check_technique, runs_here
 from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
-from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_stable_diffusion, write_tiny_vae
+from genopt.testing.tiny_pipelines import write_tiny_lora, write_tiny_pixart, write_tiny_stable_diffusion, write_tiny_vae
 
 GIVEN_MODEL = "0" * 64
 """Stands for the digest of the model that a technique is given."""
@@ -51,6 +51,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "diffusers_distill_steps": ("diffusers", {"steps": 2, "trajectories": 2, "updates": 1, "learning_rate": 1e-9}),
     "diffusers_onnx": ("diffusers", {"weights": "int8"}),
     "diffusers_magnitude_prune": ("diffusers", {"sparsity": 0.3}),
+    "diffusers_lora": ("diffusers", {"given": GIVEN_MODEL}),
     "diffusers_tiny_vae": ("diffusers", {"given": GIVEN_MODEL}),
 }
 """By name: a trait of the source, and parameters."""
@@ -107,10 +108,11 @@ def calibrations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def given_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def given_models(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What techniques are given beside the model, by technique."""
     return {
         "diffusers_tiny_vae": write_tiny_vae(tmp_path_factory.mktemp("vae")),
+        "diffusers_lora": write_tiny_lora(tmp_path_factory.mktemp("lora"), sources["diffusers"]),
         "distill_given": write_tiny_llama(tmp_path_factory.mktemp("student"), layers=1),
     }
 

@@ -97,6 +97,12 @@ def test_a_tiny_vae_adds_candidates() -> None:
     assert all(plan.steps == (Step(technique="diffusers_tiny_vae", params={"given": DIGEST}),) for plan in added)
 
 
+def test_a_lora_adds_candidates_of_few_steps() -> None:
+    plain, more = TextToImage.catalogue({}), TextToImage.catalogue({"lora": DIGEST})
+    added = {plan.name: plan.options["num_inference_steps"] for plan in more if plan not in plain}
+    assert added == {"lora-lcm-4-steps": 4, "lora-lcm-8-steps": 8}
+
+
 def test_a_student_adds_candidates() -> None:
     plain, more = TextGeneration.catalogue({}), TextGeneration.catalogue({"student": DIGEST})
     added = [plan for plan in more if plan not in plain]
