@@ -41,6 +41,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "prune_width": "genopt.techniques.prune_width:PruneWidth",
         "distill": "genopt.techniques.distill:Distill",
         "distill_given": "genopt.techniques.distill_given:DistillGiven",
+        "attach_draft": "genopt.techniques.attach_draft:AttachDraft",
         "diffusers_int8_weight_only": "genopt.techniques.diffusers_int8:PipelineInt8WeightOnly",
         "diffusers_int8_dynamic": "genopt.techniques.diffusers_int8:PipelineInt8Dynamic",
         "diffusers_int4_weight_only": "genopt.techniques.diffusers_int4:PipelineInt4WeightOnly",

@@ -44,8 +44,8 @@ Concurrency = Annotated[str | None, typer.Option(help="Streams at which throughp
 Prompts = Annotated[str | None, typer.Option(help=f"{PROMPTS_HELP}  [default: pieces of the calibration text]")]
 Scorer = Annotated[str | None, typer.Option(help="Scores images: a folder with a CLIP model or classifier, or module:callable.")]
 Given = Annotated[list[str] | None, typer.Option(
-    metavar="KIND=FOLDER", help="A model to make candidates with: vae (a tiny autoencoder) and lora (for few steps) for images, student (a smaller "
-    "model) for text; repeatable.",
+    metavar="KIND=FOLDER", help="A model to make candidates with: vae (a tiny autoencoder) and lora (for few steps) for images, student and "
+    "draft (a smaller model, to be trained or to guess) for text; repeatable.",
 )]  # fmt: skip
 PromptTokens = Annotated[int | None, typer.Option(help="Tokens of a measured prompt (ISL), unless --prompts brings its own.  [default: 64]")]
 OutputTokens = Annotated[int | None, typer.Option(help="New tokens of a measured request (OSL).  [default: 32]")]

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from genopt.engines.vllm_session import VllmSession
 
 
+DRAFT = "draft"
+"""Where an artifact has a smaller model that guesses for it."""
+
+
 class VllmOptions(Record):
     """Options of the engine.
 
@@ -29,6 +33,7 @@ class VllmOptions(Record):
         max_batched_tokens: Most tokens of a step, prompts included: longer ones are read in pieces between the steps of others.
         lookahead: Tokens of an answer that are guessed from what followed the same words before, in the prompt or the answer, and checked in one
             step (prompt lookup: Saxena, 2023); greedy answers stay what they are. 0 guesses none.
+        draft_tokens: Likewise, guessed by the smaller model that the artifact brings (technique `attach_draft`).
         prefix_caching: Keep what was read of prompts for those that begin alike.
         graphs: Compile the model, and on GPUs replay its steps as graphs.
         cache_gib: Room for keys and values on CPUs, in GiB; GPUs give most of what is free.
@@ -43,6 +48,7 @@ class VllmOptions(Record):
     max_streams: int = Field(default=128, gt=0)
     max_batched_tokens: int = Field(default=2048, ge=16)
     lookahead: int = Field(default=0, ge=0, le=16)
+    draft_tokens: int = Field(default=0, ge=0, le=16)
     prefix_caching: bool = False
     graphs: bool = True
     cache_gib: int = Field(default=1, gt=0)

@@ -17,7 +17,7 @@ from genopt.engines.distribution import Distributions, Wanted, require_rows
 from genopt.engines.normalizer import Normalizer
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import require_fit
-from genopt.engines.vllm import VllmOptions
+from genopt.engines.vllm import DRAFT, VllmOptions
 from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
 
 Logits = NDArray[np.float32]
@@ -188,6 +188,12 @@ def _loaded(folder: Path, options: VllmOptions) -> Any:
         named["kv_cache_dtype"] = options.cache_type
     if options.lookahead:
         named["speculative_config"] = {"method": "ngram", "num_speculative_tokens": options.lookahead, **LOOKED_UP}
+    if options.draft_tokens:
+        if options.lookahead:
+            raise InfeasibleError("vLLM guesses in one way at a time; give lookahead or draft_tokens.")
+        if not (folder / DRAFT).is_dir():
+            raise InfeasibleError(f"{folder} brings no smaller model that could guess; attach one with the technique attach_draft.")
+        named["speculative_config"] = {"method": "draft_model", "model": str(folder / DRAFT), "num_speculative_tokens": options.draft_tokens}
     if torch.cuda.is_available():
         # Others hold memory of the same GPU, such as the references that a candidate is compared with.
         free, total = torch.cuda.mem_get_info()

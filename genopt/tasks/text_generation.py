@@ -101,6 +101,15 @@ def _student(digest: str) -> list[Plan]:
     ]
 
 
+def _guessed(digest: str) -> list[Plan]:
+    """Beside the space: the original, whose next tokens a given smaller model guesses."""
+    attached = Step(technique="attach_draft", params={"given": digest})
+    return [
+        Plan(name=f"{engine.replace('_', '-')}-draft", steps=(attached,), engine=engine, options={"draft_tokens": 4})
+        for engine in ("vllm", "vllm_cpu")
+    ]
+
+
 class TextGeneration:
     """See `genopt.tasks.base.Task`."""
 
@@ -111,7 +120,10 @@ class TextGeneration:
     tasks_stage = "score_text_tasks"
     sensitivity_stage = "text_sensitivity"
     pace_metric = "tpot_ms"
-    given: Mapping[str, str] = {"student": "a smaller model with the same vocabulary, a Hugging Face folder"}
+    given: Mapping[str, str] = {
+        "student": "a smaller model with the same vocabulary, a Hugging Face folder",
+        "draft": "a smaller model with the same vocabulary, whose guesses vLLM checks, a Hugging Face folder",
+    }
 
     @staticmethod
     def require_inputs(spec: RunSpec) -> None:
@@ -140,6 +152,7 @@ class TextGeneration:
             _space().plan(_vllm("FP8_DYNAMIC")),
             _space().plan(_vllm("W4A16")),
             _space().plan(_vllm("W8A8")),
+            *(_guessed(given["draft"]) if "draft" in given else ()),
             _vllm_cpu("vllm-cpu-native"),
             _vllm_cpu("vllm-cpu-w8a8", Step(technique="compressed_tensors", params={"scheme": "W8A8"})),
             *(_calibrated("vllm", method, scheme) for method, scheme in _CALIBRATED),

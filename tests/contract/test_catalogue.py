@@ -42,6 +42,7 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "prune_width": ("hf", {"neurons": 0.25, "heads": 0.5, "calibration_tokens": 128}),
     "distill": ("hf", {"steps": 2, "max_seq_length": 32}),
     "distill_given": ("hf", {"given": GIVEN_MODEL, "steps": 2, "max_seq_length": 32}),
+    "attach_draft": ("hf", {"given": GIVEN_MODEL}),
     "diffusers_int8_weight_only": ("diffusers", {"least_features": 16}),
     "diffusers_int8_dynamic": ("diffusers", {"components": "all"}),
     "diffusers_int4_weight_only": ("diffusers", {"group_size": 32}),
@@ -114,6 +115,7 @@ def given_models(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         "diffusers_tiny_vae": write_tiny_vae(tmp_path_factory.mktemp("vae")),
         "diffusers_lora": write_tiny_lora(tmp_path_factory.mktemp("lora"), sources["diffusers"]),
         "distill_given": write_tiny_llama(tmp_path_factory.mktemp("student"), layers=1),
+        "attach_draft": write_tiny_llama(tmp_path_factory.mktemp("draft"), layers=1),
     }
 
 

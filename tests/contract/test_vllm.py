@@ -13,7 +13,9 @@ import torch
 from genopt.engines.base import GenerationRequest
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
 from genopt.errors import DataError, InfeasibleError, SpecError
+from genopt.plan import JsonValue
 from genopt.process import SessionProcess, run_stage
+from genopt.techniques.attach_draft import AttachDraft
 from genopt.techniques.base import TransformContext
 from genopt.techniques.compressed_tensors import CompressedTensors
 from genopt.techniques.llmcompressor import LlmCompressor
@@ -140,12 +142,17 @@ if runs_here("engines", "vllm_cpu"):
             assert sum(apart) / len(apart) < (0.1 if scheme == "W8A8" else 0.5)
 
     def test_guessing_ahead_changes_no_greedy_answer_and_no_score(llama: Path, tmp_path: Path) -> None:
+        """By what followed the same words before, and by a smaller model."""
+        artifact, draft = tmp_path / "artifact", write_tiny_llama(tmp_path / "draft", layers=1)
+        artifact.mkdir()
+        told = TransformContext(original=str(llama), calibration=None, seed=0, threads=2, time_limit_s=60, given={"0" * 64: str(draft)})
+        AttachDraft.apply(llama, artifact, {"given": "0" * 64}, told, lambda _: None)
         request = GenerationRequest(prompt_ids=tuple(TEXT[:12] * 3), max_new_tokens=24)
         found = []
-        for lookahead in (0, 4):
-            options = {"threads": 2, "precision": "float32", "lookahead": lookahead}
-            with SessionProcess("vllm_cpu", llama, options, log=tmp_path / "vllm.txt", timeout_s=300) as session:
+        for guesses in ({}, {"lookahead": 4}, {"draft_tokens": 3}):
+            options: dict[str, JsonValue] = {"threads": 2, "precision": "float32", **guesses}
+            with SessionProcess("vllm_cpu", artifact, options, log=tmp_path / "vllm.txt", timeout_s=300) as session:
                 (answer,) = session.generate([request])
                 (scores,) = session.score([TEXT]).log_probs
                 found.append((answer.token_ids, answer.finish_reason, [round(score, 3) for score in scores]))
-        assert found[0] == found[1]
+        assert found[0] == found[1] == found[2]

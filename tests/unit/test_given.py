@@ -113,5 +113,13 @@ def test_a_student_adds_candidates() -> None:
     assert all(plan.steps[0].params["given"] == DIGEST for plan in added)
 
 
+def test_a_draft_adds_candidates_that_guess() -> None:
+    plain, more = TextGeneration.catalogue({}), TextGeneration.catalogue({"draft": DIGEST})
+    added = {plan.name: ([step.technique for step in plan.steps], plan.engine, plan.options) for plan in more if plan not in plain}
+    assert added == {
+        "vllm-draft": (["attach_draft"], "vllm", {"draft_tokens": 4}), "vllm-cpu-draft": (["attach_draft"], "vllm_cpu", {"draft_tokens": 4}),
+    }  # fmt: skip
+
+
 def test_nothing_is_added_without_a_given_model() -> None:
     assert all("given" not in step.params for task in (TextGeneration, TextToImage) for plan in task.catalogue({}) for step in plan.steps)

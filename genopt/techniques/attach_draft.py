@@ -1,0 +1,75 @@
+"""Puts a smaller model that was given beside the original into an artifact, whose guesses the engine checks (speculative decoding).
+
+Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (2023): a small model writes some tokens, the large one reads
+them in one step and keeps those that it would have written itself, so that answers stay what they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pydantic import Field
+
+from genopt.engines.vllm import DRAFT
+from genopt.errors import DataError, InfeasibleError
+from genopt.models.headers import read_json
+from genopt.plan import JsonValue, Record, parse_settings
+from genopt.search.footprint import Footprint
+from genopt.search.space import Tunable
+from genopt.techniques.base import GpuUse, Progress, TransformContext
+
+
+class AttachDraftParams(Record):
+    """Parameters.
+
+    Attributes:
+        given: Digest of the folder with the smaller model, so that another one gives another artifact.
+    """
+
+    given: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class AttachDraft:
+    """See `genopt.techniques.base.Transform`."""
+
+    name = "attach_draft"
+    version = 1
+    phase = 60
+    requires = frozenset({"hf"})
+    excludes = frozenset({DRAFT})
+    adds = frozenset({DRAFT})
+    removes: frozenset[str] = frozenset()
+    needs_calibration = False
+    gpu: GpuUse = "unused"
+    tunables: tuple[Tunable, ...] = ()
+    environment: str | None = None
+
+    @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        parse_settings(AttachDraftParams, params, cls.name)
+
+    @staticmethod
+    def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
+        """See `Transform.footprint`: how many guesses are right is known afterwards."""
+        return before
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        digest = parse_settings(AttachDraftParams, params, cls.name).given
+        if digest not in context.given:
+            raise DataError(f"The model with digest {digest[:12]} is not at hand; give its folder again.")
+        folder = Path(context.given[digest])
+        weights = sorted(folder.glob("*.safetensors"))
+        if not (folder / "config.json").is_file() or not weights:
+            raise InfeasibleError(f"{folder} has no config.json with safetensors; give a model in Hugging Face's format.")
+        sizes = [read_json(one / "config.json").get("vocab_size") for one in (source, folder)]
+        if sizes[0] != sizes[1]:
+            raise InfeasibleError(f"{folder} knows {sizes[1]} tokens and the model {sizes[0]}; give a smaller model with the same tokenizer.")
+        progress(f"attaching the smaller model {digest[:12]}")
+        shutil.copytree(source, destination, dirs_exist_ok=True)
+        (destination / DRAFT).mkdir()
+        for path in (folder / "config.json", *weights, *folder.glob("*.safetensors.index.json")):
+            shutil.copyfile(path, destination / DRAFT / path.name)
