@@ -75,10 +75,12 @@ def choose(
 def _tied(better: Sequence[Candidate], scores: Mapping[str, Ratio], noise: float) -> list[Candidate]:
     """The candidates that none of the others surely beats.
 
-    The floor is the highest lower end, not that of the best value: one badly measured candidate does not tie with all.
+    The floor is the highest lower end, not that of the best value: one badly measured candidate does not tie with all. Nor does it win because
+    nobody knows how slow it is: above its value its interval counts for as much as that of the candidate which sets the floor is wide.
     """
-    floor = max(scores[one.name].ci_low for one in better) * math.exp(-noise)
-    return [one for one in better if scores[one.name].ci_high * math.exp(noise) >= floor]
+    surest = max((scores[one.name] for one in better), key=lambda score: score.ci_low)
+    floor, width = surest.ci_low * math.exp(-noise), surest.ci_high / surest.ci_low
+    return [one for one in better if min(scores[one.name].ci_high, scores[one.name].value * width) * math.exp(noise) >= floor]
 
 
 def _gains(score: Ratio, aa: Mapping[str, float] | None) -> bool:

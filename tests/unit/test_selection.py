@@ -155,6 +155,10 @@ def test_a_badly_measured_candidate_does_not_tie_with_all() -> None:
     assert pick(*candidates).winner != "slow"
 
 
+def test_a_badly_measured_candidate_does_not_win_by_the_width_of_its_interval() -> None:
+    assert pick(made("vague", speed=2.2, width=0.5, held=0.999), made("fast", speed=3.0)).winner == "fast"
+
+
 @given(jitter=st.lists(st.floats(-0.015, 0.015), min_size=3, max_size=3))
 def test_noisy_timings_choose_the_same_winner(jitter: list[float]) -> None:
     names = {"a": 0.9962, "b": 0.9981, "c": 0.9915}
