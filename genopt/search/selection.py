@@ -12,6 +12,8 @@ from genopt.spec import ArrivalKind, Objective
 
 MEMORY_NOISE = 0.01
 """Peaks of memory that differ by less than this share are the same: allocators are not that repeatable."""
+SPEED_GIVEN_UP = 0.1
+"""The most of its score that a tie may cost: noise hides which of two is faster, not that one is far behind."""
 _GOALS: Mapping[Objective, str] = {
     "latency": "speed", "throughput": "throughput", "memory": "peak memory", "balanced": "speed, throughput and memory together"
 }  # fmt: skip
@@ -45,10 +47,11 @@ def choose(
     interval above 1) compete, if the ratio exceeds what the baseline against itself came to (A/A): smaller
     differences are what no difference looks like. Where the A/A interval misses 1 the machine was noisy, and even the
     lower end must exceed it. Those that none surely beats, after all intervals are widened by the noise of the A/A
-    measurement, are tied: their order is chance and would differ in the next run. Ties
-    are broken by what hardly depends on timing: lower end of the quality interval to three digits, then smaller
-    artifact, then name. (For the memory objective the smaller artifact comes first.) The same seed therefore
-    chooses the same winner although its timings are never quite the same. Speeds that another run measured win nothing.
+    measurement, and that are less than a tenth (`SPEED_GIVEN_UP`) behind the surest one, are tied: their order is
+    chance and would differ in the next run. Ties are broken by what hardly depends on timing: lower end of the quality
+    interval to three digits, then smaller artifact, then name. (For the memory objective the smaller artifact comes
+    first.) The same seed therefore chooses the same winner although its timings are never quite the same. Speeds that
+    another run measured win nothing.
 
     Args:
         candidates: `original`, `baseline`, then the others.
@@ -73,14 +76,15 @@ def choose(
 
 
 def _tied(better: Sequence[Candidate], scores: Mapping[str, Ratio], noise: float) -> list[Candidate]:
-    """The candidates that none of the others surely beats.
+    """The candidates that none of the others surely beats, and that are not far behind the one with the highest lower end.
 
     The floor is the highest lower end, not that of the best value: one badly measured candidate does not tie with all. Nor does it win because
     nobody knows how slow it is: above its value its interval counts for as much as that of the candidate which sets the floor is wide.
     """
     surest = max((scores[one.name] for one in better), key=lambda score: score.ci_low)
     floor, width = surest.ci_low * math.exp(-noise), surest.ci_high / surest.ci_low
-    return [one for one in better if min(scores[one.name].ci_high, scores[one.name].value * width) * math.exp(noise) >= floor]
+    near = [one for one in better if scores[one.name].value >= surest.value * (1 - SPEED_GIVEN_UP)]
+    return [one for one in near if min(scores[one.name].ci_high, scores[one.name].value * width) * math.exp(noise) >= floor]
 
 
 def _gains(score: Ratio, aa: Mapping[str, float] | None) -> bool:

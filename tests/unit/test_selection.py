@@ -159,6 +159,11 @@ def test_a_badly_measured_candidate_does_not_win_by_the_width_of_its_interval() 
     assert pick(made("vague", speed=2.2, width=0.5, held=0.999), made("fast", speed=3.0)).winner == "fast"
 
 
+def test_quality_does_not_buy_a_candidate_that_is_far_behind_however_noisy_the_machine() -> None:
+    noisy = {"value": 1.0, "ci_low": 0.7, "ci_high": 1.4}
+    assert pick(made("behind", speed=2.5, width=0.2, held=0.999), made("fast", speed=3.0, width=0.2), aa=noisy).winner == "fast"
+
+
 @given(jitter=st.lists(st.floats(-0.015, 0.015), min_size=3, max_size=3))
 def test_noisy_timings_choose_the_same_winner(jitter: list[float]) -> None:
     names = {"a": 0.9962, "b": 0.9981, "c": 0.9915}
