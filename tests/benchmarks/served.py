@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import tempfile
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="fake", help="catalogue name; the fake engine needs no model")
     parser.add_argument("--artifact", type=Path, help="folder that the engine opens")
     parser.add_argument("--model-folder", type=Path, help="the original model's folder")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the engine")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--delay-ms", type=float, default=20.0, help="time of a step of the fake engine")
 
@@ -58,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def subject(options: argparse.Namespace) -> Iterator[Subject]:
     """What the flags say; the fake engine and its tokenizer are written down first."""
     if options.engine != "fake":
-        yield Subject(engine=options.engine, artifact=options.artifact, model_folder=options.model_folder, options={}, threads=options.threads)
+        yield Subject(
+            engine=options.engine, artifact=options.artifact, model_folder=options.model_folder, options=options.options, threads=options.threads
+        )
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

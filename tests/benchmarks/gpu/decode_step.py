@@ -32,6 +32,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
+import results
 from torch import Tensor
 
 from genopt import catalog
@@ -105,6 +106,7 @@ def main() -> int:
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--bandwidth", type=float, default=3.35, help="of the memory, in TB/s")
     parser.add_argument("--repeats", type=int, default=5)
+    results.add_argument(parser)
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -138,6 +140,8 @@ def compare(model: Path, shape: str, asked: argparse.Namespace) -> None:
         cells = (f"{one['open_s']:.1f}", f"{one['ttft_ms']:.1f}", f"{one['tpot_ms']:.2f}", f"{one['read_gb']:.2f}", f"{share:.0%}",
                  f"{eager / one['tpot_ms']:.2f}x")  # fmt: skip
         print(f"| {shape} | {way} | {' | '.join(cells)} |", flush=True)
+        figures = {"opened s": one["open_s"], "TTFT ms": one["ttft_ms"], "TPOT ms": one["tpot_ms"], "share of bandwidth": share}
+        results.save(asked.save, "decode_step", shape, way, figures)
 
 
 if __name__ == "__main__":

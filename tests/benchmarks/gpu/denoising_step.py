@@ -28,6 +28,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import results
+
 from genopt.engines.images import ImageRequest
 from genopt.plan import JsonValue
 from genopt.testing.random_pipelines import PIPELINE_SHAPES
@@ -44,6 +46,7 @@ WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
     "regional": ("", {"compile": "regional", "channels_last": True}),
     "compiled": ("", {"compile": "denoiser", "channels_last": True}),
     "int8-compiled": ("diffusers_int8_dynamic", {"compile": "denoiser", "channels_last": True}),
+    "float8-compiled": ("diffusers_float8", {"compile": "denoiser", "channels_last": True}),
     "cached-compiled": ("", {"compile": "regional", "cache": "first_block", "cache_threshold": 0.1}),
 }
 """By name: a technique, and options of the engine."""
@@ -101,6 +104,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="where pipelines are written; a temporary folder by default")
+    results.add_argument(parser)
     parser.add_argument("--one", nargs=2, metavar=("SHAPE", "WAY"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="genopt-gpu-") as temporary:
@@ -121,19 +125,8 @@ def compare(shape: str, asked: argparse.Namespace, scratch: Path) -> None:
     """A line per way; one that fails costs only its own."""
     eager = operations = 0.0
     for way in asked.ways.split(","):
-        command = [
-            sys.executable,
-            __file__,
-            "--steps",
-            str(asked.steps),
-            "--images",
-            str(asked.images),
-            "--scratch",
-            str(scratch),
-            "--one",
-            shape,
-            way,
-        ]
+        same = ["--steps", str(asked.steps), "--images", str(asked.images), "--scratch", str(scratch)]
+        command = [sys.executable, __file__, *same, "--one", shape, way]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"| {shape} | {way} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]} | | | |", flush=True)
@@ -142,6 +135,7 @@ def compare(shape: str, asked: argparse.Namespace, scratch: Path) -> None:
         eager, operations = eager or one["step_ms"], operations or one["tflop"]
         share = operations / one["step_ms"] * 1e3 / asked.peak
         print(f"| {shape} | {way} | {one['open_s']:.1f} | {one['step_ms']:.1f} | {eager / one['step_ms']:.2f}x | {share:.0%} |", flush=True)
+        results.save(asked.save, "denoising_step", shape, way, {"opened s": one["open_s"], "step ms": one["step_ms"], "share of peak": share})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import results
+
 from genopt.store.run_folder import RunFolder
 from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
 
@@ -70,6 +72,7 @@ def main() -> int:
     parser.add_argument("--gpus", default="1,2")
     parser.add_argument("--include", default="torchao,vllm")
     parser.add_argument("--budget", default="20m")
+    results.add_argument(parser)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     model = asked.out / asked.shape
@@ -85,6 +88,8 @@ def main() -> int:
             f"{one['at_once']:.0f} measured at once at most",
             flush=True,
         )
+        case = f"{count} GPU{'s' if count > 1 else ''}, {asked.include}"
+        results.save(asked.save, "fan_out", asked.shape, case, {"candidates": one["candidates"], "span s": one["span_s"], "run s": one["run_s"]})
     if len(found) == 2:
         print(f"{found[1]['span_s'] / found[2]['span_s']:.2f} times as fast, the whole run {found[1]['run_s'] / found[2]['run_s']:.2f} times")
     return 0 if all(one["at_once"] <= count for count, one in found.items()) else 1

@@ -1,0 +1,179 @@
+"""Number formats and engines by how many requests are continued at once: the decode step, the throughput, and reading prompts.
+
+    python tests/benchmarks/gpu/formats.py MODEL [--ways torch,vllm-bf16,...] [--streams 1,8,32,128] [--save FOLDER]
+
+MODEL is a folder; one that is missing is written with random weights of the shape that its name says (llama-1b, llama-8b). Each way runs in a
+process of its own. At each number of streams that many random prompts of --prompt-tokens are begun together and answered with --new tokens,
+twice, after a round that warms up. Prints, as medians of both rounds:
+
+tpot         Milliseconds of a decode step: the median time between the tokens of an answer, then over answers, so that steps which read
+             prompts of others do not count.
+tok/s        New tokens over the time from the first request to the last token, prompts included.
+prefill      Prompt tokens a second, where answers end at their first token.
+
+Then, for each number of streams, the regret of choosing by the first round: how much longer the choice's step takes in the second than that of the
+fastest way in the second. `library` calls vLLM's own `LLM.generate` with the same prompts and the settings of vllm-fp8; it tells no times of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import results
+
+from genopt import catalog
+from genopt.engines.base import GenerationRequest, TextSession
+from genopt.plan import JsonValue
+from genopt.techniques.base import TransformContext
+from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
+
+READS: dict[str, JsonValue] = {"max_batched_tokens": 8192}
+LIBRARY = "library"
+WAYS: Mapping[str, tuple[str, str | None, dict[str, JsonValue]]] = {
+    "torch-eager": ("torch", None, {"compile": False}),
+    "torch": ("torch", None, {"compile": True}),
+    "vllm-bf16": ("vllm", None, READS),
+    "vllm-fp8": ("vllm", None, {**READS, "quantization": "fp8"}),
+    "vllm-fp8-kv8": ("vllm", None, {**READS, "quantization": "fp8", "cache_type": "fp8"}),
+    "vllm-w8a8": ("vllm", "W8A8", READS),
+    "vllm-w4a16": ("vllm", "W4A16", READS),
+    LIBRARY: ("vllm", None, {**READS, "quantization": "fp8"}),
+}
+"""By name: the engine, the scheme in which compressed-tensors rounds the weights first, and options."""
+Level = dict[str, list[float]]
+
+
+def rounded(model: Path, scheme: str, target: Path) -> Path:
+    """A checkpoint in compressed-tensors."""
+    technique = catalog.load("techniques", "compressed_tensors")
+    technique.check(model, {"scheme": scheme})
+    target.mkdir()
+    context = TransformContext(original=str(model), calibration=None, seed=0, threads=8, time_limit_s=600)
+    technique.apply(model, target, {"scheme": scheme}, context, lambda said: print(said, file=sys.stderr, flush=True))
+    return target
+
+
+def requests(count: int, prompt_tokens: int, new: int, seed: int, vocabulary: int = 250) -> list[GenerationRequest]:
+    """Prompts of random tokens."""
+    draw = random.Random(f"{count} {seed}")
+    prompts = [tuple(draw.randrange(5, vocabulary) for _ in range(prompt_tokens)) for _ in range(count)]
+    return [GenerationRequest(prompt_ids=prompt, max_new_tokens=new) for prompt in prompts]
+
+
+def answered(session: TextSession, asked: Sequence[GenerationRequest]) -> tuple[float, float]:
+    """The decode step in milliseconds, and new tokens a second."""
+    began = time.perf_counter()
+    found = session.generate(asked)
+    took = time.perf_counter() - began
+    steps = [median((later - now) / 1e6 for now, later in zip(one.timestamps_ns, one.timestamps_ns[1:], strict=False)) for one in found
+             if len(one.timestamps_ns) > 1]  # fmt: skip
+    return median(steps) if steps else 0.0, sum(len(one.token_ids) for one in found) / took
+
+
+def by_session(artifact: Path, way: str, asked: argparse.Namespace) -> dict[str, Level]:
+    """Times of a way by number of streams."""
+    engine, _, options = WAYS[way]
+    began = time.monotonic()
+    session: TextSession = catalog.load("engines", engine).open(artifact, options)
+    print(f"{way} opened in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    levels: dict[str, Level] = {}
+    for streams in map(int, asked.streams.split(",")):
+        level: Level = {"tpot": [], "tok/s": [], "prefill": []}
+        session.generate(requests(streams, asked.prompt_tokens, 4, -1))
+        for turn in range(2):
+            step, rate = answered(session, requests(streams, asked.prompt_tokens, asked.new, turn))
+            level["tpot"].append(step)
+            level["tok/s"].append(rate)
+            level["prefill"].append(asked.prompt_tokens * answered(session, requests(streams, asked.prompt_tokens, 1, 2 + turn))[1])
+        levels[str(streams)] = level
+    session.close()
+    return levels
+
+
+def by_library(model: Path, asked: argparse.Namespace) -> dict[str, Level]:
+    """Times of vLLM called directly."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model=str(model), skip_tokenizer_init=True, quantization="fp8", max_num_seqs=128, max_num_batched_tokens=8192,
+              enable_prefix_caching=False, gpu_memory_utilization=0.8)  # fmt: skip
+    sampling = SamplingParams(temperature=0, max_tokens=asked.new, ignore_eos=True, detokenize=False)
+    levels: dict[str, Level] = {}
+    for streams in map(int, asked.streams.split(",")):
+        level: Level = {"tok/s": []}
+        for turn in (-1, 0, 1):
+            prompts = [{"prompt_token_ids": list(one.prompt_ids)} for one in requests(streams, asked.prompt_tokens, asked.new, turn)]
+            began = time.perf_counter()
+            found = llm.generate(prompts, sampling, use_tqdm=False)
+            rate = sum(len(one.outputs[0].token_ids) for one in found) / (time.perf_counter() - began)
+            level["tok/s"] += [rate] if turn >= 0 else []
+        levels[str(streams)] = level
+    return levels
+
+
+def timed(model: Path, way: str, asked: argparse.Namespace) -> dict[str, Level]:
+    """Runs in a process of its own."""
+    if way == LIBRARY:
+        return by_library(model, asked)
+    scheme = WAYS[way][1]
+    with tempfile.TemporaryDirectory(prefix="genopt-gpu-", dir=asked.scratch) as scratch:
+        return by_session(rounded(model, scheme, Path(scratch) / "artifact") if scheme else model, way, asked)
+
+
+def regret(ways: Mapping[str, Mapping[str, Level]], streams: str) -> tuple[str, float]:
+    """What the first round chooses, and how much slower it is in the second than the fastest there."""
+    steps = {way: levels[streams]["tpot"] for way, levels in ways.items()}
+    chosen = min(steps, key=lambda way: steps[way][0])
+    return chosen, steps[chosen][1] / min(times[1] for times in steps.values()) - 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--streams", default="1,8,32,128")
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--scratch", type=Path, help="where rounded checkpoints are written")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    results.add_argument(parser)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(timed(asked.model, asked.one, asked)))
+        return 0
+    if not asked.model.exists():
+        assert asked.model.name in LLAMA_SHAPES, f"{asked.model} is neither a model nor one of {', '.join(LLAMA_SHAPES)}"
+        write_random_llama(asked.model.with_name("partial"), asked.model.name).rename(asked.model)
+    print("| way | streams | TPOT ms | tok/s | prefill tok/s |\n| --- | ---: | ---: | ---: | ---: |", flush=True)
+    same = ["--streams", asked.streams, "--prompt-tokens", str(asked.prompt_tokens), "--new", str(asked.new)]
+    same += ["--scratch", str(asked.scratch)] if asked.scratch else []
+    ways: dict[str, dict[str, Level]] = {}
+    for way in asked.ways.split(","):
+        done = subprocess.run([sys.executable, __file__, str(asked.model), *same, "--one", way], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"| {way} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]} | | | |", flush=True)
+            continue
+        ways[way] = json.loads(done.stdout.splitlines()[-1])
+        for streams, level in ways[way].items():
+            middle = {name: median(values) for name, values in level.items()}
+            cells = (f"{middle[name]:,.{digits}f}" if name in middle else "–" for name, digits in (("tpot", 2), ("tok/s", 0), ("prefill", 0)))
+            print(f"| {way} | {streams} | {' | '.join(cells)} |", flush=True)
+            results.save(asked.save, "formats", f"{asked.model.name}, {streams} streams", way, middle)
+    stepping = {way: levels for way, levels in ways.items() if way != LIBRARY}
+    for streams in asked.streams.split(",") if stepping else ():
+        chosen, lost = regret(stepping, streams)
+        print(f"{streams} streams: {chosen} is chosen, regret {lost:.1%}", flush=True)
+        results.save(asked.save, "formats", f"{asked.model.name}, {streams} streams", f"choice: {chosen}", {"regret": lost})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
