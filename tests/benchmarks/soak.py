@@ -47,6 +47,7 @@ class Soak:
         self._reference: dict[int, str] = {}
         self.ends: Counter[str] = Counter()
         self.retried = 0
+        self.began = time.monotonic()
 
     def _body(self, prompt: int, stream: bool) -> dict[str, object]:
         return {"model": "m", "prompt": f"Count from {prompt}:", "max_tokens": self._tokens, "temperature": 0, "stream": stream}
@@ -85,14 +86,19 @@ class Soak:
                 break
         return answer
 
+    def _lost(self, end: str) -> None:
+        """Counts a request that should have been answered, and says when that was."""
+        self.ends[end] += 1
+        print(f"  at {time.monotonic() - self.began:.0f} s {end}", flush=True)
+
     async def whole(self, prompt: int) -> None:
         try:
             answer = await self._asked(prompt)
         except httpx.HTTPError as error:
-            self.ends[f"whole: {type(error).__name__}"] += 1
+            self._lost(f"whole: {type(error).__name__}")
             return
         if answer.status_code != 200:
-            self.ends[f"whole: {answer.status_code} {answer.json()['error']['code']}"] += 1
+            self._lost(f"whole: {answer.status_code} {answer.json()['error']['code']}")
         else:
             same = answer.json()["choices"][0]["text"] == self._reference[prompt]
             self.ends["whole: right" if same else "whole: WRONG"] += 1
@@ -119,12 +125,12 @@ class Soak:
         self.ends[f"stream: {end}{'' if right else ', WRONG'}"] += 1
 
     async def run(self, rate: float, seconds: float, every_s: float) -> None:
-        began, due, kills = time.monotonic(), every_s, 0
+        self.began, due, kills = time.monotonic(), every_s, 0
         async with asyncio.TaskGroup() as group:
             for index, at in enumerate(arrivals("poisson", rate, seed=1)):
                 if at > seconds:
                     break
-                await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+                await asyncio.sleep(max(0.0, self.began + at - time.monotonic()))
                 group.create_task((self.whole if index % 2 else self.stream)(index // 2 % PROMPTS))
                 if at > due:
                     due += every_s
