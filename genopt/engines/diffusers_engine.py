@@ -11,12 +11,16 @@ from pydantic import Field
 from genopt.engines.base import SPARE_THREADS
 from genopt.engines.pipeline_options import SCHEDULE, PipelineOptions, require_scheduler
 from genopt.engines.torch_engine import COMPILERS
-from genopt.errors import InfeasibleError
+from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.space import Tunable
 
 if TYPE_CHECKING:
     from genopt.engines.diffusers_session import DiffusersSession
+
+
+FOR_GPUS = ("efficient", "cudnn")
+"""Attention kernels that PyTorch has for GPUs alone."""
 
 
 class DiffusersOptions(PipelineOptions):
@@ -29,6 +33,8 @@ class DiffusersOptions(PipelineOptions):
         fuse_projections: Compute queries, keys and values in one product.
         channels_last: Lay images out with their channels last.
         compile: Compile the denoiser, whole or each of its repeated blocks once; for images that are made alone, batches stay eager.
+        graphs: Replay the compiled denoiser as a CUDA graph, which waits for no processor between its kernels.
+        attention: Kernels of PyTorch that compute the denoiser's attention; None lets it choose.
         dtype: Precision of weights and arithmetic; None takes the checkpoint's.
         vae_slicing: Decode the images of a batch one after the other.
         vae_tiling: Decode large images in tiles.
@@ -39,6 +45,8 @@ class DiffusersOptions(PipelineOptions):
     fuse_projections: bool = False
     channels_last: bool = False
     compile: Literal["none", "regional", "denoiser"] = "none"
+    graphs: bool = False
+    attention: Literal["math", "flash", "efficient", "cudnn"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -56,6 +64,8 @@ class DiffusersEngine:
         Tunable(name="cache_threshold", choices=(0.05, 0.1, 0.2), words=("", "t10", "t20"), when=(("cache", "first_block"),)),
         Tunable(name="dtype", choices=(None, "bfloat16"), words=("", "bf16")),
         Tunable(name="compile", choices=("none", "denoiser"), words=("", "compiled")),
+        Tunable(name="graphs", choices=(False, True), words=("", "graphs"), when=(("compile", "denoiser"),), gpu=True),
+        Tunable(name="attention", choices=(None, "cudnn", "flash"), words=("", "cudnn", "flash"), gpu=True),
         Tunable(name="channels_last", choices=(False, True), words=("", "nhwc")),
         SPARE_THREADS,
     )  # fmt: skip
@@ -69,6 +79,11 @@ class DiffusersEngine:
         require_scheduler(found, "diffusers")
         if found.compile != "none" and not any(map(shutil.which, COMPILERS)) and not _has_gpu():
             raise InfeasibleError("torch.compile needs a C++ compiler on CPUs; install one, for example with: apt install g++.")
+        if found.graphs and found.compile != "denoiser":
+            raise SpecError("Graphs replay the compiled denoiser; set compile to 'denoiser' with them.")
+        if (found.graphs or found.attention in FOR_GPUS) and not _has_gpu():
+            what = "CUDA graphs" if found.graphs else f"PyTorch's attention kernels {found.attention}"
+            raise InfeasibleError(f"{what} need an NVIDIA GPU and there is none here; leave the option out.")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> DiffusersSession:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,15 @@ from genopt.engines.process_memory import process_memory
 from genopt.errors import InfeasibleError
 from genopt.models import pipeline_loading as pipelines
 
+ATTENTION: Mapping[str, str] = {
+    "math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"
+}  # fmt: skip
+"""What PyTorch calls the kernels."""
 ATTENTION_STEPS, ATTENTION_EVERY = (100, 850), 2
 """Pyramid Attention Broadcast: between which timesteps, and how often attention is computed there."""
+
+NO_KERNEL = "No available kernel"
+"""What PyTorch says where the attention kernels that it may choose from know no such shapes."""
 
 
 class DiffusersSession(PipelineSession):
@@ -44,6 +52,7 @@ class DiffusersSession(PipelineSession):
         super().__init__(folder, pipeline, pipelines.Tokenizers.of_pipeline(pipeline), options)
         self._set_cache()
         self._lay_out()
+        self._set_attention()
         self._alone = self._compiled()
 
     @property
@@ -84,6 +93,21 @@ class DiffusersSession(PipelineSession):
         if self._options.vae_tiling:
             self._pipeline.vae.enable_tiling()
 
+    def _set_attention(self) -> None:
+        """Only the denoiser's: those of a text encoder and a VAE have masks and widths that some kernels do not know."""
+        if self._options.attention is None:
+            return
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        chosen, forward = getattr(SDPBackend, ATTENTION[self._options.attention]), self._denoiser.forward
+
+        @functools.wraps(forward)  # pipelines look at what it takes
+        def attending(*arguments: Any, **named: Any) -> Any:
+            with sdpa_kernel(chosen):
+                return forward(*arguments, **named)
+
+        self._denoiser.forward = attending
+
     def _compiled(self) -> Any:
         """The denoiser for images that are made alone; batches of every size would be compiled again."""
         if self._options.compile == "regional":
@@ -96,7 +120,9 @@ class DiffusersSession(PipelineSession):
             return None
         # Without "max-autotune": on an H200 it took 18 minutes for the UNet of SDXL and 5 for half of FLUX.1, where compiling the blocks
         # alone was done in 20 seconds and came within 2 % of it.
-        return torch.compile(self._denoiser, dynamic=False)
+        if not self._options.graphs:
+            return torch.compile(self._denoiser, dynamic=False)
+        return _Replayed(torch.compile(self._denoiser, dynamic=False, mode="reduce-overhead"))
 
     @property
     def _device(self) -> torch.device:
@@ -128,6 +154,12 @@ class DiffusersSession(PipelineSession):
             setattr(self._pipeline, self._denoiser_name, self._denoiser if alone is None else alone)
             try:
                 yield
+            except RuntimeError as error:
+                if NO_KERNEL not in str(error):
+                    raise
+                raise InfeasibleError(
+                    f"PyTorch's attention kernels {self._options.attention} do not take this denoiser's shapes or precision; choose others."
+                ) from None
             finally:
                 setattr(self._pipeline, self._denoiser_name, self._denoiser)
 
@@ -138,3 +170,21 @@ class DiffusersSession(PipelineSession):
     def close(self) -> None:
         """See `Session.close`."""
         del self._pipeline, self._denoiser, self._alone
+
+
+class _Replayed:
+    """A denoiser that is replayed as a CUDA graph: the next replay overwrites what this one returned, which schedulers still look at.
+
+    Args:
+        compiled: The denoiser.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiled, name)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return tuple(part.clone() for part in self._compiled(*arguments, **named))  # pipelines ask for a tuple

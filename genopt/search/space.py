@@ -31,6 +31,7 @@ class Tunable(Record):
         words: How a candidate's name spells each of them; an empty word leaves it out.
         when: (parameter of the same owner, value): asked for only where one of these was chosen; always where there are none.
         family: The module family whose bits it sets, in the words of `genopt.search.precision`; empty where it sets no such thing.
+        gpu: Whether choices other than the first one work on GPUs alone.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Tunable(Record):
     words: tuple[str, ...]
     when: tuple[tuple[str, Choice], ...] = ()
     family: str = ""
+    gpu: bool = False
 
     @model_validator(mode="after")
     def _told_apart(self) -> Self:

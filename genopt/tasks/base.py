@@ -137,8 +137,11 @@ def _needs_gpu(technique: str) -> bool:
 
 
 def needs_gpu(plan: Plan) -> bool:
-    """Whether one of a plan's steps works only on a GPU; engines that do are kept by their environments."""
-    return any(_needs_gpu(step.technique) for step in plan.steps)
+    """Whether a step of a plan or an option of its engine works only on a GPU; engines that do are kept by their environments."""
+    if any(_needs_gpu(step.technique) for step in plan.steps):
+        return True
+    bound = (tunable for tunable in catalog.load("engines", plan.engine).tunables if tunable.gpu)
+    return any(plan.options.get(tunable.name, tunable.choices[0]) != tunable.choices[0] for tunable in bound)
 
 
 def fits(plan: Plan, traits: Collection[str]) -> bool:

@@ -65,6 +65,24 @@ def test_guidance_ends_after_its_share_of_the_steps(write: Callable[[Path], Path
     assert sizes_of_calls(session, ASKED.model_copy(update={"guidance": 0.0})) == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("kernels", ["math", "flash"])
+def test_attention_by_chosen_kernels_makes_the_same_image(pipeline: Path, kernels: str) -> None:
+    (plain,), (chosen,) = (opened(pipeline, attention=attention).generate([ASKED]) for attention in (None, kernels))
+    assert ssim(plain.pixels(), chosen.pixels()) > 0.999
+
+
+@pytest.mark.parametrize("options", [{"attention": "cudnn"}, {"attention": "efficient"}, {"graphs": True, "compile": "denoiser"}])
+def test_what_only_gpus_do_is_refused_elsewhere(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InfeasibleError, match="need an NVIDIA GPU"):
+        DiffusersEngine.check(options)
+
+
+def test_graphs_replay_what_is_compiled() -> None:
+    with pytest.raises(SpecError, match="set compile to 'denoiser'"):
+        DiffusersEngine.check({"graphs": True})
+
+
 def test_what_a_pipeline_cannot_do_is_infeasible_with_the_reason(pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(InfeasibleError, match="has no projections that diffusers can fuse"):
         opened(write_tiny_pixart(tmp_path / "pixart"), fuse_projections=True)

@@ -12,6 +12,7 @@ from genopt.search.precision import tells_families
 from genopt.search.propose import encoded, pool
 from genopt.search.rules import ORIGINAL, Rule, objection, reaches
 from genopt.search.space import Choice, Dimension, Owner, Space, Tunable
+from genopt.tasks.base import needs_gpu
 from genopt.tasks.text_generation import TextGeneration
 from genopt.testing.contracts import check_space
 from genopt.testing.fake_task import FakeTask
@@ -145,3 +146,12 @@ def test_bits_by_family_are_of_use_only_where_a_wanted_engine_takes_them() -> No
     space = TextGeneration.space()
     assert tells_families(space)
     assert not tells_families(space, lambda plan: plan.engine != "ort_genai")
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [({}, False), ({"compile": "denoiser", "channels_last": True}, False), ({"attention": "cudnn"}, True), ({"attention": None}, False),
+     ({"compile": "denoiser", "graphs": True}, True)],
+)  # fmt: skip
+def test_what_only_gpus_do_is_not_searched_elsewhere(options: dict[str, Choice], needed: bool) -> None:
+    assert needs_gpu(Plan(name="one", engine="diffusers", options=dict(options))) == needed

@@ -45,8 +45,11 @@ WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
     "fused": ("", {"fuse_projections": True}),
     "regional": ("", {"compile": "regional", "channels_last": True}),
     "compiled": ("", {"compile": "denoiser", "channels_last": True}),
+    "compiled-graphs": ("", {"compile": "denoiser", "channels_last": True, "graphs": True}),
+    "compiled-cudnn": ("", {"compile": "denoiser", "channels_last": True, "attention": "cudnn"}),
     "int8-compiled": ("diffusers_int8_dynamic", {"compile": "denoiser", "channels_last": True}),
-    "float8-compiled": ("diffusers_float8", {"compile": "denoiser", "channels_last": True}),
+    "float8-compiled": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True}),
+    "float8-graphs": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True, "graphs": True}),
     "cached-compiled": ("", {"compile": "regional", "cache": "first_block", "cache_threshold": 0.1}),
 }
 """By name: a technique, and options of the engine."""
