@@ -10,6 +10,7 @@ tpot         Milliseconds of a decode step: the median time between the tokens o
              prompts of others do not count.
 tok/s        New tokens over the time from the first request to the last token, prompts included.
 prefill      Prompt tokens a second, where answers end at their first token.
+opened       Seconds until the engine was ready, rounding apart.
 
 Then, for each number of streams, the regret of choosing by the first round: how much longer the choice's step takes in the second than that of the
 fastest way in the second. `library` calls vLLM's own `LLM.generate` with the same prompts and the settings of vllm-fp8; it tells no times of tokens.
@@ -49,6 +50,8 @@ WAYS: Mapping[str, tuple[str, str | None, dict[str, JsonValue]]] = {
     LIBRARY: ("vllm", None, {**READS, "quantization": "fp8"}),
 }
 """By name: the engine, the scheme in which compressed-tensors rounds the weights first, and options."""
+SHOWN: Mapping[str, int] = {"tpot": 2, "tok/s": 0, "prefill": 0, "opened": 0}
+"""Figures and their digits."""
 Level = dict[str, list[float]]
 
 
@@ -84,10 +87,10 @@ def by_session(artifact: Path, way: str, asked: argparse.Namespace) -> dict[str,
     engine, _, options = WAYS[way]
     began = time.monotonic()
     session: TextSession = catalog.load("engines", engine).open(artifact, options)
-    print(f"{way} opened in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    opened = time.monotonic() - began
     levels: dict[str, Level] = {}
     for streams in map(int, asked.streams.split(",")):
-        level: Level = {"tpot": [], "tok/s": [], "prefill": []}
+        level: Level = {"tpot": [], "tok/s": [], "prefill": [], "opened": [opened]}
         session.generate(requests(streams, asked.prompt_tokens, 4, -1))
         for turn in range(2):
             step, rate = answered(session, requests(streams, asked.prompt_tokens, asked.new, turn))
@@ -152,19 +155,19 @@ def main() -> int:
     if not asked.model.exists():
         assert asked.model.name in LLAMA_SHAPES, f"{asked.model} is neither a model nor one of {', '.join(LLAMA_SHAPES)}"
         write_random_llama(asked.model.with_name("partial"), asked.model.name).rename(asked.model)
-    print("| way | streams | TPOT ms | tok/s | prefill tok/s |\n| --- | ---: | ---: | ---: | ---: |", flush=True)
+    print("| way | streams | TPOT ms | tok/s | prefill tok/s | opened in s |\n| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     same = ["--streams", asked.streams, "--prompt-tokens", str(asked.prompt_tokens), "--new", str(asked.new)]
     same += ["--scratch", str(asked.scratch)] if asked.scratch else []
     ways: dict[str, dict[str, Level]] = {}
     for way in asked.ways.split(","):
         done = subprocess.run([sys.executable, __file__, str(asked.model), *same, "--one", way], capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"| {way} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]} | | | |", flush=True)
+            print(f"| {way} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]} | | | | |", flush=True)
             continue
         ways[way] = json.loads(done.stdout.splitlines()[-1])
         for streams, level in ways[way].items():
             middle = {name: median(values) for name, values in level.items()}
-            cells = (f"{middle[name]:,.{digits}f}" if name in middle else "–" for name, digits in (("tpot", 2), ("tok/s", 0), ("prefill", 0)))
+            cells = (f"{middle[name]:,.{digits}f}" if name in middle else "–" for name, digits in SHOWN.items())
             print(f"| {way} | {streams} | {' | '.join(cells)} |", flush=True)
             results.save(asked.save, "formats", f"{asked.model.name}, {streams} streams", way, middle)
     stepping = {way: levels for way, levels in ways.items() if way != LIBRARY}
