@@ -60,9 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def subject(options: argparse.Namespace) -> Iterator[Subject]:
     """What the flags say; the fake engine and its tokenizer are written down first."""
     if options.engine != "fake":
-        yield Subject(
-            engine=options.engine, artifact=options.artifact, model_folder=options.model_folder, options=options.options, threads=options.threads
-        )
+        limited = {"threads": options.threads, **options.options} if options.threads else options.options
+        yield Subject(engine=options.engine, artifact=options.artifact, model_folder=options.model_folder, options=limited, threads=options.threads)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

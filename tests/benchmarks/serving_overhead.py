@@ -45,7 +45,7 @@ Times = dict[str, list[float]]
 def direct(what: Subject, concurrency: int, requests: int, max_tokens: int, prompt_tokens: int, seed: int) -> Times:
     """Times of requests on the engine's running batch; as many as it has places warm it up."""
     text = ModelText(what.model_folder)
-    session = catalog.load("engines", what.engine).open(what.artifact, {**what.options, **({"threads": what.threads} if what.threads else {})})
+    session = catalog.load("engines", what.engine).open(what.artifact, what.options)
     batch = session.running_batch(concurrency)
     prompt = made_prompts(prompt_tokens, seed=seed)
     asked = [
