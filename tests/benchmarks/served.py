@@ -37,6 +37,7 @@ class Subject(Record):
         model_folder: The original model, for its tokenizer.
         options: Of the engine.
         threads: Of the engine.
+        gpus: That a replica reserves.
     """
 
     engine: str
@@ -44,6 +45,7 @@ class Subject(Record):
     model_folder: Path
     options: dict[str, JsonValue]
     threads: int | None
+    gpus: float = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-folder", type=Path, help="the original model's folder")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the engine")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--gpus", type=float, default=0, help="that a replica reserves")
     parser.add_argument("--delay-ms", type=float, default=20.0, help="time of a step of the fake engine")
 
 
@@ -61,7 +64,10 @@ def subject(options: argparse.Namespace) -> Iterator[Subject]:
     """What the flags say; the fake engine and its tokenizer are written down first."""
     if options.engine != "fake":
         limited = {"threads": options.threads, **options.options} if options.threads else options.options
-        yield Subject(engine=options.engine, artifact=options.artifact, model_folder=options.model_folder, options=limited, threads=options.threads)
+        yield Subject(
+            engine=options.engine, artifact=options.artifact, model_folder=options.model_folder, options=limited, threads=options.threads,
+            gpus=options.gpus,
+        )  # fmt: skip
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -98,7 +104,7 @@ def served(
     with tempfile.TemporaryDirectory() as name:
         content = serve_config(
             application="genopt", model_id="m", variant=Plan(name="v", engine=what.engine, options=what.options), artifact=what.artifact,
-            model_folder=what.model_folder, host="127.0.0.1", port=port, scaling=scaling, threads=what.threads, num_cpus=1, num_gpus=0,
+            model_folder=what.model_folder, host="127.0.0.1", port=port, scaling=scaling, threads=what.threads, num_cpus=1, num_gpus=what.gpus,
             log_folder=Path(name) / "logs",
         )  # fmt: skip
         content["applications"][0]["args"]["stream_interval_ms"] = stream_interval_ms

@@ -49,6 +49,7 @@ WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
     "compiled-cudnn": ("", {"compile": "denoiser", "channels_last": True, "attention": "cudnn"}),
     "int8-compiled": ("diffusers_int8_dynamic", {"compile": "denoiser", "channels_last": True}),
     "float8-compiled": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True}),
+    "float8-cudnn": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True, "attention": "cudnn"}),
     "float8-graphs": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True, "graphs": True}),
     "cached-compiled": ("", {"compile": "regional", "cache": "first_block", "cache_threshold": 0.1}),
 }
