@@ -24,6 +24,7 @@ from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
+from genopt.techniques.data_parallel import ALONE, Team, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class DistillParams(Record):
     """Parameters.
 
     Attributes:
-        steps: Updates of the weights, each on one sequence.
+        steps: Updates of the weights, each on one sequence, or on one for every GPU.
         time_s: Seconds after which training ends although steps are left.
         learning_rate: Peak of AdamW's learning rate.
         max_seq_length: Tokens per sequence.
@@ -86,18 +87,25 @@ class Distill:
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        import torch
-
-        from genopt.models.checkpoint import load_model, save_model
-
         chosen = parse_settings(DistillParams, params, cls.name)
-        torch.manual_seed(context.seed)
-        pieces = pieces_of(context.calibration, chosen)
-        progress("loading the original and the model to train")
-        teacher, model = load_model(Path(context.original)), load_model(source)
-        student = load_model(source, "float32")
-        pieces = with_written(teacher, pieces, chosen, progress)
-        distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress)
+        run(_train, source, destination, pieces_of(context.calibration, chosen), chosen, context, progress)
+
+
+def _train(
+    team: Team, source: Path, destination: Path, pieces: list[list[int]], chosen: DistillParams, context: TransformContext, progress: Progress
+) -> None:  # fmt: skip
+    import torch
+
+    from genopt.models.checkpoint import load_model, save_model
+
+    torch.manual_seed(context.seed)
+    progress = team.heard(progress)
+    progress("loading the original and the model to train")
+    teacher, student = load_model(Path(context.original)), load_model(source, "float32")
+    pieces = with_written(teacher, pieces, chosen, progress)
+    distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress, team)
+    if team.rank == 0:
+        model = load_model(source)
         model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision
         save_model(model, source, destination)
 
@@ -130,7 +138,13 @@ def with_written(teacher: PreTrainedModel, pieces: list[list[int]], params: Dist
 
 
 def distill(
-    teacher: PreTrainedModel, student: PreTrainedModel, pieces: list[list[int]], params: DistillParams, limit_s: float, progress: Progress
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    pieces: list[list[int]],
+    params: DistillParams,
+    limit_s: float,
+    progress: Progress,
+    team: Team = ALONE,
 ) -> tuple[float, float]:
     """Trains `student` in place and returns its divergence on held-out text before and after, in nats per token.
 
@@ -141,32 +155,36 @@ def distill(
         params: How to train.
         limit_s: Seconds after which training ends.
         progress: Told how far it is.
+        team: The processes that train copies of the student together, each on sequences of its own.
     """
     import torch
 
+    progress = team.heard(progress)
     training, held_out = pieces[:-HELD_OUT], pieces[-HELD_OUT:]
     untrained = {name: value.detach().clone() for name, value in student.state_dict().items()}
     with torch.no_grad():
-        before = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
+        before = team.agreed(math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT)
         nearest = _nearest_layers(teacher, student, held_out[0]) if params.hidden_weight and _width(teacher) == _width(student) else []
     optimizer = torch.optim.AdamW(student.parameters(), lr=params.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     started, done = time.monotonic(), 0
+    averaged = team.averaging(student)
     student.train()
-    while done < params.steps and (elapsed := time.monotonic() - started) < limit_s:
+    while done < params.steps and (elapsed := team.agreed(time.monotonic() - started)) < limit_s:
         share = max(done / params.steps, elapsed / limit_s)
         rate = params.learning_rate * min(1.0, (done + 1) / 4) * (0.1 + 0.9 * (1 - share))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _divergence(teacher, student, training[done % len(training)], nearest, params.hidden_weight)
+        loss = _divergence(teacher, student, training[(done * team.size + team.rank) % len(training)], nearest, params.hidden_weight)
         optimizer.zero_grad()
         loss.backward()
+        averaged()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         done += 1
         progress(f"step {done} of {params.steps}: loss {loss.item():.4f}")
     student.eval()
     with torch.no_grad():
-        after = math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT
+        after = team.agreed(math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT)
     progress(f"divergence on held-out text {before:.4f} before and {after:.4f} after {done} steps")
     if not after < before:
         student.load_state_dict(untrained)

@@ -13,6 +13,7 @@ from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.data_parallel import Team, run
 from genopt.techniques.distill import LIMIT_SHARE, DistillParams, distill, pieces_of, with_written
 
 WEIGHTS = "model.safetensors"
@@ -56,19 +57,28 @@ class DistillGiven:
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        import torch
-
-        from genopt.models.checkpoint import load_model, save_model
-
         chosen = parse_settings(DistillGivenParams, params, cls.name)
         original, folder = Path(context.original), context.given_folder(chosen.given)
         require_same_vocabulary(original, folder)
-        torch.manual_seed(context.seed)
-        pieces = pieces_of(context.calibration, chosen)
-        progress(f"loading the original and the given model {chosen.given[:12]}")
-        teacher, model, student = load_model(original), load_model(folder), load_model(folder, "float32")
-        pieces = with_written(teacher, pieces, chosen, progress)
-        distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress)
+        run(_train, folder, destination, pieces_of(context.calibration, chosen), chosen, context, progress)
+
+
+def _train(
+    team: Team, folder: Path, destination: Path, pieces: list[list[int]], chosen: DistillGivenParams, context: TransformContext, progress: Progress
+) -> None:  # fmt: skip
+    import torch
+
+    from genopt.models.checkpoint import load_model, save_model
+
+    original = Path(context.original)
+    torch.manual_seed(context.seed)
+    progress = team.heard(progress)
+    progress(f"loading the original and the given model {chosen.given[:12]}")
+    teacher, student = load_model(original), load_model(folder, "float32")
+    pieces = with_written(teacher, pieces, chosen, progress)
+    distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress, team)
+    if team.rank == 0:
+        model = load_model(folder)
         model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision
         model.generation_config = teacher.generation_config  # it learned to end as the original does
         save_model(model, original, destination)

@@ -1,0 +1,87 @@
+"""How many more sequences a second distillation takes on all visible GPUs than on one of them.
+
+    python tests/benchmarks/gpu/distillation.py [--shape llama-1b] [--tokens 512,2048] [--device cpu]
+
+Teacher and student have random weights of the same shape. On a CPU two processes train tiny models, which shows only that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from genopt.techniques.data_parallel import Team, run, visible_gpus
+from genopt.techniques.distill import DistillParams, distill
+from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
+
+WARM, STEPS = 4, 24
+
+
+def train(team: Team, model: Path, tokens: int, out: Path) -> None:
+    """Writes sequences a second, from the end of the first steps to that of the last."""
+    import torch
+
+    from genopt.models.checkpoint import load_model
+
+    torch.manual_seed(0)
+    teacher, student = load_model(model), load_model(model, "float32")
+    vocabulary = student.config.vocab_size
+    pieces = torch.randint(4, vocabulary, (32, tokens)).tolist()
+    ends: list[float] = []
+
+    def note(message: str) -> None:
+        if message.startswith("step "):
+            ends.append(time.monotonic())
+
+    distill(teacher, student, pieces, DistillParams(steps=STEPS, max_seq_length=tokens), 600.0, note, team)
+    del teacher, student
+    gc.collect()
+    torch.cuda.empty_cache()  # the one on one GPU runs in this process, which goes on
+    if team.rank == 0:
+        out.write_text(json.dumps(team.size * (len(ends) - WARM) / (ends[-1] - ends[WARM - 1])), encoding="utf-8")
+
+
+def tiny(folder: Path) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=64,
+    )).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(LLAMA_SHAPES), default="llama-1b")
+    parser.add_argument("--tokens", default="512,2048")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    asked = parser.parse_args()
+    gpus = visible_gpus() if asked.device == "cuda" else []
+    count = len(gpus) or 2
+    if asked.device == "cuda" and len(gpus) < 2:
+        parser.error("this needs two visible GPUs; or give --device cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = folder / "model"
+        if gpus:
+            write_random_llama(model, asked.shape)
+        else:
+            tiny(model)
+        for tokens in map(int, asked.tokens.split(",")):
+            found = {}
+            for size in (1, count):
+                run(train, model, tokens, out := folder / f"{tokens}-{size}.json", gpus=gpus[:size], processes=size)
+                found[size] = json.loads(out.read_text(encoding="utf-8"))
+            print(
+                f"{tokens} tokens: {found[1]:.2f} sequences/s on 1, {found[count]:.2f} on {count}, {found[count] / found[1]:.2f} times as many",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,69 @@
+"""Training in several processes: their gradients are averaged, and one that dies ends them all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from genopt.errors import StageCrashedError
+from genopt.techniques.data_parallel import Team, run
+from genopt.techniques.distill import DistillParams, distill
+
+
+def tiny(seed: int, layers: int = 2):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2, vocab_size=32,
+        tie_word_embeddings=True,
+    )).eval()  # fmt: skip
+
+
+def train(team: Team, out: Path) -> None:
+    import torch
+
+    teacher, student = tiny(0), tiny(1)
+    inputs = [torch.tensor([[1, 2, 3, 4 + place]]) for place in range(team.size)]
+    averaged = team.averaging(alone := tiny(1))
+    alone(input_ids=inputs[team.rank]).logits.square().mean().backward()
+    averaged()
+    expected = tiny(1)
+    torch.stack([expected(input_ids=one).logits.square().mean() for one in inputs]).mean().backward()
+    close = all(torch.allclose(a.grad, b.grad, atol=1e-7) for a, b in zip(alone.parameters(), expected.parameters(), strict=True))
+    pieces = [[(place + step) % 32 for step in range(16)] for place in range(8)]
+    params = DistillParams(steps=8, learning_rate=1e-2, max_seq_length=16)
+    before, after = distill(teacher, student, pieces, params, 30.0, lambda _: None, team)
+    weights = [value.tolist() for value in student.state_dict().values()]
+    (out / f"{team.rank}.json").write_text(json.dumps({"close": close, "before": before, "after": after, "weights": weights}))
+
+
+def die(team: Team, out: Path) -> None:
+    (out / f"{team.rank}.pid").write_text(str(os.getpid()))
+    if team.rank == 1:
+        os._exit(3)
+    team.agreed(1.0)
+    team.averaging(tiny(0))
+    while True:
+        team.agreed(1.0)
+
+
+def test_processes_average_gradients_and_end_with_the_same_better_weights(tmp_path: Path) -> None:
+    run(train, tmp_path, gpus=[], processes=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["close"]
+    assert second["close"]
+    assert first["after"] < first["before"]
+    assert first == second
+
+
+def test_a_process_that_dies_ends_all(tmp_path: Path) -> None:
+    with pytest.raises(StageCrashedError, match="One of 2 processes"):
+        run(die, tmp_path, gpus=[], processes=2)
+    for file in tmp_path.glob("*.pid"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
