@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from genopt.distributed.outcome import Outcome
+from genopt.models.given import named_by
 from genopt.plan import Candidate, Earlier, Plan, plan_of
 from genopt.search.selection import choose
 from genopt.spec import RunSpec
@@ -30,12 +31,16 @@ class EarlierRuns:
         spec: This run's spec.
         conditions: What the numbers depend on besides the spec: model, data, libraries, hardware, threads, references.
         environment: What readers of a report are told about this run.
+        given: Digests of the models that were given to this run.
     """
 
-    def __init__(self, store: Path, run: Path, spec: RunSpec, conditions: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    def __init__(
+        self, store: Path, run: Path, spec: RunSpec, conditions: Mapping[str, Any], environment: Mapping[str, Any], given: Collection[str]
+    ) -> None:  # fmt: skip
         chosen = {name: getattr(spec, name) for name in DECIDES}
         self._measured = MeasuredCandidates(store, {**conditions, "spec": chosen, "genopt": __version__})
         self._run, self._spec, self._environment = str(run.absolute()), spec, dict(environment)
+        self._given = frozenset(given)
 
     def keep(self, found: Evaluation) -> None:
         """Keeps a candidate for later runs, if it was measured in this one and nothing but itself decided how it ended."""
@@ -48,13 +53,18 @@ class EarlierRuns:
     def take_over(self, done: set[str]) -> list[Evaluation]:
         """Wanted candidates of earlier runs, each as the result of an evaluation; none unless the spec takes over everything.
 
+        Those that were made with a model which is not given to this run stay away: it could not measure them again.
+
         Args:
             done: Identities of plans that ended in this run.
         """
         if self._spec.reuse != "everything":
             return []
-        found = [one for one in self._measured if self._spec.wants(plan_of(one.candidate)) and plan_of(one.candidate).identity() not in done]
-        return [_taken_over(one) for one in found if one.origin.run != self._run]
+        others = [(plan_of(one.candidate), one) for one in self._measured if one.origin.run != self._run]
+        return [_taken_over(one) for plan, one in others if self._takes(plan) and plan.identity() not in done]
+
+    def _takes(self, plan: Plan) -> bool:
+        return self._spec.wants(plan) and named_by(plan) <= self._given
 
     def count(self, plans: Sequence[Plan]) -> int:
         """How many of some plans earlier runs measured."""

@@ -296,7 +296,7 @@ class _Run:
             "hardware": self._hardware, "threads": threads, "references": [plan.identity() for plan in self._task.references()],
         }  # fmt: skip
         environment = {"cpu": self._cpu, "threads": threads, "libraries": self._computing}
-        return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment)
+        return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment, [one.digest for one in self._given])
 
     def _fresh(self) -> str:
         """What tells this run's numbers from those of others, where it is to find all of them anew."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from genopt.errors import DataError, SpecError
-from genopt.plan import Record
+from genopt.plan import Plan, Record
 from genopt.store.artifacts import folder_digest
 from genopt.store.files import storage_error
 
@@ -64,6 +64,11 @@ def resolve_given(given: Mapping[str, str], progress: Callable[[str], None]) -> 
         except OSError as error:
             raise storage_error(path, error) from None
     return found
+
+
+def named_by(plan: Plan) -> frozenset[str]:
+    """Digests of the given models that a plan's steps are made with."""
+    return frozenset(str(step.params["given"]) for step in plan.steps if "given" in step.params)
 
 
 def digests_of(given: Mapping[str, GivenModel]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from genopt.cli.options import reuse_of
 from genopt.distributed.earlier import EarlierRuns, measure_finalists, to_measure_again
 from genopt.distributed.outcome import Outcome
 from genopt.errors import SpecError
-from genopt.plan import Artifact, Candidate, Plan, Quality, Ratio, Status, Verdict, plan_of
+from genopt.plan import Artifact, Candidate, Plan, Quality, Ratio, Status, Step, Verdict, plan_of
 from genopt.spec import RunSpec, build, dump
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Again, Evaluation, References
@@ -20,17 +20,20 @@ from genopt.tasks.base import Again, Evaluation, References
 CONDITIONS = {"model": "m", "libraries": {"torch": "2.13.0"}, "hardware": "h"}
 
 
-def measured(name: str, speed: float = 2.0, verdict: Verdict = "accept", status: Status = "accepted", **details: Any) -> Candidate:
+def measured(
+    name: str, speed: float = 2.0, verdict: Verdict = "accept", status: Status = "accepted", steps: tuple[Step, ...] = (), **details: Any
+) -> Candidate:  # fmt: skip
     quality = Quality(metric="likelihood", ratio=0.999, ci_low=0.998, ci_high=1.0, n=9000, verdict=verdict, details=details)
     ratio = Ratio(value=speed, ci_low=0.99 * speed, ci_high=1.01 * speed)
     return Candidate(
-        name=name, status=status, reason="as it was", engine="fake", options={"text": name}, quality=quality,
+        name=name, status=status, reason="as it was", steps=steps, engine="fake", options={"text": name}, quality=quality,
         artifact=Artifact(digest="d" * 64, path="p", bytes=1), speedup={"vs_original": ratio, "vs_baseline": ratio},
     )  # fmt: skip
 
 
-def runs(store: Path, name: str, conditions: dict[str, Any] = CONDITIONS, **spec: Any) -> EarlierRuns:
-    return EarlierRuns(store, Path("runs", name), build({"model": "m", "reuse": "everything", **spec}), conditions, {"cpu": "Example"})
+def runs(store: Path, name: str, conditions: dict[str, Any] = CONDITIONS, given: tuple[str, ...] = (), **spec: Any) -> EarlierRuns:
+    asked = build({"model": "m", "reuse": "everything", **spec})
+    return EarlierRuns(store, Path("runs", name), asked, conditions, {"cpu": "Example"}, given)
 
 
 def kept(store: Path, *candidates: Candidate, again: Again = "no") -> None:
@@ -74,6 +77,14 @@ def test_other_conditions_find_nothing(own_store: Path, name: str) -> None:
 def test_budgets_and_objectives_may_differ_and_unwanted_ones_stay_away(own_store: Path) -> None:
     kept(own_store, measured("good"), measured("bad"))
     assert found(runs(own_store, "second", budget="5m", objective="memory", exclude=("bad",))) == ["good"]
+
+
+def test_what_was_made_with_a_given_model_is_taken_over_only_where_that_is_given_again(own_store: Path) -> None:
+    lora, plain = Step(technique="diffusers_lora", params={"given": "a" * 64}), Step(technique="drop_layers")
+    kept(own_store, measured("plain", steps=(plain,)), measured("few steps", steps=(plain, lora)))
+    assert found(runs(own_store, "second")) == ["plain"]
+    assert found(runs(own_store, "second", given=("b" * 64,))) == ["plain"]
+    assert found(runs(own_store, "second", given=("b" * 64, "a" * 64))) == ["plain", "few steps"]
 
 
 def test_only_what_was_measured_and_decided_is_kept(own_store: Path) -> None:
