@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pydantic import Field
+
 from genopt.errors import DataError, SpecError
 from genopt.plan import Plan, Record
 from genopt.store.artifacts import folder_digest
@@ -21,6 +23,16 @@ class GivenModel(Record):
 
     path: str
     digest: str
+
+
+class GivenParams(Record):
+    """Parameters of a technique that needs one.
+
+    Attributes:
+        given: Digest of its folder, so that another one gives another artifact.
+    """
+
+    given: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 def require_given(given: Mapping[str, str], kinds: Mapping[str, str]) -> None:

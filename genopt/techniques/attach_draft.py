@@ -9,25 +9,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pydantic import Field
-
 from genopt.engines.vllm import DRAFT
-from genopt.errors import DataError, InfeasibleError
+from genopt.errors import InfeasibleError
+from genopt.models.given import GivenParams
 from genopt.models.headers import read_json
-from genopt.plan import JsonValue, Record, parse_settings
+from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
-
-
-class AttachDraftParams(Record):
-    """Parameters.
-
-    Attributes:
-        given: Digest of the folder with the smaller model, so that another one gives another artifact.
-    """
-
-    given: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class AttachDraft:
@@ -48,7 +37,7 @@ class AttachDraft:
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        parse_settings(AttachDraftParams, params, cls.name)
+        parse_settings(GivenParams, params, cls.name)
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -58,10 +47,8 @@ class AttachDraft:
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        digest = parse_settings(AttachDraftParams, params, cls.name).given
-        if digest not in context.given:
-            raise DataError(f"The model with digest {digest[:12]} is not at hand; give its folder again.")
-        folder = Path(context.given[digest])
+        digest = parse_settings(GivenParams, params, cls.name).given
+        folder = context.given_folder(digest)
         weights = sorted(folder.glob("*.safetensors"))
         if not (folder / "config.json").is_file() or not weights:
             raise InfeasibleError(f"{folder} has no config.json with safetensors; give a model in Hugging Face's format.")

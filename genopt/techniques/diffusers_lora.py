@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from genopt.errors import InfeasibleError
-from genopt.plan import JsonValue, Record, parse_settings
+from genopt.models.given import GivenParams
+from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
@@ -20,16 +19,6 @@ from genopt.techniques.pipeline_files import copy_pipeline, set_scheduler
 
 STEPS = 4
 """Of requests that name none."""
-
-
-class LoraParams(Record):
-    """Parameters.
-
-    Attributes:
-        given: Digest of the folder with the LoRA, so that another one gives another artifact.
-    """
-
-    given: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Lora:
@@ -50,7 +39,7 @@ class Lora:
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        parse_settings(LoraParams, params, cls.name)
+        parse_settings(GivenParams, params, cls.name)
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -63,7 +52,7 @@ class Lora:
         from genopt.models import pipeline_sampling
         from genopt.models.pipeline_loading import load_pipeline, stored_dtype
 
-        digest = parse_settings(LoraParams, params, cls.name).given
+        digest = parse_settings(GivenParams, params, cls.name).given
         file = _only_file(context.given_folder(digest))
         progress(f"fusing the LoRA {digest[:12]}")
         pipeline = load_pipeline(source, "float32")

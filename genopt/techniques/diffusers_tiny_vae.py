@@ -10,27 +10,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from genopt.errors import InfeasibleError
+from genopt.models.given import GivenParams
 from genopt.models.headers import read_json
-from genopt.plan import JsonValue, Record, parse_settings
+from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
 
 TINY = "AutoencoderTiny"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-class TinyVaeParams(Record):
-    """Parameters.
-
-    Attributes:
-        given: Digest of the folder with the autoencoder, so that another one gives another artifact.
-    """
-
-    given: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class TinyVae:
@@ -51,7 +40,7 @@ class TinyVae:
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
-        parse_settings(TinyVaeParams, params, cls.name)
+        parse_settings(GivenParams, params, cls.name)
         if not (source / "vae" / "config.json").is_file():
             raise InfeasibleError(f"{source} has no VAE that a tiny one could replace; leave {cls.name} out.")
 
@@ -63,7 +52,7 @@ class TinyVae:
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        digest = parse_settings(TinyVaeParams, params, cls.name).given
+        digest = parse_settings(GivenParams, params, cls.name).given
         folder = context.given_folder(digest)
         _require_same_latents(read_json(source / "vae" / "config.json"), folder)
         progress(f"replacing the VAE with {TINY} {digest[:12]}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from genopt.errors import InfeasibleError
+from genopt.models.given import GivenParams
 from genopt.models.headers import read_json, weights
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
@@ -19,14 +18,8 @@ from genopt.techniques.distill import LIMIT_SHARE, DistillParams, distill, piece
 WEIGHTS = "model.safetensors"
 
 
-class DistillGivenParams(DistillParams):
-    """Parameters besides those of `distill`.
-
-    Attributes:
-        given: Digest of the folder with the model, so that another one gives another artifact.
-    """
-
-    given: str = Field(pattern="^[0-9a-f]{64}$")
+class DistillGivenParams(DistillParams, GivenParams):
+    """Those of `distill`, and the model that is trained."""
 
 
 class DistillGiven:
