@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken
 from genopt.engines.decoding import DecodingBatch, generate_together
-from genopt.engines.distribution import Distributions, Wanted, require_rows
-from genopt.engines.normalizer import Normalizer
+from genopt.engines.logits_session import LogitsSession
 from genopt.engines.openvino import OpenVinoOptions
 from genopt.engines.openvino_model import OpenVinoModel, Streams
 from genopt.engines.openvino_paged import PagedDecoder, PagedModel
 from genopt.engines.process_memory import process_memory
-from genopt.engines.rows import Row, require_fit
+from genopt.engines.rows import Logits, Row
 
 
-class OpenVinoSession(ABC):
-    """See `genopt.engines.base.TextSession`: what does not depend on where keys and values are.
+class OpenVinoSession(LogitsSession):
+    """What does not depend on where keys and values are.
 
     Args:
         model: The compiled graph.
@@ -30,59 +27,16 @@ class OpenVinoSession(ABC):
     """
 
     def __init__(self, model: OpenVinoModel | PagedModel, options: OpenVinoOptions) -> None:
+        context = min(model.context, options.max_context or model.context)
+        super().__init__(context=context, vocabulary=model.vocabulary, threads=options.threads)
         self._graph = model
-        self._limit = min(model.context, options.max_context or model.context)
-        self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
 
-    def warm_up(self) -> None:
-        """Runs a prompt and a decode step once."""
-        self.generate([GenerationRequest(prompt_ids=(0,) * min(8, self._limit - 2), max_new_tokens=2)])
-
-    @abstractmethod
-    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
-        """See `TextSession.generate`.
-
-        Raises:
-            SpecError: A prompt with its answer is longer than the context, or has ids outside of the vocabulary.
-        """
-
-    @abstractmethod
-    def memory(self) -> Memory:
-        """See `TextSession.memory`."""
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """See `TextSession.score`.
-
-        Raises:
-            SpecError: A sequence is longer than the context, or has ids outside of the vocabulary.
-        """
-        for sequence in sequences:
-            self._check(sequence, len(sequence) - 1)
-        return Scores.of([self._distributions(sequence, 0) for sequence in sequences])
-
-    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        """See `TextSession.distributions`.
-
-        Raises:
-            SpecError: The sequence is longer than the context, or has ids outside of the vocabulary.
-        """
-        self._check(sequence, len(sequence) - 1)
-        if not isinstance(wanted, int):
-            require_rows(wanted, len(sequence))
-        return self._distributions(sequence, wanted)
-
-    def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        return self._normalizer.text(self._graph.read(sequence[:-1]), sequence[1:], wanted)
-
-    def _check_request(self, request: GenerationRequest) -> None:
-        self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
-
-    def _check(self, ids: Sequence[int], length: int) -> None:
-        require_fit(ids, length, context=self._limit, vocabulary=self._graph.vocabulary)
+    def _read(self, text: Sequence[int]) -> Iterator[Logits]:
+        return self._graph.read(text)
 
     def close(self) -> None:
         """See `TextSession.close`."""
-        self._normalizer.close()
+        super().close()
         del self._graph
 
 
@@ -110,11 +64,11 @@ class StatefulSession(OpenVinoSession):
         On one processor with AMX, where bf16 is the default, padding spread NaN; on another it did not, so it is tried.
         """
         super().warm_up()
-        longest = min(8, self._limit - 2)
+        longest = min(8, self._context - 2)
         self._pads = bool(np.isfinite(Streams(self._model, [(0,) * longest, (0,)], 1).prefill()).all())
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
-        """See `OpenVinoSession.generate`."""
+        """See `LogitsSession.generate`."""
         started = time.monotonic_ns()
         for request in requests:
             self._check_request(request)
@@ -174,7 +128,7 @@ class PagedSession(OpenVinoSession):
         self._held_bytes = 0
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
-        """See `OpenVinoSession.generate`."""
+        """See `LogitsSession.generate`."""
         decoder = PagedDecoder(self._model, max(1, len(requests)))
         found = generate_together(self._batch(decoder), requests, on_token)
         self._held_bytes = decoder.kv_bytes

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
-from genopt.engines.base import SPARE_THREADS, Generation, GenerationRequest, Memory, OnToken, Scores
+from genopt.engines.base import SPARE_THREADS, Generation, GenerationRequest, Memory, OnToken
 from genopt.engines.decoding import DecodingBatch, generate_together
-from genopt.engines.distribution import Distributions, Wanted, require_rows
-from genopt.engines.normalizer import Normalizer
+from genopt.engines.logits_session import LogitsSession
 from genopt.engines.ort_model import OrtDecoder, OrtModel
 from genopt.engines.process_memory import process_memory
-from genopt.engines.rows import require_fit
+from genopt.engines.rows import Logits
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.space import Tunable
@@ -39,7 +37,7 @@ class OrtGenaiOptions(Record):
     spin: bool = True
 
 
-class OrtGenaiSession:
+class OrtGenaiSession(LogitsSession):
     """See `genopt.engines.base.TextSession`.
 
     Args:
@@ -49,21 +47,13 @@ class OrtGenaiSession:
 
     def __init__(self, folder: Path, options: OrtGenaiOptions) -> None:
         self._model = OrtModel(folder, threads=options.threads, spin=options.spin)
-        self._context = min(self._model.shape.context, options.max_context or self._model.shape.context)
+        shape = self._model.shape
+        super().__init__(context=min(shape.context, options.max_context or shape.context), vocabulary=shape.vocabulary, threads=options.threads)
         self._lookahead = options.lookahead
         self._held_bytes = 0
-        self._normalizer = Normalizer(options.threads or os.cpu_count() or 1)
-
-    def warm_up(self) -> None:
-        """Runs a prompt and a decode step once."""
-        self.generate([GenerationRequest(prompt_ids=(0,) * min(8, self._context - 2), max_new_tokens=2)])
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
-        """See `TextSession.generate`.
-
-        Raises:
-            SpecError: A prompt with its answer is longer than the context, or has ids outside of the vocabulary.
-        """
+        """See `LogitsSession.generate`."""
         decoder = OrtDecoder(self._model, max(1, len(requests)))
         found = generate_together(self._batch(decoder), requests, on_token)
         self._held_bytes = decoder.kv_bytes
@@ -76,36 +66,8 @@ class OrtGenaiSession:
     def _batch(self, decoder: OrtDecoder) -> DecodingBatch:
         return DecodingBatch(decoder, self._check_request, checking=decoder, lookahead=self._lookahead)
 
-    def _check_request(self, request: GenerationRequest) -> None:
-        self._check(request.prompt_ids, len(request.prompt_ids) + request.max_new_tokens)
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """See `TextSession.score`.
-
-        Raises:
-            SpecError: A sequence is longer than the context, or has ids outside of the vocabulary.
-        """
-        for sequence in sequences:
-            self._check(sequence, len(sequence) - 1)
-        return Scores.of([self._distributions(sequence, 0) for sequence in sequences])
-
-    def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        """See `TextSession.distributions`.
-
-        Raises:
-            SpecError: The sequence is longer than the context, or has ids outside of the vocabulary.
-        """
-        self._check(sequence, len(sequence) - 1)
-        if not isinstance(wanted, int):
-            require_rows(wanted, len(sequence))
-        return self._distributions(sequence, wanted)
-
-    def _distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
-        cache = self._model.cache(1, len(sequence) - 1)
-        return self._normalizer.text(self._model.read(sequence[:-1], cache, 0), sequence[1:], wanted)
-
-    def _check(self, ids: Sequence[int], length: int) -> None:
-        require_fit(ids, length, context=self._context, vocabulary=self._model.shape.vocabulary)
+    def _read(self, text: Sequence[int]) -> Iterator[Logits]:
+        return self._model.read(text, self._model.cache(1, len(text)), 0)
 
     def memory(self) -> Memory:
         """See `TextSession.memory`."""
@@ -114,7 +76,7 @@ class OrtGenaiSession:
 
     def close(self) -> None:
         """See `TextSession.close`."""
-        self._normalizer.close()
+        super().close()
         del self._model
 
 
