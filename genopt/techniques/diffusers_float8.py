@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genopt.models.capability import FLOAT8
 from genopt.plan import JsonValue
 from genopt.techniques import torchao_schemes
-from genopt.techniques.base import GpuUse
 from genopt.techniques.diffusers_rounding import PipelineRounding, PipelineRoundingParams
+from genopt.techniques.torchao_technique import Float8
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,14 +17,10 @@ MULTIPLE = 16
 """The GPU multiplies 8-bit floats in matrices whose sides it divides."""
 
 
-class PipelineFloat8WeightOnly(PipelineRounding):
+class PipelineFloat8WeightOnly(Float8, PipelineRounding):
     """Activations stay as they are; compiled, the weights are widened while they are read."""
 
     name = "diffusers_float8_weight_only"
-    what = "8-bit floats"
-    gpu: GpuUse = "needed"
-    least = FLOAT8
-    dtype = "bfloat16"
     chance = 0.7
 
     @staticmethod
@@ -34,14 +29,10 @@ class PipelineFloat8WeightOnly(PipelineRounding):
         return torchao_schemes.float8_weight_only()
 
 
-class PipelineFloat8Dynamic(PipelineRounding):
+class PipelineFloat8Dynamic(Float8, PipelineRounding):
     """Activations are rounded with one scale per token, found while running, and the GPU multiplies 8-bit floats."""
 
     name = "diffusers_float8_dynamic"
-    what = "8-bit floats"
-    gpu: GpuUse = "needed"
-    least = FLOAT8
-    dtype = "bfloat16"
     chance = 0.5
 
     @staticmethod

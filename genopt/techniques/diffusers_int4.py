@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genopt.models.capability import TENSOR_CORES
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.space import Tunable
 from genopt.techniques import torchao_schemes
-from genopt.techniques.base import GpuUse
 from genopt.techniques.diffusers_rounding import PipelineRounding, PipelineRoundingParams
 from genopt.techniques.torchao_schemes import GroupSize, Int4Method
+from genopt.techniques.torchao_technique import Int4
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,15 +28,10 @@ class PipelineInt4Params(PipelineRoundingParams):
     method: Int4Method = "hqq"
 
 
-class PipelineInt4WeightOnly(PipelineRounding):
+class PipelineInt4WeightOnly(Int4, PipelineRounding):
     """W4A16: activations stay in bf16."""
 
     name = "diffusers_int4_weight_only"
-    what = "4-bit weights"
-    gpu: GpuUse = "needed"
-    least = TENSOR_CORES
-    dtype = "bfloat16"
-    chance = 0.3
     settings = PipelineInt4Params
     tunables = (Tunable(name="group_size", choices=(64, 32, 128), words=("", "g32", "g128")),)
 

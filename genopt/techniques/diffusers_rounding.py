@@ -6,24 +6,21 @@ them shows most.
 
 from __future__ import annotations
 
-import importlib.util
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from genopt.errors import InfeasibleError
-from genopt.models.capability import capability, require_capability
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.pipeline_files import copy_pipeline, denoiser_of, is_inner, load_component, text_encoders_of
+from genopt.techniques.torchao_technique import TorchaoTechnique
 
 if TYPE_CHECKING:
     from torch import nn
-    from torchao.core.config import AOBaseConfig
 JUDGED, JUDGED_STEPS = "a", 2
 """Prompt and steps of the image on which matrices are judged; every pipeline reads so short a prompt."""
 MODULATION = ".norm"
@@ -45,38 +42,14 @@ class PipelineRoundingParams(Record):
     kept: int = Field(default=0, ge=0)
 
 
-class PipelineRounding(ABC):
+class PipelineRounding(TorchaoTechnique):
     """See `genopt.techniques.base.Transform`; subclasses say into what."""
 
-    name = ""
     version = 2
-    phase = 40
     requires = frozenset({"diffusers"})
-    excludes = frozenset({"quantized"})
-    adds = frozenset({"quantized"})
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
     tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
-    chance = 0.8
-    """How often it keeps 99 % of the quality."""
     what = "8-bit weights"
-    """Names the format in a sentence, in the plural."""
-    least: tuple[int, int] | None = None
-    """Compute capability that its products need; None where processors have them too."""
-    dtype: str | None = None
-    """Precision of what stays, where the format prescribes it."""
     settings: type[PipelineRoundingParams] = PipelineRoundingParams
-
-    @classmethod
-    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
-        """See `Transform.check`."""
-        parse_settings(cls.settings, params, cls.name)
-        if importlib.util.find_spec("torchao") is None:
-            raise InfeasibleError("torchao is not installed; install it with: pip install torchao.")
-        if cls.least is not None:
-            require_capability(cls.least, cls.what)
 
     @classmethod
     def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -95,9 +68,8 @@ class PipelineRounding(ABC):
         names = {"denoiser": [denoiser_of(source)], "text_encoders": text_encoders_of(source)}
         wanted = [name for kind, found in names.items() if chosen.components in (kind, "all") for name in found]
         copy_pipeline(source, destination, without=wanted)
-        device = "cpu" if cls.gpu == "unused" or capability() is None else "cuda"
         for name in wanted:
-            component = load_component(source, name, cls.dtype).to(device)
+            component = load_component(source, name, cls.dtype).to(cls.device())
             matrices = cls._matrices(component, chosen)
             if chosen.kept and name in names["denoiser"]:
                 progress(f"rounding {len(matrices)} matrices of the {name} one by one")
@@ -135,13 +107,3 @@ class PipelineRounding(ABC):
     def takes(path: str, matrix: nn.Linear, chosen: PipelineRoundingParams) -> bool:
         """Whether the format can hold a matrix of a component."""
         return True
-
-    @staticmethod
-    def bits(params: dict[str, JsonValue]) -> float:
-        """Of a weight, with its share of scales; one per row costs next to nothing."""
-        return 8.0
-
-    @staticmethod
-    @abstractmethod
-    def scheme(params: dict[str, JsonValue]) -> AOBaseConfig:
-        """What torchao is asked for."""

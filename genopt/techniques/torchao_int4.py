@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genopt.models.capability import TENSOR_CORES
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.space import Tunable
 from genopt.techniques import torchao_schemes
-from genopt.techniques.base import GpuUse
 from genopt.techniques.torchao_rounding import RoundingParams, TorchaoRounding
 from genopt.techniques.torchao_schemes import GroupSize, Int4Method
+from genopt.techniques.torchao_technique import Int4
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
@@ -28,15 +27,10 @@ class Int4Params(RoundingParams):
     method: Int4Method = "hqq"
 
 
-class Int4WeightOnly(TorchaoRounding):
+class Int4WeightOnly(Int4, TorchaoRounding):
     """W4A16: activations stay in bf16."""
 
     name = "torchao_int4_weight_only"
-    what = "4-bit weights"
-    gpu: GpuUse = "needed"
-    least = TENSOR_CORES
-    dtype = "bfloat16"
-    chance = 0.3
     settings = Int4Params
     tunables = (
         *TorchaoRounding.tunables,
