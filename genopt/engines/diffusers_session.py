@@ -42,10 +42,11 @@ class DiffusersSession(PipelineSession):
         ModelError: The pipeline cannot be loaded.
     """
 
+    _options: DiffusersOptions
+
     def __init__(self, folder: Path, options: DiffusersOptions) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self._options = options
         pipeline = pipelines.load_pipeline(folder, options.dtype)
         self._denoiser_name = pipelines.denoiser_name(pipeline.components)
         self._denoiser: Any = pipeline.components[self._denoiser_name]

@@ -52,7 +52,7 @@ class PipelineSession(ABC):
     """
 
     def __init__(self, folder: Path, pipeline: Any, tokenizers: pipelines.Tokenizers, options: PipelineOptions) -> None:
-        self._pipeline, self._tokenizers, self._settings = pipeline, tokenizers, options
+        self._pipeline, self._tokenizers, self._options = pipeline, tokenizers, options
         self._family = pipelines.class_name(folder)
         own = pipeline_sampling.read(folder)
         self._steps: int = options.num_inference_steps or own.num_inference_steps or pipelines.default(pipeline, "num_inference_steps")
@@ -81,19 +81,19 @@ class PipelineSession(ABC):
         """Around the making of so many images."""
 
     def _set_scheduler(self) -> None:
-        if self._settings.scheduler is None:
+        if self._options.scheduler is None:
             return
-        name, settings = SCHEDULERS[self._settings.scheduler]
+        name, settings = SCHEDULERS[self._options.scheduler]
         found = {each.__name__: each for each in self._pipeline.scheduler.compatibles}
         if name not in found:
             raise InfeasibleError(
-                f"The scheduler {self._settings.scheduler} does not fit {type(self._pipeline.scheduler).__name__}; "
+                f"The scheduler {self._options.scheduler} does not fit {type(self._pipeline.scheduler).__name__}; "
                 f"this pipeline takes {', '.join(key for key, (each, _) in SCHEDULERS.items() if each in found)}."
             )
         self._pipeline.scheduler = found[name].from_config(self._pipeline.scheduler.config, **settings)
 
     def _require_guided(self) -> None:
-        if self._settings.guidance_end < 1 and self._family not in GUIDED:
+        if self._options.guidance_end < 1 and self._family not in GUIDED:
             raise InfeasibleError(f"{self._family} cannot end its guidance early; leave the option guidance_end out.")
 
     @torch.inference_mode()
@@ -134,7 +134,7 @@ class PipelineSession(ABC):
     def _told(self, run: _Run) -> dict[str, Any]:
         """Arguments with which the pipeline says how far it is; older ones know another callback."""
         if pipelines.takes(self._pipeline, "callback_on_step_end"):
-            halved = GUIDED[self._family] if self._settings.guidance_end < 1 else ()
+            halved = GUIDED[self._family] if self._options.guidance_end < 1 else ()
             return {"callback_on_step_end": run.step, "callback_on_step_end_tensor_inputs": ["latents", *halved]}
 
         def step(index: int, timestep: Any, latents: Tensor) -> None:
@@ -149,9 +149,9 @@ class PipelineSession(ABC):
 
     def _ending(self, steps: int | None) -> Callable[[int], tuple[str, ...]]:
         """What of the pipeline's inputs is halved after a step because guidance ends there."""
-        last = math.ceil(self._settings.guidance_end * (steps or self._steps))
+        last = math.ceil(self._options.guidance_end * (steps or self._steps))
         names = GUIDED.get(self._family, ())
-        return lambda step: names if self._settings.guidance_end < 1 and step == last else ()
+        return lambda step: names if self._options.guidance_end < 1 and step == last else ()
 
     def _noted(self, timestep: int) -> None:
         self._timestep = timestep
