@@ -71,6 +71,11 @@ class Plan(Record):
     engine: str
     options: dict[str, JsonValue] = Field(default_factory=dict)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What a user may call it by: its name, its engine, its techniques."""
+        return self.name, self.engine, *(step.technique for step in self.steps)
+
     def identity(self) -> str:
         """A digest over everything but the name: two plans with the same digest are the same candidate."""
         content = self.model_dump(mode="json", exclude={"name"})

@@ -176,9 +176,8 @@ class RunSpec(Record):
 
     def wants(self, plan: Plan) -> bool:
         """Whether `include` and `exclude` leave a candidate in; both look into its name, engine and techniques."""
-        words = (plan.name, plan.engine, *(step.technique for step in plan.steps))
-        included = not self.include or any(part in word for part in self.include for word in words)
-        return included and not any(part in word for part in self.exclude for word in words)
+        included = not self.include or any(part in word for part in self.include for word in plan.words)
+        return included and not any(part in word for part in self.exclude for word in plan.words)
 
 
 def build(values: dict[str, Any]) -> RunSpec:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from genopt import catalog
-from genopt.distributed.preparation import first_candidates, require_task, resolve_model
+from genopt.distributed.candidates import first_candidates
+from genopt.distributed.preparation import require_task, resolve_model
 from genopt.environments.place import require_all
 from genopt.errors import GenoptError
 from genopt.measure import machine

@@ -15,11 +15,12 @@ from pydantic import ConfigDict
 from genopt import catalog
 from genopt.distributed import cluster
 from genopt.distributed.answering import answering_nodes
+from genopt.distributed.candidates import first_candidates
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
 from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
 from genopt.models.given import GivenModel, digests_of, resolve_given
 from genopt.models.resolve import ResolvedModel, resolve
-from genopt.plan import Plan, Record
+from genopt.plan import Record
 from genopt.progress import Listener
 from genopt.report.assemble import assemble
 from genopt.report.write import write_reports
@@ -226,21 +227,3 @@ def require_task(spec: RunSpec, model: ResolvedModel) -> str:
         raise SpecError(f"The task {name!r} does not fit {spec.model}, which makes {model.modality}; leave --task out.")
     task.require_inputs(spec)
     return name
-
-
-def first_candidates(spec: RunSpec, task: str, given: Mapping[str, GivenModel]) -> list[Plan]:
-    """The candidates that a run tries first, of which the spec wants some.
-
-    Args:
-        spec: The spec.
-        task: Catalogue name of the task.
-        given: What was given beside the model, by kind.
-
-    Raises:
-        SpecError: It wants none.
-    """
-    declared: Task = catalog.load("tasks", task)
-    plans = declared.catalogue(digests_of(given))
-    if not any(map(spec.wants, plans)):
-        raise SpecError(f"No candidate is left by --include and --exclude; the first ones are {', '.join(plan.name for plan in plans)}.")
-    return plans
