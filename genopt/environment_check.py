@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from genopt import catalog
 from genopt.engines.base import GenerationRequest
 from genopt.engines.images import ImageRequest
 from genopt.environments.place import require_built
-from genopt.errors import StageError
+from genopt.errors import GenoptError, StageError
 from genopt.image_calls import ImageProcess
 from genopt.plan import Record
 from genopt.process import SessionProcess, run_stage
+from genopt.testing.tiny_originals import ORIGINALS
 
 LIMIT_S = 300.0
 THREADS = 2
@@ -40,16 +41,18 @@ class Checked(Record):
     made: str = ""
 
 
-def check(name: str, *, progress: Callable[[str], None]) -> list[Checked]:
+def check(name: str) -> Iterator[Checked]:
     """Generates something small with every engine of an environment; of one without engines, tries its techniques.
 
     Args:
         name: The environment.
-        progress: Told what happens.
+
+    Yields:
+        Each as soon as it is done.
 
     Raises:
         InfeasibleError: It is not built.
-        GenoptError: It does not work, with the reason; the log's last lines are in the details.
+        GenoptError: It does not work, with the reason; what libraries said last is in the details, as `log`.
     """
     require_built(name)
     engines = [engine for engine in catalog.names("engines") if catalog.load("engines", engine).environment == name]
@@ -57,50 +60,31 @@ def check(name: str, *, progress: Callable[[str], None]) -> list[Checked]:
     if not engines and not techniques:
         raise StageError(f"Nothing runs in the environment {name!r}, so there is nothing to check; remove it with: genopt env remove {name}.")
     with tempfile.TemporaryDirectory(prefix="genopt-check-") as scratch:
-        originals = _Originals(Path(scratch, "originals"), progress)
-        if not engines:
-            return [_applied(technique, originals.of(technique), Path(scratch, technique), progress) for technique in techniques]
-        return [_check(engine, originals, Path(scratch, engine), progress) for engine in engines]
+        originals = _Originals(Path(scratch, "originals"))
+        for one in engines or techniques:
+            log = Path(scratch, one, "log.txt")
+            log.parent.mkdir()
+            with _logged(log):
+                found = _check(one, originals, log) if engines else _applied(one, originals, log)
+            yield found
 
 
 class _Originals:
     """Tiny models by the trait that originals of their kind carry, made when they are wanted."""
 
-    def __init__(self, folder: Path, progress: Callable[[str], None]) -> None:
-        self._folder, self._progress = folder, progress
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    @property
-    def traits(self) -> frozenset[str]:
-        """What there is."""
-        return frozenset({"hf", "diffusers"})
-
-    def given(self, trait: str) -> Path:
+    def given(self, trait: str, log: Path) -> Path:
         """The folder of one."""
-        from genopt.testing.tiny_models import write_tiny_llama
-        from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
-
         folder = self._folder / trait
         if not folder.is_dir():
-            self._progress("making a tiny model")
-            folder.mkdir(parents=True)
-            {"hf": write_tiny_llama, "diffusers": write_tiny_stable_diffusion}[trait](folder)
+            run_stage("tiny_original", {"trait": trait, "destination": str(folder)}, log=log, timeout_s=LIMIT_S, threads=THREADS)
         return folder
 
-    def of(self, technique: str) -> Path:
+    def of(self, technique: str, log: Path) -> Path:
         """What a technique takes."""
-        return self.given("diffusers" if "diffusers" in catalog.load("techniques", technique).requires else "hf")
-
-
-def _applied(technique: str, original: Path, scratch: Path, progress: Callable[[str], None]) -> Checked:
-    began, log = time.monotonic(), scratch / "log.txt"
-    scratch.mkdir()
-    calibration = scratch / "calibration.parquet"
-    rows = [[(7 * row + 3 * place) % 256 for place in range(CALIBRATION[1])] for row in range(CALIBRATION[0])]
-    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), calibration)
-    with _logged(log):
-        progress(f"applying {technique}")
-        _transform(technique, original, scratch / "artifact", str(calibration), log)
-    return Checked(name=technique, seconds=time.monotonic() - began)
+        return self.given("diffusers" if "diffusers" in catalog.load("techniques", technique).requires else "hf", log)
 
 
 @contextmanager
@@ -108,37 +92,40 @@ def _logged(log: Path) -> Iterator[None]:
     """Adds the end of a log to a failure's details."""
     try:
         yield
-    except StageError as error:
+    except GenoptError as error:
         raise type(error)(error.message, {**error.details, "log": log.read_text(errors="replace")[-4000:] if log.exists() else ""}) from None
 
 
-def _check(engine: str, originals: _Originals, scratch: Path, progress: Callable[[str], None]) -> Checked:
-    log = scratch / "log.txt"
-    image = catalog.load("engines", engine).modality == "image"
-    with _logged(log):
-        artifact = _artifact(engine, originals, scratch / "artifact", log, progress)
-        progress(f"opening it with {engine}")
-        if image:
-            with ImageProcess(engine, artifact, {"threads": THREADS}, log=log, timeout_s=LIMIT_S, threads=THREADS) as painter:
-                height, width, _ = painter.generate([ImageRequest(prompt="a", steps=2)])[0].pixels().shape
-                return Checked(name=engine, seconds=painter.load_s, made=f"an image of {width}×{height} pixels")
-        with SessionProcess(engine, artifact, {"threads": THREADS}, log=log, timeout_s=LIMIT_S, threads=THREADS) as session:
-            (found,) = session.generate([GenerationRequest(prompt_ids=(1, 2, 3), max_new_tokens=1)])
-            return Checked(name=engine, seconds=session.load_s, made=f"token {found.token_ids[0]}")
+def _applied(technique: str, originals: _Originals, log: Path) -> Checked:
+    original, calibration = originals.of(technique, log), log.parent / "calibration.parquet"
+    rows = [[(7 * row + 3 * place) % 256 for place in range(CALIBRATION[1])] for row in range(CALIBRATION[0])]
+    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), calibration)
+    began = time.monotonic()
+    _transform(technique, original, log.parent / "artifact", str(calibration), log)
+    return Checked(name=technique, seconds=time.monotonic() - began)
 
 
-def _artifact(engine: str, originals: _Originals, destination: Path, log: Path, progress: Callable[[str], None]) -> Path:
+def _check(engine: str, originals: _Originals, log: Path) -> Checked:
+    artifact = _artifact(engine, originals, log)
+    if catalog.load("engines", engine).modality == "image":
+        with ImageProcess(engine, artifact, {"threads": THREADS}, log=log, timeout_s=LIMIT_S, threads=THREADS) as painter:
+            height, width, _ = painter.generate([ImageRequest(prompt="a", steps=2)])[0].pixels().shape
+            return Checked(name=engine, seconds=painter.load_s, made=f"an image of {width}×{height} pixels")
+    with SessionProcess(engine, artifact, {"threads": THREADS}, log=log, timeout_s=LIMIT_S, threads=THREADS) as session:
+        (found,) = session.generate([GenerationRequest(prompt_ids=(1, 2, 3), max_new_tokens=1)])
+        return Checked(name=engine, seconds=session.load_s, made=f"token {found.token_ids[0]}")
+
+
+def _artifact(engine: str, originals: _Originals, log: Path) -> Path:
     """The tiny model as the engine takes it."""
     accepts = catalog.load("engines", engine).accepts
-    given = next(iter(accepts & originals.traits), None)
+    given = next(iter(accepts & ORIGINALS.keys()), None)
     if given is not None:
-        return originals.given(given)
-    technique = next(_converters(accepts, originals.traits), None)
+        return originals.given(given, log)
+    technique = next(_converters(accepts, frozenset(ORIGINALS)), None)
     if technique is None:
         raise StageError(f"No technique makes what the engine {engine!r} opens, so it cannot be checked; add one to the catalogue.")
-    original = originals.of(technique)
-    progress(f"converting it with {technique}")
-    return _transform(technique, original, destination, None, log)
+    return _transform(technique, originals.of(technique, log), log.parent / "artifact", None, log)
 
 
 def _transform(technique: str, original: Path, destination: Path, calibration: str | None, log: Path) -> Path:

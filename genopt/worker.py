@@ -28,6 +28,7 @@ STAGES: Mapping[str, str] = {
     "profile_images": "genopt.tasks.image_data:profile",
     "text_sensitivity": "genopt.quality.sensitivity:measure",
     "score_text_tasks": "genopt.tasks.text_finalists:score_tasks",
+    "tiny_original": "genopt.testing.tiny_originals:write_original",
 }
 
 

@@ -9,6 +9,7 @@ import typer
 
 from genopt.cli import options
 from genopt.cli.output import print_json, say
+from genopt.errors import GenoptError
 
 Name = Annotated[str, typer.Argument(help="Name in `genopt env list`.", show_default=False)]
 environments = typer.Typer(
@@ -67,15 +68,22 @@ def use_environment(
 
 @environments.command("check")
 def check_environment(name: Name, as_json: options.Json = False) -> None:
-    """Makes a tiny model in an environment's format, opens it with its engine there and generates a token or an image."""
+    """Makes a tiny model in an environment's format, opens it with its engine there and generates a token or an image.
+
+    Says one line of each engine; what libraries say is shown where it fails.
+    """
     from genopt.environment_check import check
 
-    found = check(name, progress=lambda text: say(f"  {text}"))
-    for one in found:
-        done = f"opened a tiny model in {one.seconds:.1f} s and generated {one.made}" if one.made else (
-            f"changed a tiny model in {one.seconds:.1f} s"
-        )  # fmt: skip
-        say(f"✓ {one.name} {done}")
+    found = []
+    try:
+        for one in check(name):
+            what = "opened a tiny model" if one.made else "changed a tiny model"
+            say(f"✓ {one.name} {what} in {one.seconds:.1f} s" + (f" and generated {one.made}" if one.made else ""))
+            found.append(one)
+    except GenoptError as error:
+        if log := error.details.get("log"):
+            say(str(log).rstrip())
+        raise
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
 
