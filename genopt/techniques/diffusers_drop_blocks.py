@@ -1,4 +1,4 @@
-"""Leaves out the blocks of a transformer denoiser whose absence changes its predictions least."""
+"""Leaves out the blocks of a transformer, or the layers and the middle of a UNet, whose absence changes a denoiser's predictions least."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_prompts
+from genopt.techniques.denoiser_blocks import Removal, leave_out, left_out, most_removals, objection, removals
 from genopt.techniques.pipeline_files import copy_pipeline, denoiser_of
 
 if TYPE_CHECKING:
     from genopt.techniques.denoiser_calls import Call
 
-LISTS = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
-"""Names of a denoiser's lists of blocks, and how its configuration says how many there are."""
-BY_PLACE = ("dual_attention_layers",)
-"""Entries of a configuration that name blocks by their places."""
+CONFIG = "config.json"
 
 
 class DropBlocksParams(Record):
     """Parameters.
 
     Attributes:
-        count: Blocks to leave out.
-        prompts: Calibration prompts on which blocks are judged.
+        count: Parts to leave out, each of them the one whose absence then changes predictions least.
+        prompts: Calibration prompts on which parts are judged.
         steps: Denoising steps of each; some pipelines make no image in one.
     """
 
@@ -43,7 +41,7 @@ class DropBlocks:
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_drop_blocks"
-    version = 1
+    version = 2
     phase = 10
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized", "sparse"})
@@ -56,16 +54,14 @@ class DropBlocks:
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
-        """See `Transform.check`; configurations of UNets cannot say which of their blocks are gone."""
+        """See `Transform.check`."""
         count = parse_settings(DropBlocksParams, params, cls.name).count
-        config = json.loads((source / denoiser_of(source) / "config.json").read_text(encoding="utf-8"))
-        kind, blocks = config.get("_class_name"), sum(config.get(key) or 0 for key in LISTS.values())
-        if not blocks:
-            raise InfeasibleError(f"The configuration of {kind} cannot say which of its blocks are gone; leave {cls.name} to transformers.")
-        if any(config.get(key) for key in BY_PLACE):
-            raise InfeasibleError(f"This {kind} has blocks of several kinds, named by their places; leave {cls.name} out.")
-        if count >= blocks:
-            raise InfeasibleError(f"The denoiser has {blocks} blocks, so {count} cannot be left out; drop fewer.")
+        config = _config(source / denoiser_of(source))
+        if reason := objection(config):
+            raise InfeasibleError(f"{reason}; leave {cls.name} out.")
+        most = most_removals(config)
+        if count > most:
+            raise InfeasibleError(f"This denoiser can be without {most} of its parts at most, not {count}; drop fewer, or leave {cls.name} out.")
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -86,39 +82,37 @@ class DropBlocks:
         pipeline = load_pipeline(source)
         denoiser = pipeline.components[name]
         calls = record(pipeline, denoiser, prompts, steps=chosen.steps, seed=context.seed)
+        config = _config(source / name)
         for _ in range(chosen.count):
-            drop_least(denoiser, calls, progress)
+            removal = least_useful(denoiser, removals(config), calls, progress)
+            leave_out(denoiser, removal)
+            config |= removal.config
         copy_pipeline(source, destination, without={name})
         denoiser.save_pretrained(destination / name)
+        # What diffusers wrote there also holds the source's path, and the number of blocks before.
+        (destination / name / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def drop_least(denoiser: Any, calls: list[Call], progress: Progress) -> None:
-    """Leaves out, in place, the block without which answers differ least; the configuration says what is left.
-
-    The last block of each list stays: that of some families ends the way of the text.
+def least_useful(denoiser: Any, found: list[Removal], calls: list[Call], progress: Progress) -> Removal:
+    """The part without which answers differ least.
 
     Args:
-        denoiser: A transformer.
+        denoiser: Unchanged afterwards.
+        found: Parts that can go.
         calls: What it was asked, and what it answered when it was whole.
-        progress: Told which block it is.
-
-    Raises:
-        InfeasibleError: All blocks are last ones.
+        progress: Told which part it is.
     """
-    from torch import nn
-
     from genopt.techniques.denoiser_calls import difference
 
-    lists = {name: getattr(denoiser, name) for name, key in LISTS.items() if denoiser.config.get(key)}
-    found: list[tuple[float, str, int]] = []
-    for name, blocks in lists.items():
-        for place in range(len(blocks) - 1):
-            setattr(denoiser, name, nn.ModuleList([*blocks[:place], *blocks[place + 1 :]]))
-            found.append((difference(denoiser, calls), name, place))
-        setattr(denoiser, name, blocks)
-    if not found:
-        raise InfeasibleError("The denoiser has no block left that could be left out; drop fewer.")
-    apart, name, place = min(found)
-    progress(f"leaving out block {place} of {name}, without which answers differ by {apart:.2%}")
-    setattr(denoiser, name, nn.ModuleList([*lists[name][:place], *lists[name][place + 1 :]]))
-    denoiser.register_to_config(**{LISTS[name]: len(lists[name]) - 1})
+    costs = []
+    for removal in found:
+        with left_out(denoiser, removal):
+            costs.append(difference(denoiser, calls))
+    place = costs.index(min(costs))
+    progress(f"leaving out {found[place].name}, without which answers differ by {costs[place]:.2%}")
+    return found[place]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return found

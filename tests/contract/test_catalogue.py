@@ -18,7 +18,7 @@ from genopt.techniques.base import TransformContext
 from genopt.testing.contracts import check_engine, check_space, check_technique, runs_here
 from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_models import CONTEXT, VOCABULARY, write_tiny_llama
-from genopt.testing.tiny_pipelines import write_tiny_lora, write_tiny_pixart, write_tiny_stable_diffusion, write_tiny_vae
+from genopt.testing.tiny_pipelines import write_tiny_lora, write_tiny_stable_diffusion, write_tiny_vae
 
 GIVEN_MODEL = "0" * 64
 """Stands for the digest of the model that a technique is given."""
@@ -56,8 +56,6 @@ TECHNIQUES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "diffusers_tiny_vae": ("diffusers", {"given": GIVEN_MODEL}),
 }
 """By name: a trait of the source, and parameters."""
-SOURCES = {"diffusers_drop_blocks": "pixart"}
-"""Sources of techniques that do not take every one with their trait."""
 ENGINES: dict[str, tuple[str, dict[str, JsonValue]]] = {
     "torch": ("hf", {"threads": 2, "compile": True, "cache_tokens": 128}),
     "llamacpp": ("gguf", {"threads": 2}),
@@ -79,8 +77,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shutil.copytree(llama, given, dirs_exist_ok=True)
     (given / GIVEN).parent.mkdir()
     (given / GIVEN).write_bytes(MAGIC + bytes([3, 0, 0, 0]))
-    pipeline, pixart = write_tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline")), write_tiny_pixart(tmp_path_factory.mktemp("pixart"))
-    found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given, "diffusers": pipeline, "pixart": pixart}
+    pipeline = write_tiny_stable_diffusion(tmp_path_factory.mktemp("pipeline"))
+    found = {"hf": llama, "onnx_genai": onnx, GIVEN_TRAIT: given, "diffusers": pipeline}
     for name, source, trait in (("gguf", "hf", "gguf"), ("openvino_export", "hf", "openvino"), ("diffusers_onnx", "diffusers", "onnx_diffusers")):
         if runs_here("techniques", name):
             found[trait] = convert(name, found[source], tmp_path_factory.mktemp(name))
@@ -139,8 +137,7 @@ def test_every_technique_keeps_its_contract(
     technique = catalog.load("techniques", name)
     assert trait in technique.requires
     needed = calibrations[trait] if technique.needs_calibration else None
-    source = sources[SOURCES.get(name, trait)]
-    check_technique(name, source, params, context(source, needed, given_models.get(name)), tmp_path)
+    check_technique(name, sources[trait], params, context(sources[trait], needed, given_models.get(name)), tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in catalog.BUILT_IN["engines"] if runs_here("engines", name)])

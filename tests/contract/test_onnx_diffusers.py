@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
 from genopt.engines.diffusers_engine import DiffusersEngine
 from genopt.engines.images import ImageRequest
@@ -47,7 +49,14 @@ if runs_here("engines", "ort_diffusers"):
         run_stage("transform", payload, log=destination.with_suffix(".log"), timeout_s=300, threads=2, where="onnx")
         return destination
 
-    @pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl])
+    def write_without_some_layers(folder: Path) -> Path:
+        """As diffusers_drop_blocks leaves a UNet."""
+        config = json.loads((write_tiny_stable_diffusion(folder) / "unet" / "config.json").read_text(encoding="utf-8"))
+        torch.manual_seed(0)
+        UNet2DConditionModel.from_config({**config, "layers_per_block": [1, 2], "mid_block_type": None}).save_pretrained(folder / "unet")
+        return folder
+
+    @pytest.mark.parametrize("write", [write_without_some_layers, write_tiny_sdxl])
     def test_images_are_those_of_diffusers(write: Callable[[Path], Path], tmp_path: Path) -> None:
         source = write(tmp_path / "pipeline")
         pipeline_sampling.write(source, pipeline_sampling.Sampling(num_inference_steps=3, guidance_scale=1.0))
