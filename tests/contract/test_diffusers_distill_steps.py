@@ -21,6 +21,8 @@ from genopt.plan import JsonValue
 from genopt.techniques.base import TransformContext
 from genopt.techniques.denoising_path import DenoisingPath
 from genopt.techniques.diffusers_distill_steps import DistillSteps
+from genopt.techniques.diffusers_drop_blocks import DropBlocks
+from genopt.techniques.pipeline_files import load_component
 from genopt.techniques.step_distillation import few_step_scheduler
 from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion
 
@@ -35,12 +37,12 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def distilled(pipeline: Path, prompts: Path, destination: Path, params: dict[str, JsonValue]) -> list[str]:
-    """Says what happened."""
+def distilled(pipeline: Path, prompts: Path, destination: Path, params: dict[str, JsonValue], source: Path | None = None) -> list[str]:
+    """Says what happened; where a source is given, it is what is trained, to do what the pipeline does."""
     said: list[str] = []
     context = TransformContext(original=str(pipeline), calibration=str(prompts), seed=0, threads=1, time_limit_s=300)
     destination.mkdir(exist_ok=True)
-    DistillSteps.apply(pipeline, destination, params, context, said.append)
+    DistillSteps.apply(source or pipeline, destination, params, context, said.append)
     return said
 
 
@@ -57,6 +59,23 @@ def test_what_came_closer_runs_in_its_steps_without_guidance_and_without_the_ori
     (image,) = session.generate([ImageRequest(prompt="a photo", seed=1)])
     assert (len(image.timestamps_ns), rows) == (2, [1, 1])
     assert len(session.generate([ImageRequest(prompt="a photo", seed=1, steps=3)])[0].timestamps_ns) == 3, "who asks for more gets more"
+
+
+def test_a_unet_without_its_middle_learns_what_the_whole_one_does(prompts: Path, tmp_path: Path) -> None:
+    pipeline, pruned = write_tiny_stable_diffusion(tmp_path / "original"), tmp_path / "pruned"
+    unet = load_component(pipeline, "unet")
+    for part in (unet.mid_block.resnets[0].conv2, unet.mid_block.attentions[0].proj_out, unet.mid_block.resnets[1].conv2):
+        torch.nn.init.zeros_(part.weight)  # so that a few updates are enough
+        torch.nn.init.zeros_(part.bias)
+    unet.save_pretrained(pipeline / "unet")
+    pruned.mkdir()
+    context = TransformContext(original=str(pipeline), calibration=str(prompts), seed=0, threads=1, time_limit_s=300)
+    DropBlocks.apply(pipeline, pruned, {"prompts": 1, "steps": 2}, context, lambda _: None)
+    said = distilled(pipeline, prompts, tmp_path / "result", QUICK, source=pruned)
+    assert pipeline_sampling.read(tmp_path / "result").num_inference_steps == 2, said[-1]
+    session = DiffusersEngine.open(tmp_path / "result", {"threads": 1})
+    assert session.denoiser.mid_block is None
+    assert len(session.generate([ImageRequest(prompt="a photo", seed=1)])[0].timestamps_ns) == 2
 
 
 def test_what_came_no_closer_is_left_as_it_was(prompts: Path, tmp_path: Path) -> None:
