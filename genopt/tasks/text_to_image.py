@@ -26,6 +26,7 @@ _ROUNDED = {
 }  # fmt: skip
 """Techniques of the space that only round, with the words for them in the names of candidates."""
 _PRUNED = ("diffusers_magnitude_prune", "diffusers_drop_blocks")
+_DROPPED = Step(technique="diffusers_drop_blocks", params={"count": 1})
 _DISTILLED = Step(technique="diffusers_distill_steps", params={"steps": 4, "time_s": 90.0})
 _EXPORT = {"diffusers_onnx": ""}
 
@@ -124,9 +125,10 @@ class TextToImage:
             _named("bf16", dtype="bfloat16"),
             _changed("int8-weight-only-everywhere", Step(technique="diffusers_int8_weight_only", params={"components": "all"})),
             _changed("prune-magnitude-30", Step(technique="diffusers_magnitude_prune", params={"sparsity": 0.3})),
-            _changed("drop-1-block", Step(technique="diffusers_drop_blocks", params={"count": 1})),
+            _changed("drop-1-block", _DROPPED),
             _changed("distilled-4-steps", _DISTILLED),
             _changed("ort-distilled-4-steps", _DISTILLED, Step(technique="diffusers_onnx", params={"weights": "fp32"}), engine="ort_diffusers"),
+            _changed("drop-1-block-distilled-4-steps", _DROPPED, _DISTILLED),
         ]
 
     @staticmethod
