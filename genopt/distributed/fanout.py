@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from genopt import clock
 from genopt.clock import Window
 from genopt.distributed.parts import Slot, beside
-from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build
+from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, spreads, submit_build
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
 
@@ -29,12 +29,13 @@ LEAST_PATIENCE_S = 120.0
 
 @dataclass(frozen=True)
 class _Flight:
-    """A submitted candidate: when it should end (on `clock.now`), and on which slot it is measured."""
+    """A submitted candidate: when it should end (on `clock.now`), on which slot it is measured, and whether its build takes that one's whole node."""
 
     plan: Plan
     built: ray.ObjectRef[Any]
     ends: float
     slot: Slot
+    whole: bool
 
 
 class FanOut:
@@ -86,8 +87,10 @@ class FanOut:
         left_out: list[Plan] = []
         try:
             while waiting or self._running or left_out:
-                while waiting and len(self._running) < IN_FLIGHT * len(self._slots):
+                while waiting and self._has_room():
                     plan = max(waiting, key=self._promise)  # the first of those that promise the same
+                    if spreads(plan, self._facts) and not self._idle():
+                        break  # what goes on ends first: Ray would not keep a node free for it
                     waiting.remove(plan)
                     if not self._submit(plan, admit_until, deadline):
                         left_out.append(plan)
@@ -106,8 +109,9 @@ class FanOut:
 
     def _submit(self, plan: Plan, admit_until: float, deadline: float) -> bool:
         expected = self._estimate(plan)
-        tried = self._failed_on.get(plan.identity(), set())
-        _, node = slot = min([one for one in self._slots if one[1].node_id not in tried] or self._slots, key=self._free)
+        tried, whole = self._failed_on.get(plan.identity(), set()), spreads(plan, self._facts)
+        slots = self._idle() if whole else self._open()
+        _, node = slot = min([one for one in slots if one[1].node_id not in tried] or slots, key=self._free)
         free = self._free(slot)
         ends = free + expected
         if ends > admit_until:
@@ -116,11 +120,28 @@ class FanOut:
         limit = min(deadline + GRACE_S, free + max(LEAST_PATIENCE_S, PATIENCE * expected))
         window = Window.until(limit, min(expected, self._guard_s))
         # A second attempt is built where it is measured: what failed may have been the other node's.
-        built = submit_build(plan, self._facts, window, node if self._attempts[plan.identity()] else None)
-        self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slot)
+        built = submit_build(plan, self._facts, window, node if whole or self._attempts[plan.identity()] else None, whole=whole)
+        self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slot, whole)
         self._attempts[plan.identity()] += 1
         self._started(plan, expected)
         return True
+
+    def _open(self) -> list[Slot]:
+        """Slots of nodes that no build has to itself."""
+        builds = {flight.built: flight.slot[1].node_id for flight in self._running.values() if flight.whole}
+        _, unfinished = ray.wait(list(builds), num_returns=len(builds), timeout=0) if builds else ([], [])
+        taken = {builds[build] for build in unfinished}
+        return [slot for slot in self._slots if slot[1].node_id not in taken]
+
+    def _idle(self) -> list[Slot]:
+        """Slots of nodes on which nothing goes on."""
+        busy = {flight.slot[1].node_id for flight in self._running.values()}
+        return [slot for slot in self._slots if slot[1].node_id not in busy]
+
+    def _has_room(self) -> bool:
+        slots = self._open()
+        nodes = {node.node_id for _, node in slots}
+        return sum(flight.slot[1].node_id in nodes for flight in self._running.values()) < IN_FLIGHT * len(slots)
 
     def _free(self, slot: Slot) -> float:
         """When a slot is expected to have nothing left to do."""

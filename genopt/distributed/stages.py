@@ -32,6 +32,7 @@ from genopt.process import run_stage
 from genopt.store.artifacts import ArtifactStore, step_key
 from genopt.store.shared import open_store
 from genopt.tasks.base import Again, BenchConfig, Evaluation, References, StageTime, failed
+from genopt.techniques.base import GpuUse
 
 BUILD_CPUS = 1.0
 GRACE_S = 3.0
@@ -121,20 +122,27 @@ def _stage_time(stage: Literal["build", "measure"], started: float) -> StageTime
     return StageTime(stage=stage, node=ray.get_runtime_context().get_node_id(), started=ended - (clock.now() - started), ended=ended)
 
 
-def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | None = None) -> ray.ObjectRef[Any]:
+def spreads(plan: Plan, facts: BuildFacts) -> bool:
+    """Whether the build of a plan gains from all GPUs of a node that has several."""
+    return bool(facts.parts) and any(catalog.load("techniques", step.technique).gpu == "spread" for step in plan.steps)
+
+
+def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | None = None, *, whole: bool = False) -> ray.ObjectRef[Any]:
     """Submits the build of a plan's artifact, with a GPU for steps that gain from one; the result is that of `build_task`.
 
     A GPU is taken whole, so such a build never runs beside a measurement on the same one. On a node with several GPUs every build takes a part of
-    it, as measurements do.
+    it, as measurements do, or all of it.
 
     Args:
         plan: What to build.
         facts: What building needs besides.
         window: When it may be built.
         node: Where; None leaves that to Ray.
+        whole: Whether it takes all parts of a node; Ray starts it when all of them are free.
     """
     gains = any(catalog.load("techniques", step.technique).gpu != "unused" for step in plan.steps)
-    count, cpus = (1.0, max(BUILD_CPUS, facts.threads - 0.5)) if facts.parts else (min(1.0, facts.gpus) if gains else 0.0, BUILD_CPUS)
+    taken = len(facts.parts) if whole else min(1, len(facts.parts))
+    count, cpus = (float(taken), max(BUILD_CPUS, taken * facts.threads - 0.5)) if taken else (min(1.0, facts.gpus) if gains else 0.0, BUILD_CPUS)
     # Without an explicit strategy the placement group of a search's trial would capture the task and never fit it.
     strategy = "DEFAULT" if node is None else on_node(node)
     options = build_task.options(num_cpus=cpus, num_gpus=count, scheduling_strategy=strategy)
@@ -157,7 +165,7 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
         technique = catalog.load("techniques", step.technique)
         context = {
             "seed": facts.seed, "calibration": facts.calibration_digest if technique.needs_calibration else None, "libraries": facts.libraries,
-            "device": "cuda" if technique.gpu != "unused" and facts.gpus else "cpu",  # they round differently
+            "device": _device(technique.gpu, facts),  # they round differently, and several together see more in the same time
         }  # fmt: skip
         if technique.environment is not None:  # its libraries are those of the lock, not ours
             context["environment"] = place.identities().get(technique.environment, "")
@@ -181,6 +189,13 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
 
         current = store.build(key, make, wait_s=max(1.0, deadline - clock.now()))
     return current
+
+
+def _device(use: GpuUse, facts: BuildFacts) -> str:
+    if use == "unused" or not facts.gpus:
+        return "cpu"
+    together = len(ray.get_gpu_ids()) if use == "spread" else 1
+    return f"cuda x {together}" if together > 1 else "cuda"
 
 
 class BenchActor:

@@ -44,8 +44,9 @@ class TransformContext(Record):
 
 
 Progress = Callable[[str], None]
-GpuUse = Literal["unused", "used", "needed"]
-"""What a GPU is to a transform: nothing; faster work, which is done without one all the same; or what neither it nor its result can do without."""
+GpuUse = Literal["unused", "used", "spread", "needed"]
+"""What a GPU is to a transform: nothing; faster work, which is done without one all the same; likewise, and the faster the more of them it
+sees; or what neither it nor its result can do without."""
 
 
 class Transform(Protocol):

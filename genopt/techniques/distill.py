@@ -70,7 +70,7 @@ class Distill:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
+    gpu: GpuUse = "spread"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 

@@ -33,7 +33,7 @@ class DistillGiven:
     adds: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
+    gpu: GpuUse = "spread"
     tunables: tuple[Tunable, ...] = ()
     environment: str | None = None
 

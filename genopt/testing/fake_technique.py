@@ -1,4 +1,4 @@
-"""A transform that copies its source and otherwise does what a test asks: work, hang, die, or find no room."""
+"""Transforms that copy their source and otherwise do what a test asks: work, hang, die, find no room, or take all GPUs of a node."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FakeTransform:
     removes: frozenset[str] = frozenset()
     needs_calibration = False
     gpu: GpuUse = "unused"
-    tunables = (Tunable(name="label", choices=("a", "b"), words=("a", "b")),)
+    tunables: tuple[Tunable, ...] = (Tunable(name="label", choices=("a", "b"), words=("a", "b")),)
     environment: str | None = None
 
     @classmethod
@@ -94,3 +94,17 @@ class FakeTransform:
         if asked.given:
             shutil.copytree(context.given[asked.given], destination / "given")
         (destination / "label.txt").write_text(asked.label, encoding="utf-8")
+
+
+class FakeSpread(FakeTransform):
+    """Likewise, and gains from all GPUs; says in the result which ones it saw."""
+
+    name = "fake_spread"
+    gpu: GpuUse = "spread"
+    tunables = ()
+
+    @classmethod
+    def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
+        """See `Transform.apply`."""
+        super().apply(source, destination, params, context, progress)
+        (destination / "gpus.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""), encoding="utf-8")

@@ -20,6 +20,7 @@ fake = genopt.testing.fake_engine:FakeEngine
 
 [genopt.techniques]
 fake_transform = genopt.testing.fake_technique:FakeTransform
+fake_spread = genopt.testing.fake_technique:FakeSpread
 
 [genopt.tasks]
 fake-text = genopt.testing.fake_task:FakeTask

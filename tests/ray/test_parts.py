@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from genopt.distributed.cluster import Node
 from genopt.distributed.parts import share
 from genopt.distributed.stages import node_cpus
+from genopt.plan import Plan, Step
 from genopt.testing.nodes import Nodes
 from genopt.testing.sleep_task import sleep_plan
 
@@ -45,6 +47,24 @@ def test_each_gpu_measures_one_candidate_at_a_time_on_its_own_processors(nodes: 
         assert all(one[1] <= other[0] + 0.01 for one, other in zip(sorted(found), sorted(found)[1:], strict=False))
     at_once = [sum(change for _, change in sorted(every)[: place + 1]) for place in range(len(every))]
     assert max(at_once) == 2, "measurements and builds take a part each"
+
+
+def test_a_build_that_gains_from_all_gpus_has_them_to_itself(nodes: Nodes) -> None:
+    others = [sleep_plan(f"o-{number}", {"label": f"o-{number}"}, sleep_s=0.5, speed=1.0 + number / 10) for number in range(1, 5)]
+    step = Step(technique="fake_spread", params={"label": "all", "time_s": 1.0})
+    spread = Plan(name="spread", steps=(step,), engine="fake", options={"speed": 2.0})
+    folder, report = nodes.run("spread", [*others[:2], spread, *others[2:]])
+    (found,) = (candidate for candidate in report.tried if candidate.name == "spread")
+    assert found.status == "accepted", found.reason
+    assert found.artifact is not None
+    assert (Path(found.artifact.path) / "gpus.txt").read_text(encoding="utf-8") in ("0,1", "1,0")
+    finished = [event for event in folder.events() if event["event"] == "candidate_finished"]
+    assert len(finished) == 5
+    stages = [(event["candidate"]["name"], stage) for event in finished for stage in event["stages"]]
+    (mine,) = (stage for name, stage in stages if name == "spread" and stage["stage"] == "build")
+    for name, stage in stages:
+        if name != "spread":
+            assert stage["ended"] <= mine["started"] + 0.01 or stage["started"] >= mine["ended"] - 0.01, name
 
 
 def test_parts_share_all_processors_and_leave_no_room() -> None:
