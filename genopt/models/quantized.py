@@ -40,10 +40,13 @@ def save(component: nn.Module, folder: Path) -> None:
 
     state = component.state_dict()
     shared = _shared(state)
-    tensors, metadata = flatten_tensor_state_dict({name: tensor for name, tensor in state.items() if name not in shared})
+    # torchao itself finds no plain tensors again that belong to the component and not to a part of it.
+    rounded = {name: tensor for name, tensor in state.items() if type(tensor) is not torch.Tensor}
+    plain = {name: tensor for name, tensor in state.items() if name not in shared and name not in rounded}
+    flat, metadata = flatten_tensor_state_dict(rounded)
     library = type(component).__module__.partition(".")[0]
-    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / FILE, metadata={**metadata, LIBRARY: json.dumps([library, type(component).__name__]), SHARED: json.dumps(shared)})
+    tensors = {name: tensor.contiguous() for name, tensor in {**flat, **plain}.items()}
+    save_file(tensors, folder / FILE, metadata={**metadata, LIBRARY: json.dumps([library, type(component).__name__]), SHARED: json.dumps(shared)})
     sort_metadata(folder / FILE)
 
 
@@ -67,7 +70,8 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         raise ModelError(f"{folder / FILE} does not say which class it holds; build the artifact again.")
     library, class_name = json.loads(metadata.pop(LIBRARY))
     shared: dict[str, str] = json.loads(metadata.pop(SHARED, "{}"))
-    state, _ = unflatten_tensor_state_dict(tensors, metadata)
+    state, plain = unflatten_tensor_state_dict(tensors, metadata)
+    state |= plain
     state |= {name: state[other] for name, other in shared.items()}
     component = _made(
         library, getattr(importlib.import_module(library), class_name), json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -149,6 +149,17 @@ def test_eight_bits_load_back_smaller_and_close(pipeline: Path, tmp_path: Path, 
     assert ssim(opened(pipeline).generate([ASKED])[0].pixels(), session.generate([ASKED])[0].pixels()) > 0.99
 
 
+def test_a_denoiser_with_tensors_of_its_own_is_rounded_and_loaded_back(tmp_path: Path) -> None:
+    original = write_tiny_pixart(tmp_path / "original")
+    context = TransformContext(original=str(original), calibration=None, seed=0, threads=1, time_limit_s=100)
+    PipelineInt8WeightOnly.apply(original, tmp_path / "result", {"least_features": 16}, context, lambda _: None)
+    session = opened(tmp_path / "result")
+    kinds = {name: type(value).__name__ for name, value in session.denoiser.state_dict().items()}
+    assert any("Int8" in kind for kind in kinds.values())
+    assert kinds["scale_shift_table"] == "Tensor"
+    assert ssim(opened(original).generate([ASKED])[0].pixels(), session.generate([ASKED])[0].pixels()) > 0.98
+
+
 @pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_pixart])
 def test_text_encoders_are_rounded_too_where_that_is_asked_for(write: Callable[[Path], Path], tmp_path: Path) -> None:
     original = write(tmp_path / "original")
