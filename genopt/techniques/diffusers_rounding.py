@@ -45,7 +45,7 @@ class PipelineRoundingParams(Record):
 class PipelineRounding(TorchaoTechnique):
     """See `genopt.techniques.base.Transform`; subclasses say into what."""
 
-    version = 2
+    version = 3
     requires = frozenset({"diffusers"})
     tunables: tuple[Tunable, ...] = ()
     what = "8-bit weights"
