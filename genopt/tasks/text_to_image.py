@@ -112,6 +112,7 @@ class TextToImage:
             _named("guidance-half", guidance_end=0.5),
             _named("dpm-15-guidance-half", num_inference_steps=15, scheduler="dpmsolver++", guidance_end=0.5),
             _named("dpm-15-compiled", num_inference_steps=15, scheduler="dpmsolver++", compile="denoiser", channels_last=True),
+            _named("compiled-graphs", compile="denoiser", channels_last=True, graphs=True),
             _ort("ort-fp32", {}),
             _ort("ort-dpm-15-steps", {"ort_diffusers.num_inference_steps": 15, "ort_diffusers.scheduler": "dpmsolver++"}),
             _ort("ort-int8", {"diffusers_onnx.weights": "int8"}),
