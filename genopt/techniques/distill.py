@@ -3,8 +3,9 @@
 The loss is the KL divergence from the original's to the model's distribution of each next token (Hinton et al.,
 "Distilling the Knowledge in a Neural Network", 2015, at temperature 1), and beside it the distance of hidden states (as Jiao
 et al., "TinyBERT", 2020), each layer's to that of the original which it is nearest to before training. It is taken on
-calibration text, and on what the original writes itself where that is asked for. The result is kept only if it is closer
-to the original on text that was held out.
+calibration text, and on what the original writes itself where that is asked for. Now and then the divergence is measured on text that was held
+out, which is what the gate's log-likelihood ratio comes to on average over all that the original thinks possible: the weights that were best there
+are kept, those from before training among them, and training ends early where it no longer helps.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ HELD_OUT = 2
 """Sequences that decide whether training helped."""
 BEGINNING, TOGETHER = 16, 8
 """Tokens of calibration text that the original continues, and how many of its sequences are written at once."""
+CHECKS, PATIENCE = 4, 2
+"""How often held-out text is read during training, and after how many times without a gain training ends."""
 LIMIT_SHARE = 0.5
 """Most of the stage's time that training may take; loading and saving need the rest."""
 
@@ -63,7 +66,7 @@ class Distill:
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill"
-    version = 2
+    version = 3
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})
@@ -150,7 +153,7 @@ def distill(
 
     Args:
         teacher: The original.
-        student: In float32; its weights are as before if training did not help.
+        student: In float32; its weights are the best ones on held-out text, which are those from before if training did not help.
         pieces: Token ids; the last ones are held out.
         params: How to train.
         limit_s: Seconds after which training ends.
@@ -161,9 +164,9 @@ def distill(
 
     progress = team.heard(progress)
     training, held_out = pieces[:-HELD_OUT], pieces[-HELD_OUT:]
-    untrained = {name: value.detach().clone() for name, value in student.state_dict().items()}
+    best = _Best(teacher, student, held_out, team)
+    before, checks = best.divergence, 0
     with torch.no_grad():
-        before = team.agreed(math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT)
         nearest = _nearest_layers(teacher, student, held_out[0]) if params.hidden_weight and _width(teacher) == _width(student) else []
     optimizer = torch.optim.AdamW(student.parameters(), lr=params.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     started, done = time.monotonic(), 0
@@ -182,14 +185,56 @@ def distill(
         optimizer.step()
         done += 1
         progress(f"step {done} of {params.steps}: loss {loss.item():.4f}")
+        if share * CHECKS >= checks + 1:
+            checks = int(share * CHECKS)
+            progress(f"divergence on held-out text {best.check():.4f} at step {done}")
+            if best.misses == PATIENCE:
+                progress("training ends early: it no longer helps")
+                break
     student.eval()
-    with torch.no_grad():
-        after = team.agreed(math.fsum(_divergence(teacher, student, piece).item() for piece in held_out) / HELD_OUT)
-    progress(f"divergence on held-out text {before:.4f} before and {after:.4f} after {done} steps")
-    if not after < before:
-        student.load_state_dict(untrained)
-        return before, before
-    return before, after
+    best.check()
+    best.restore()
+    progress(f"divergence on held-out text {before:.4f} before and {best.divergence:.4f} after {done} steps")
+    return before, best.divergence
+
+
+class _Best:
+    """A student's best weights so far on held-out text.
+
+    Attributes:
+        divergence: Theirs from the teacher, in nats per token.
+        misses: How often the student was no better than they are, in a row.
+    """
+
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, held_out: Sequence[list[int]], team: Team) -> None:
+        self._teacher, self._student, self._held_out, self._team = teacher, student, held_out, team
+        self._weights = {name: value.detach().clone() for name, value in student.state_dict().items()}
+        self.divergence, self.misses = self._measure(), 0
+
+    def check(self) -> float:
+        """The divergence now; the weights are kept if it is the least."""
+        found = self._measure()
+        if found < self.divergence:
+            self.divergence, self.misses = found, 0
+            for name, value in self._student.state_dict().items():
+                self._weights[name].copy_(value)
+        else:
+            self.misses += 1
+        return found
+
+    def restore(self) -> None:
+        """Gives the student its best weights."""
+        self._student.load_state_dict(self._weights)
+
+    def _measure(self) -> float:
+        import torch
+
+        trains = self._student.training
+        self._student.eval()
+        with torch.no_grad():
+            found = math.fsum(_divergence(self._teacher, self._student, piece).item() for piece in self._held_out) / len(self._held_out)
+        self._student.train(trains)
+        return self._team.agreed(found)
 
 
 def _divergence(

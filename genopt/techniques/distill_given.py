@@ -26,7 +26,7 @@ class DistillGiven:
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill_given"
-    version = 1
+    version = 2
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})

@@ -298,6 +298,16 @@ def test_training_that_does_not_help_is_undone(llama: Path) -> None:
         assert torch.equal(student.state_dict()[name], value), name
 
 
+def test_training_ends_early_where_it_no_longer_helps_and_the_best_weights_are_kept(llama: Path) -> None:
+    teacher, pieces = load(llama), [list(prompt(32, seed)) for seed in range(4)]
+    said: list[str] = []
+    before, after = distill(teacher, without_layers(load(llama), [1]), pieces, DistillParams(steps=40, learning_rate=0.3), 60.0, said.append)
+    assert "training ends early: it no longer helps" in said
+    assert sum(line.startswith("step ") for line in said) < 40
+    checked = [float(line.split()[4]) for line in said if " at step " in line]
+    assert after == pytest.approx(min(before, *checked), abs=1e-4)
+
+
 def test_the_time_box_ends_training(llama: Path) -> None:
     said: list[str] = []
     distill(load(llama), load(llama), [list(prompt(32, seed)) for seed in range(4)], DistillParams(steps=10_000), 0.0, said.append)
