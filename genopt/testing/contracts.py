@@ -29,7 +29,7 @@ from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
 from genopt.search.rules import objection, rule_of
 from genopt.search.space import Space
 from genopt.store.artifacts import folder_digest
-from genopt.tasks.base import session_options
+from genopt.tasks.base import needs_gpu, session_options
 from genopt.techniques.base import TransformContext
 
 UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy")
@@ -157,8 +157,14 @@ def check_declarations(engine: Any, name: str, options: dict[str, JsonValue]) ->
             asked = {**options, **dict(tunable.when[:1]), tunable.name: choice}
             idle = {other.name for other in engine.tunables if other.when and not any(asked.get(owner) == value for owner, value in other.when)}
             plan = Plan(name="any", engine=name, options={option: value for option, value in asked.items() if option not in idle})
-            engine.check(session_options(plan, threads=2))
+            _check_options(plan)
     assert engine.modality in catalog.names("sessions")
+
+
+def _check_options(plan: Plan) -> None:
+    """An engine takes the options of a plan that is searched on machines like this one."""
+    if capability() is not None or not needs_gpu(plan):
+        catalog.load("engines", plan.engine).check(session_options(plan, threads=2))
 
 
 def runs_here(kind: catalog.Kind, name: str) -> bool:
@@ -191,7 +197,7 @@ def check_space(task: Any) -> None:
         assert len(names) == len(identities) == number, f"{plan.name} is not the only one of its name or kind"
         assert space.point_of(plan) == space.complete(point) == point
         assert not unfit(plan), f"{plan.name}: {unfit(plan)}"
-        engines[plan.engine].check(session_options(plan, threads=2))
+        _check_options(plan)
     assert task.seeds(), "a search begins somewhere"
     assert all(space.complete(seed) == seed for seed in task.seeds())
     assert not any(map(unfit, task.references()))
