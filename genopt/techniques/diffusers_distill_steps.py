@@ -23,7 +23,7 @@ from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.calibration import calibration_prompts
-from genopt.techniques.pipeline_files import copy_pipeline, load_denoiser, set_scheduler
+from genopt.techniques.pipeline_files import copy_pipeline, load_denoiser, save_component, set_scheduler
 
 PIPELINES = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """Those whose denoisers are guided by two predictions and sampled by DDIM."""
@@ -60,7 +60,7 @@ class DistillSteps:
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_distill_steps"
-    version = 1
+    version = 2
     phase = 30
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized", "sparse"})
@@ -110,6 +110,6 @@ class DistillSteps:
             copy_pipeline(source, destination)
             return
         copy_pipeline(source, destination, without={name})
-        student.to(dtype).save_pretrained(destination / name)
+        save_component(student.to(dtype), destination / name)
         set_scheduler(destination, scheduler)
         pipeline_sampling.write(destination, pipeline_sampling.Sampling(num_inference_steps=chosen.steps, guidance_scale=1.0))

@@ -15,7 +15,7 @@ from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
-from genopt.techniques.pipeline_files import copy_pipeline, set_scheduler
+from genopt.techniques.pipeline_files import copy_pipeline, save_component, set_scheduler
 
 STEPS = 4
 """Of requests that name none."""
@@ -25,7 +25,7 @@ class Lora:
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_lora"
-    version = 1
+    version = 2
     phase = 10
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})
@@ -60,7 +60,7 @@ class Lora:
         changed = fuse(pipeline, file)
         copy_pipeline(source, destination, without=changed)
         for name in changed:
-            pipeline.components[name].to(stored_dtype(source)).save_pretrained(destination / name)
+            save_component(pipeline.components[name].to(stored_dtype(source)), destination / name)
         set_scheduler(destination, scheduler)
         pipeline_sampling.write(destination, pipeline_sampling.Sampling(num_inference_steps=STEPS, guidance_scale=1.0))
 

@@ -10,7 +10,7 @@ from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
-from genopt.techniques.pipeline_files import copy_pipeline, is_inner, load_denoiser
+from genopt.techniques.pipeline_files import copy_pipeline, is_inner, load_denoiser, save_component
 
 
 class PruneParams(Record):
@@ -27,7 +27,7 @@ class DenoiserMagnitudePrune:
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_magnitude_prune"
-    version = 1
+    version = 2
     phase = 20
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})
@@ -62,4 +62,4 @@ class DenoiserMagnitudePrune:
                     magnitudes = module.weight.abs().float().flatten()
                     module.weight.view(-1)[magnitudes.argsort()[: round(sparsity * len(magnitudes))]] = 0
         copy_pipeline(source, destination, without={name})
-        denoiser.save_pretrained(destination / name)
+        save_component(denoiser, destination / name)

@@ -66,7 +66,14 @@ def copy_pipeline(source: Path, destination: Path, *, without: Collection[str] =
         return set(ignored(folder, names)) if Path(folder) in {source / name for name in without} else set()
 
     shutil.copytree(source, destination, ignore=left_out, dirs_exist_ok=True)
-    _write_index(destination, json.loads((destination / INDEX).read_text(encoding="utf-8")))
+    _write(destination / INDEX, json.loads((destination / INDEX).read_text(encoding="utf-8")))
+
+
+def save_component(component: Any, folder: Path) -> None:
+    """Writes a changed component, without the path that it was loaded from: the same work has the same bytes wherever it is done."""
+    component.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _write(folder / "config.json", {name: value for name, value in config.items() if name != "_name_or_path"})
 
 
 def set_scheduler(folder: Path, scheduler: Any) -> None:
@@ -74,8 +81,8 @@ def set_scheduler(folder: Path, scheduler: Any) -> None:
     shutil.rmtree(folder / "scheduler")
     scheduler.save_pretrained(folder / "scheduler")
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    _write_index(folder, {**index, "scheduler": ["diffusers", type(scheduler).__name__]})
+    _write(folder / INDEX, {**index, "scheduler": ["diffusers", type(scheduler).__name__]})
 
 
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

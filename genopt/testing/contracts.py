@@ -79,6 +79,8 @@ def check_technique(name: str, source: Path, params: dict[str, JsonValue], conte
     result = scratch / "first"
     assert not [path for path in result.rglob("*") if path.name.startswith(".") or path.suffix in UNSAFE]
     assert audit(result, 0).problems == ()
+    named = [path for path in result.rglob("*.json") if str(source) in path.read_text(encoding="utf-8")]
+    assert not named, "the same work has the same bytes wherever it is done, so none of them name a place"
     for path in source.rglob("tokenizer.json"):
         written, original = (Tokenizer.from_file(str(file)) for file in (result / path.relative_to(source), path))
         assert written.get_vocab() == original.get_vocab(), "the tokenizer comes along"
