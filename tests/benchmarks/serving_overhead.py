@@ -17,6 +17,8 @@ gRPC between Serve's processes +0.13, +0.11, +17 and +57. A route that answers b
 SmolLM2 at int8 in ONNX Runtime on both cores, pieces every 50 ms, beside client and server: TPOT +1.5 ms (9.6 to 11.1) and +2.9 ms (55.9 to
 58.8), TTFT +27 and +182 ms, goodput 85 % and 92 %; without gRPC +1.2, +11.4, +31 and +225 ms, 86 % and 82 %; with every token sent and without
 gRPC 78 % and 78 %. What is lost are the processors that client, proxy and replicas take from the engine.
+With --threads 1 on both sides, so that one processor is left to client and server: goodput 97 % (1 stream) and 97 % (8), TPOT no longer (18.6 and
+18.1 ms, 91 and 82), TTFT +39 and +654 ms: requests that come one by one are read one by one, and those of the engine by itself together.
 Ray's HAProxy in place of its own proxy (RAY_SERVE_ENABLE_HA_PROXY=1), fake engine, beside light other work: TTFT +12 and +41 ms, where its own
 took 19 and 53 in the same minutes. It is not the default here: its page of statistics listens on every interface.
 vLLM at FP8 on an H200 (8B shape, 128 streams, long prompts, one turn): 2,212 output tokens a second by itself and 2,358 through Serve, TPOT
