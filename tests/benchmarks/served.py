@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from genopt.serving import deployment
 from genopt.serving.deployment import Endpoint
 from genopt.serving.manifest import Scaling, serve_config
 from genopt.testing.plugin import write_plugin
+from genopt.testing.ports import unused_port
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 TEXT = "héllo wörld "
@@ -98,9 +98,7 @@ def served(
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     os.environ.setdefault("PYTHONPATH", str(SOURCE))
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")  # as where genopt starts Ray itself
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     with tempfile.TemporaryDirectory() as name:
         content = serve_config(
             application="genopt", model_id="m", variant=Plan(name="v", engine=what.engine, options=what.options), artifact=what.artifact,

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from served import Subject, served
 from genopt.measure.load_spec import LoadSpec
 from genopt.measure.load_test import load_test
 from genopt.serving.manifest import Scaling
+from genopt.testing.ports import unused_port
 
 STREAMS = (1, 8, 16)
 READY_S = 300.0
@@ -77,12 +77,6 @@ def _answers(url: str) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def servers(asked: argparse.Namespace) -> dict[str, Server]:
     """By name, what starts each."""
     model = asked.model.resolve()
@@ -96,7 +90,7 @@ def servers(asked: argparse.Namespace) -> dict[str, Server]:
         found[f"genopt, {engine}"] = partial(ours, winner)
 
     def transformers() -> AbstractContextManager[str]:
-        port, command = free_port(), str(Path(sys.executable).parent / "transformers")
+        port, command = unused_port(), str(Path(sys.executable).parent / "transformers")
         flags = ["--continuous-batching", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
         return process([command, "serve", str(model), *flags], port, {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": tempfile.gettempdir()})
 
@@ -104,7 +98,7 @@ def servers(asked: argparse.Namespace) -> dict[str, Server]:
     if asked.vllm:
 
         def vllm() -> AbstractContextManager[str]:
-            port = free_port()
+            port = unused_port()
             flags = [
                 "--model",
                 str(model),

@@ -1,9 +1,8 @@
-"""What the end-to-end tests share: one store with the real model, and ports that nothing listens on."""
+"""What the end-to-end tests share: one store with the real model, and one run of the quickstart."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from genopt.testing.ports import unused_port
 
 Quickstart = tuple[Path, subprocess.CompletedProcess[str]]
 
@@ -22,23 +23,10 @@ def real_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """Finds a port that nothing listens on."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
-
-    return find
-
-
-@pytest.fixture(scope="session")
-def quickstart(tmp_path_factory: pytest.TempPathFactory, real_store: Path, free_port: Callable[[], int]) -> Quickstart:
+def quickstart(tmp_path_factory: pytest.TempPathFactory, real_store: Path) -> Quickstart:
     """Folder of a run as a newcomer starts it, and how the command ended; shared, as it takes minutes."""
     folder = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, "-m", "genopt", "quickstart", "--no-wait", "--port", str(free_port()), "--out", "run"]
+    command = [sys.executable, "-m", "genopt", "quickstart", "--no-wait", "--port", str(unused_port()), "--out", "run"]
     command += ["--include", "ort-int8-g32", "--max-trials", "1"]  # one of the catalogue and one that is searched; the rest costs minutes
     environment = {**os.environ, "GENOPT_STORE": str(real_store), "RAY_ADDRESS": "local"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import yaml
 
 from genopt.testing.fake_task import write_fake_model
 from genopt.testing.plugin import write_plugin
+from genopt.testing.ports import unused_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
@@ -47,14 +48,12 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def cluster(
-    tmp_path_factory: pytest.TempPathFactory, quickstart: tuple[Path, object], real_store: Path, free_port: Callable[[], int]
-) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, quickstart: tuple[Path, object], real_store: Path) -> Iterator[Cluster]:
     """Comes after the quickstart, which measures and must have the machine to itself."""
     folder = tmp_path_factory.mktemp("cluster")
     write_plugin(folder / "plugin")
     write_fake_model(folder / "model")
-    port, dashboard = free_port(), free_port()
+    port, dashboard = unused_port(), unused_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "GENOPT_STORE": str(real_store), "PYTHONPATH": str(folder / "plugin"), "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0",
@@ -62,7 +61,7 @@ def cluster(
     }  # fmt: skip
     command = [
         str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
-        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2",
+        f"--ray-client-server-port={unused_port()}", f"--dashboard-agent-listen-port={unused_port()}", "--num-cpus=2",
         "--object-store-memory=200000000", "--disable-usage-stats",
     ]  # fmt: skip
     starting = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from genopt.store.append_log import read_log
 from genopt.store.run_folder import RunFolder
 from genopt.testing.fake_run import WINNER, write_fake_run
 from genopt.testing.plugin import write_plugin
+from genopt.testing.ports import unused_port
 
 pytestmark = pytest.mark.e2e
 START_S = 60.0
@@ -104,8 +105,8 @@ class Compare:
 
 
 @pytest.fixture(scope="module")
-def compare(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Compare]:
-    found = Compare(tmp_path_factory.mktemp("compare"), free_port())
+def compare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compare]:
+    found = Compare(tmp_path_factory.mktemp("compare"), unused_port())
     found.start()
     yield found
     if found.process is not None and found.process.poll() is None:

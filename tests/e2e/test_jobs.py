@@ -24,6 +24,7 @@ import yaml
 
 from genopt.testing.fake_task import write_fake_model
 from genopt.testing.plugin import write_plugin
+from genopt.testing.ports import unused_port
 from genopt.testing.sleep_task import CATALOGUE, sleep_plan
 
 pytestmark = pytest.mark.e2e
@@ -64,7 +65,7 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("jobs")
     write_plugin(folder / "plugin")
     write_fake_model(folder / "model")
@@ -72,7 +73,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], in
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "GENOPT_STORE": str(folder / "store"), "PYTHONPATH": os.pathsep.join([str(folder / "plugin"), str(ROOT)]), "WORKERS": "1", "CPUS": "1",
-        "PORT": str(free_port()), "RAY": str(Path(sys.executable).parent / "ray"), "STATE": str(folder / "state"),
+        "PORT": str(unused_port()), "RAY": str(Path(sys.executable).parent / "ray"), "STATE": str(folder / "state"),
         CATALOGUE: str(folder / "catalogue.json"),
     }  # fmt: skip
     try:

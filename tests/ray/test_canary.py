@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from genopt.serving.canary import Policy
 from genopt.serving.canary_app import CANARY
 from genopt.serving.manifest import Scaling, serve_config
 from genopt.serving.rollout import read_progress
+from genopt.testing.ports import unused_port
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.ray
@@ -36,10 +36,7 @@ def folder(embedded_ray: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found
+    return unused_port()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,17 +20,11 @@ from genopt.compare.preparation import prepare_comparison
 from genopt.quality.comparison import ComparisonFolder, ImageAnswer
 from genopt.store.run_folder import RunFolder
 from genopt.testing.plugin import write_plugin
+from genopt.testing.ports import unused_port
 from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
 
 pytestmark = pytest.mark.ray
 PNG = b"\x89PNG\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(url: str, process: subprocess.Popen[str]) -> None:
@@ -52,7 +45,7 @@ def test_a_pipeline_is_optimized_and_its_winner_serves_images(tmp_path: Path) ->
     pipeline = write_tiny_stable_diffusion(tmp_path / "tiny")
     (pipeline / "prompts.txt").write_text("a photo of a digit\na handwritten digit\na photo\n", encoding="utf-8")
     write_plugin(tmp_path / "plugin")
-    port, run = free_port(), tmp_path / "run"
+    port, run = unused_port(), tmp_path / "run"
     paths = os.pathsep.join([str(tmp_path / "plugin"), str(Path(genopt.__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths, "GENOPT_STORE": str(tmp_path / "store"), "RAY_ADDRESS": "local"}
     command = [

@@ -24,6 +24,7 @@ from genopt.plan import Plan
 from genopt.serving import client, deployment
 from genopt.serving.batching import EngineLoad
 from genopt.serving.manifest import Scaling, serve_config
+from genopt.testing.ports import unused_port
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 pytestmark = pytest.mark.ray
@@ -32,13 +33,6 @@ TEXT = "héllo wörld "
 CONTEXT = 400
 CRASH = 7
 WAIT_S = 45.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _config(folder: Path, *, variant: str = "fast", port: int, host: str = "127.0.0.1", model_folder: Path | None = None) -> Path:
@@ -63,7 +57,7 @@ def folder(embedded_ray: Path) -> Path:
 @pytest.fixture(scope="module")
 def endpoint(folder: Path) -> deployment.Endpoint:
     said: list[str] = []
-    found = deployment.deploy(_config(folder, port=_free_port()), wait_s=WAIT_S, progress=said.append)
+    found = deployment.deploy(_config(folder, port=unused_port()), wait_s=WAIT_S, progress=said.append)
     assert said[-1] == "genopt: running"
     return found
 
@@ -279,7 +273,7 @@ def test_our_own_client_streams_an_answer(endpoint: deployment.Endpoint) -> None
 def test_a_public_address_a_taken_port_and_another_port_are_refused(endpoint: deployment.Endpoint, folder: Path) -> None:
     for config, reason in [
         (_config(folder, variant="public", port=8000, host="0.0.0.0"), "API key"),
-        (_config(folder, variant="elsewhere", port=_free_port()), "another port"),
+        (_config(folder, variant="elsewhere", port=unused_port()), "another port"),
     ]:
         with pytest.raises(DeploymentError, match=reason):
             deployment.deploy(config, wait_s=5, progress=lambda text: None)
@@ -355,7 +349,7 @@ def test_undeploying_frees_the_port_and_a_foreign_listener_is_noticed(endpoint: 
 
 
 def test_a_variant_that_cannot_start_is_a_deployment_error_with_its_cause(folder: Path) -> None:
-    config = _config(folder, variant="broken", port=_free_port(), model_folder=folder / "nothing")
+    config = _config(folder, variant="broken", port=unused_port(), model_folder=folder / "nothing")
     with pytest.raises(DeploymentError, match=r"has no tokenizer\.json"):
         deployment.deploy(config, wait_s=WAIT_S, progress=lambda text: None)
     assert deployment.undeploy()
