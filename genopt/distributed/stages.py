@@ -172,11 +172,13 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
         key = step_key(current.digest, step.technique, technique.version, step.params, context)
         source = current
 
-        def make(folder: Path, source: Artifact = source, name: str = step.technique, params: dict[str, Any] = step.params) -> tuple[str, ...]:
+        def make(
+            folder: Path, source: Artifact = source, name: str = step.technique, params: dict[str, Any] = step.params, key: str = key
+        ) -> tuple[str, ...]:
             log = Path(facts.logs) / f"{plan.name}.{name}.log"
             known = {
                 "original": facts.original.path, "given": facts.given, "calibration": facts.calibration, "seed": facts.seed,
-                "threads": facts.threads,
+                "threads": facts.threads, "checkpoints": str(store.checkpoints(key)),
             }  # fmt: skip
             loaded = catalog.load("techniques", name)
             with store.local(source) as here:

@@ -2,7 +2,7 @@
 
 Layout below the root: `artifacts/<digest>/` (the files), `steps/<step key>.json` (which digest a
 step produced, and its manifest), `verified/<digest>.json` (size and time of each file when its bytes
-were last hashed), `locks/`, `building/` (temporary).
+were last hashed), `locks/`, `building/` (temporary), `checkpoints/<step key>/` (from which an unfinished step goes on).
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ class ArtifactStore:
         with self._alone(key, wait_s):
             return self.find(key) or self._make(key, make)
 
+    def checkpoints(self, key: str) -> Path:
+        """A folder of this machine in which a step keeps what it goes on from after it was killed; removed when the step is done."""
+        return self.root / "checkpoints" / key
+
     @contextlib.contextmanager
     def local(self, artifact: Artifact) -> Iterator[Artifact]:
         """The artifact with a path that is good on this machine while the block runs."""
@@ -126,8 +130,9 @@ class ArtifactStore:
         building = self.root / "building" / f"{key[:16]}-{uuid.uuid4().hex}"
         try:
             building.mkdir(parents=True)
-            traits = make(building)
-            return self._publish(key, building, traits)
+            made = self._publish(key, building, make(building))
+            shutil.rmtree(self.checkpoints(key), ignore_errors=True)
+            return made
         except OSError as error:
             raise storage_error(self.root, error) from None
         finally:

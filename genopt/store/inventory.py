@@ -14,6 +14,7 @@ from genopt.plan import Artifact, Record
 from genopt.store.remote import Remote, RemoteFile
 from genopt.store.shared import is_shared, open_root
 
+UNFINISHED = ("building", "checkpoints")
 UNFINISHED_S = 86_400.0
 """What is still being built after this time is left over from a process that died."""
 
@@ -119,7 +120,7 @@ class Inventory:
             StorageError: The store cannot be written.
         """
         until = now if now is not None else time.time()
-        left = [one for one in self._remote.files("building") if until - one.changed > UNFINISHED_S]
+        left = [one for folder in UNFINISHED for one in self._remote.files(folder) if until - one.changed > UNFINISHED_S]
         self._remote.remove(*(one.name for one in left))
         return sum(one.bytes for one in left)
 

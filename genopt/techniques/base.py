@@ -23,6 +23,8 @@ class TransformContext(Record):
         threads: CPU threads to use.
         time_limit_s: Time after which the result is worthless; time-boxed transforms end well before.
         given: Folders of the models that the user gave beside the original, by digest.
+        checkpoints: Folder of this step alone, which may not exist yet. It outlives a stage that is killed, so that one that takes long can go on
+            there from what it wrote; it is removed when the step is done. None where nothing is kept.
     """
 
     original: str
@@ -31,6 +33,12 @@ class TransformContext(Record):
     threads: int
     time_limit_s: float
     given: dict[str, str] = {}
+    checkpoints: str | None = None
+
+    @property
+    def checkpoint_folder(self) -> Path | None:
+        """`checkpoints` as a path."""
+        return None if self.checkpoints is None else Path(self.checkpoints)
 
     def given_folder(self, digest: str) -> Path:
         """The folder of a given model.

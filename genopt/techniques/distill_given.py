@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genopt.errors import InfeasibleError
 from genopt.models.given import GivenParams
@@ -13,7 +13,10 @@ from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import GpuUse, Progress, TransformContext
 from genopt.techniques.data_parallel import Team, run
-from genopt.techniques.distill import LIMIT_SHARE, DistillParams, distill, pieces_of, with_written
+from genopt.techniques.distill import DistillParams
+
+if TYPE_CHECKING:
+    from genopt.techniques.distillation import Texts
 
 WEIGHTS = "model.safetensors"
 
@@ -26,7 +29,7 @@ class DistillGiven:
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill_given"
-    version = 2
+    version = 3
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})
@@ -50,26 +53,22 @@ class DistillGiven:
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
+        from genopt.techniques.distillation import texts_of
+
         chosen = parse_settings(DistillGivenParams, params, cls.name)
         original, folder = Path(context.original), context.given_folder(chosen.given)
         require_same_vocabulary(original, folder)
-        run(_train, folder, destination, pieces_of(context.calibration, chosen), chosen, context, progress)
+        run(_train, folder, destination, texts_of(context.calibration, chosen), chosen, context, progress)
 
 
 def _train(
-    team: Team, folder: Path, destination: Path, pieces: list[list[int]], chosen: DistillGivenParams, context: TransformContext, progress: Progress
+    team: Team, folder: Path, destination: Path, texts: Texts, chosen: DistillGivenParams, context: TransformContext, progress: Progress
 ) -> None:  # fmt: skip
-    import torch
-
     from genopt.models.checkpoint import load_model, save_model
+    from genopt.techniques.distillation import taught
 
     original = Path(context.original)
-    torch.manual_seed(context.seed)
-    progress = team.heard(progress)
-    progress(f"loading the original and the given model {chosen.given[:12]}")
-    teacher, student = load_model(original), load_model(folder, "float32")
-    pieces = with_written(teacher, pieces, chosen, progress)
-    distill(teacher, student, pieces, chosen, min(chosen.time_s, LIMIT_SHARE * context.time_limit_s), progress, team)
+    teacher, student = taught(team, folder, texts, chosen, context, progress)
     if team.rank == 0:
         model = load_model(folder)
         model.load_state_dict(student.state_dict())  # rounds to the checkpoint's precision

@@ -17,7 +17,7 @@ from genopt.plan import JsonValue
 from genopt.store.artifacts import folder_digest
 from genopt.techniques.base import TransformContext
 from genopt.techniques.distill_given import DistillGiven
-from genopt.testing.tiny_models import write_tiny_llama
+from genopt.testing.tiny_models import write_tiny_llama, written_by
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,9 @@ def student(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calibration(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibration") / "text.parquet"
-    rows = [[(7 * row + 3 * place) % 256 for place in range(64)] for row in range(8)]
-    pq.write_table(pa.table({"ids": pa.array(rows, pa.list_(pa.int32()))}), path)
+    pq.write_table(pa.table({"ids": pa.array(written_by(original, 8, 64), pa.list_(pa.int32()))}), path)
     return path
 
 
@@ -57,7 +56,7 @@ def test_a_student_comes_closer_and_is_whole(original: Path, student: Path, cali
     (student / "chat_template.jinja").write_text("another", encoding="utf-8")
     said = distilled(original, student, calibration, tmp_path / "result", steps=24, learning_rate=1e-3)
     words = said[-1].split()
-    assert float(words[words.index("before") - 1]) > float(words[words.index("after") - 1])
+    assert float(words[words.index("before") - 4]) < float(words[words.index("after") - 1])
     result = tmp_path / "result"
     assert (result / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}", "text is read as by the original"
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):

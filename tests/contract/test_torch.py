@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torchao.quantization import Int8Tensor
@@ -25,7 +23,6 @@ from genopt.models.decoder import decoder_layers, without_layers
 from genopt.quality.audit import audit
 from genopt.store.artifacts import folder_digest
 from genopt.techniques.base import TransformContext
-from genopt.techniques.distill import Distill, DistillParams, distill
 from genopt.techniques.drop_layers import DropLayers, layer_losses
 from genopt.techniques.magnitude_prune import MagnitudePrune
 from genopt.techniques.torchao_float8 import Float8Dynamic, Float8WeightOnly
@@ -252,63 +249,3 @@ def test_bad_parameters_are_named(llama: Path, params: dict[str, Any]) -> None:
 def test_without_calibration_text_the_flag_is_named(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--calib-data"):
         DropLayers.apply(llama, tmp_path, {}, context(), lambda _: None)
-
-
-def test_hidden_states_are_matched_with_the_layers_that_are_left(llama: Path) -> None:
-    teacher = load(llama)
-    pieces = [list(prompt(32, seed)) for seed in range(6)]
-    said: list[str] = []
-    params = DistillParams(steps=16, learning_rate=1e-3, hidden_weight=1.0)
-    before, after = distill(teacher, without_layers(load(llama), [0]), pieces, params, 60.0, said.append)
-    assert after < before
-    untouched: list[str] = []
-    distill(teacher, load(llama), pieces, DistillParams(steps=1, hidden_weight=1.0), 60.0, untouched.append)
-    assert float(untouched[0].rpartition(" ")[2]) < 0.01, "the same model's layers are nearest to their own"
-
-
-def test_the_original_writes_text_to_train_on(llama: Path, tmp_path: Path) -> None:
-    table = tmp_path / "calibration.parquet"
-    pq.write_table(pa.table({"ids": pa.array([list(prompt(64, seed)) for seed in range(4)], pa.list_(pa.int32()))}), table)
-    made: list[list[str]] = []
-    for name in ("first", "second"):
-        said: list[str] = []
-        (tmp_path / name).mkdir()
-        told = context(str(table)).model_copy(update={"original": str(llama)})
-        Distill.apply(llama, tmp_path / name, {"steps": 6, "max_seq_length": 32, "written_sequences": 3}, told, said.append)
-        made.append([line for line in said if line.startswith("step")])
-    assert "letting the original write 3 sequences" in said
-    assert made[0] == made[1], "the same seed writes the same"
-
-
-def test_distillation_brings_a_damaged_model_closer(llama: Path) -> None:
-    teacher = load(llama)
-    student = without_layers(teacher, [1])
-    pieces = [list(prompt(48, seed)) for seed in range(10)]
-    said: list[str] = []
-    before, after = distill(teacher, student, pieces, DistillParams(steps=24, learning_rate=1e-3), 60.0, said.append)
-    assert after < 0.9 * before
-    assert said[-1].startswith("divergence on held-out text")
-
-
-def test_training_that_does_not_help_is_undone(llama: Path) -> None:
-    teacher, student = load(llama), load(llama)
-    pieces = [list(prompt(32, seed)) for seed in range(4)]
-    distill(teacher, student, pieces, DistillParams(steps=3, learning_rate=1.0), 60.0, lambda _: None)
-    for name, value in teacher.state_dict().items():
-        assert torch.equal(student.state_dict()[name], value), name
-
-
-def test_training_ends_early_where_it_no_longer_helps_and_the_best_weights_are_kept(llama: Path) -> None:
-    teacher, pieces = load(llama), [list(prompt(32, seed)) for seed in range(4)]
-    said: list[str] = []
-    before, after = distill(teacher, without_layers(load(llama), [1]), pieces, DistillParams(steps=40, learning_rate=0.3), 60.0, said.append)
-    assert "training ends early: it no longer helps" in said
-    assert sum(line.startswith("step ") for line in said) < 40
-    checked = [float(line.split()[4]) for line in said if " at step " in line]
-    assert after == pytest.approx(min(before, *checked), abs=1e-4)
-
-
-def test_the_time_box_ends_training(llama: Path) -> None:
-    said: list[str] = []
-    distill(load(llama), load(llama), [list(prompt(32, seed)) for seed in range(4)], DistillParams(steps=10_000), 0.0, said.append)
-    assert said[-1].endswith("after 0 steps")

@@ -222,11 +222,12 @@ def test_what_may_go_is_old_too_much_or_leads_nowhere(tmp_path: Path) -> None:
     assert going(older_than_s=1000) == {old.digest, orphan.digest}
     assert going(keep_bytes=150) == {old.digest, orphan.digest}
     assert going(keep_bytes=0) == {new.digest, old.digest, orphan.digest}
-    left = tmp_path / "store" / "building" / "dead" / "half"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"123")
+    for folder in ("building", "checkpoints"):
+        left = tmp_path / "store" / folder / "dead" / "half"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"123")
     assert inventory.sweep(now) == 0
-    assert inventory.sweep(now + 100_000) == 3
+    assert inventory.sweep(now + 100_000) == 6
 
 
 def test_machines_build_a_step_once(machines: Machines) -> None:

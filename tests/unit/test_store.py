@@ -183,6 +183,25 @@ def test_a_step_that_raises_leaves_nothing_and_keeps_its_error(tmp_path: Path) -
     assert files(tmp_path) == []
 
 
+def test_what_a_killed_step_goes_on_from_is_kept_until_it_is_done(tmp_path: Path) -> None:
+    store, seen = ArtifactStore(tmp_path), []
+
+    def resumable(folder: Path) -> tuple[str, ...]:
+        checkpoint = store.checkpoints(KEY) / "state"
+        seen.append(checkpoint.exists())
+        write_atomically(checkpoint, "half")
+        if len(seen) == 1:
+            raise StageTimeoutError("killed")
+        return make(folder)
+
+    with pytest.raises(StageTimeoutError):
+        store.build(KEY, resumable)
+    store.discard_unfinished()
+    store.build(KEY, resumable)
+    assert seen == [False, True]
+    assert not store.checkpoints(KEY).exists()
+
+
 def test_a_disk_that_fills_up_while_building_leaves_nothing(tmp_path: Path) -> None:
     def filling(folder: Path) -> tuple[str, ...]:
         make(folder)

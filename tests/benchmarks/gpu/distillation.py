@@ -20,7 +20,7 @@ from pathlib import Path
 import results
 
 from genopt.techniques.data_parallel import Team, run, visible_gpus
-from genopt.techniques.distill import DistillParams, distill
+from genopt.techniques.distill import DistillParams
 from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
 
 WARM, STEPS = 4, 24
@@ -31,6 +31,7 @@ def train(team: Team, model: Path, tokens: int, out: Path) -> None:
     import torch
 
     from genopt.models.checkpoint import load_model
+    from genopt.techniques.distillation import Texts, distill
 
     torch.manual_seed(0)
     teacher, student = load_model(model), load_model(model, "float32")
@@ -42,7 +43,7 @@ def train(team: Team, model: Path, tokens: int, out: Path) -> None:
         if message.startswith("step "):
             ends.append(time.monotonic())
 
-    distill(teacher, student, pieces, DistillParams(steps=STEPS, max_seq_length=tokens), 600.0, note, team)
+    distill(teacher, student, Texts(pieces[:-2], pieces[-2:]), DistillParams(steps=STEPS, max_seq_length=tokens), 600.0, note, team)
     del teacher, student
     gc.collect()
     torch.cuda.empty_cache()  # the one on one GPU runs in this process, which goes on
