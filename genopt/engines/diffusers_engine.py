@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from genopt.engines.attention import Kernels, require_kernels
 from genopt.engines.base import SPARE_THREADS
 from genopt.engines.pipeline_options import SCHEDULE, PipelineOptions, require_scheduler
 from genopt.engines.torch_engine import COMPILERS
@@ -17,10 +18,6 @@ from genopt.search.space import Tunable
 
 if TYPE_CHECKING:
     from genopt.engines.diffusers_session import DiffusersSession
-
-
-FOR_GPUS = ("efficient", "cudnn")
-"""Attention kernels that PyTorch has for GPUs alone."""
 
 
 class DiffusersOptions(PipelineOptions):
@@ -46,7 +43,7 @@ class DiffusersOptions(PipelineOptions):
     channels_last: bool = False
     compile: Literal["none", "regional", "denoiser"] = "none"
     graphs: bool = False
-    attention: Literal["math", "flash", "efficient", "cudnn"] | None = None
+    attention: Kernels | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -81,9 +78,9 @@ class DiffusersEngine:
             raise InfeasibleError("torch.compile needs a C++ compiler on CPUs; install one, for example with: apt install g++.")
         if found.graphs and found.compile != "denoiser":
             raise SpecError("Graphs replay the compiled denoiser; set compile to 'denoiser' with them.")
-        if (found.graphs or found.attention in FOR_GPUS) and not _has_gpu():
-            what = "CUDA graphs" if found.graphs else f"PyTorch's attention kernels {found.attention}"
-            raise InfeasibleError(f"{what} need an NVIDIA GPU and there is none here; leave the option out.")
+        if found.graphs and not _has_gpu():
+            raise InfeasibleError("CUDA graphs need an NVIDIA GPU and there is none here; leave the option out.")
+        require_kernels(found.attention)
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> DiffusersSession:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from genopt.engines.attention import only
 from genopt.engines.base import Memory
 from genopt.engines.diffusers_engine import DiffusersOptions
 from genopt.engines.images import ImageRequest
@@ -19,10 +20,6 @@ from genopt.engines.process_memory import process_memory
 from genopt.errors import InfeasibleError
 from genopt.models import pipeline_loading as pipelines
 
-ATTENTION: Mapping[str, str] = {
-    "math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"
-}  # fmt: skip
-"""What PyTorch calls the kernels."""
 ATTENTION_STEPS, ATTENTION_EVERY = (100, 850), 2
 """Pyramid Attention Broadcast: between which timesteps, and how often attention is computed there."""
 
@@ -98,13 +95,11 @@ class DiffusersSession(PipelineSession):
         """Only the denoiser's: those of a text encoder and a VAE have masks and widths that some kernels do not know."""
         if self._options.attention is None:
             return
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        chosen, forward = getattr(SDPBackend, ATTENTION[self._options.attention]), self._denoiser.forward
+        forward = self._denoiser.forward
 
         @functools.wraps(forward)  # pipelines look at what it takes
         def attending(*arguments: Any, **named: Any) -> Any:
-            with sdpa_kernel(chosen):
+            with only(self._options.attention):
                 return forward(*arguments, **named)
 
         self._denoiser.forward = attending

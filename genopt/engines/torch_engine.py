@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from genopt.engines.attention import Kernels, require_kernels
 from genopt.engines.base import SPARE_THREADS
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
@@ -30,6 +31,8 @@ class TorchOptions(Record):
         max_context: Longest prompt with its answer, in tokens; None takes the model's.
         cache_tokens: Longest request that the compiled step serves: its KV cache is that long from the start, and each step reads all of
             it. None takes 512 on CPUs and 1,024 on GPUs, where it costs less.
+        attention: Kernels of PyTorch that compute attention wherever they take its shapes and masks. None leaves the choice to it, and has the
+            compiled step compute attention as products, which the compiler fuses.
     """
 
     compile: bool = False
@@ -37,6 +40,7 @@ class TorchOptions(Record):
     threads: int | None = Field(default=None, gt=0)
     max_context: int | None = Field(default=None, ge=3)
     cache_tokens: int | None = Field(default=None, ge=16)
+    attention: Kernels | None = None
 
 
 class TorchEngine:
@@ -45,7 +49,11 @@ class TorchEngine:
     name = "torch"
     modality = "text"
     accepts = frozenset({"hf"})
-    tunables = (Tunable(name="compile", choices=(True, False), words=("", "eager")), SPARE_THREADS)
+    tunables = (
+        Tunable(name="compile", choices=(True, False), words=("", "eager")),
+        Tunable(name="attention", choices=(None, "flash", "cudnn"), words=("", "flash", "cudnn"), gpu=True),
+        SPARE_THREADS,
+    )
     environment: str | None = None
     layer_overhead_s = 2e-4
 
@@ -55,6 +63,7 @@ class TorchEngine:
         found = parse_settings(TorchOptions, options, "torch")
         if found.compile and not any(map(shutil.which, COMPILERS)) and not _has_gpu():
             raise InfeasibleError("torch.compile needs a C++ compiler on CPUs; install one, for example with: apt install g++.")
+        require_kernels(found.attention)
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> TorchSession:

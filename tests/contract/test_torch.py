@@ -78,6 +78,26 @@ def test_a_padded_batch_continues_each_row_as_alone(llama: Path) -> None:
     session.close()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kernels", ["flash", "math"])
+def test_attention_by_chosen_kernels_continues_alike(llama: Path, kernels: str, compiled: bool) -> None:
+    requests = [GenerationRequest(prompt_ids=prompt(length, length), max_new_tokens=12) for length in (9, 4)]
+    options = {"threads": 1, "dtype": "float32", "compile": compiled, "cache_tokens": 64}
+    usual, chosen = (TorchEngine.open(llama, {**options, "attention": attention}) for attention in (None, kernels))
+    for asked in (requests[:1], requests):  # alone, and padded, where a mask keeps some kernels out
+        assert [one.token_ids for one in chosen.generate(asked)] == [one.token_ids for one in usual.generate(asked)]
+    wanted, found = (np.concatenate(session.score([prompt(40)]).log_probs) for session in (usual, chosen))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    for session in (usual, chosen):
+        session.close()
+
+
+def test_attention_kernels_that_need_a_gpu_are_refused_without_one() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(InfeasibleError, match="attention kernels cudnn need an NVIDIA GPU and there is none here; leave the option out"):
+            TorchEngine.check({"attention": "cudnn"})
+
+
 def test_a_request_longer_than_the_compiled_cache_is_still_answered(llama: Path) -> None:
     session = TorchEngine.open(llama, {"threads": 1, "compile": True, "cache_tokens": 16})
     (generation,) = session.generate([GenerationRequest(prompt_ids=prompt(30), max_new_tokens=8)])
