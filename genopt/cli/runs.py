@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from genopt.spec import RunSpec
     from genopt.store.run_folder import RunFolder
 
+SERVING_S, SERVING_SHARE = 40.0, 0.1
+"""What of a quickstart's time is kept for starting the command and for deploying and asking the winner, at most."""
+
 
 def quickstart(
     model: Annotated[str, typer.Option(help="A model that comes without a hub.")] = "smollm2-135m",
-    budget: Annotated[str, typer.Option(help="Wall-clock time of the optimization.")] = "10m",
+    budget: Annotated[str, typer.Option(help="Wall-clock time until the winner has answered.")] = "10m",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="End after the first answer instead of serving until Ctrl-C.")] = False,
     out: options.Out = None,
     store: options.Store = None,
@@ -39,6 +42,7 @@ def quickstart(
     folder = str(out or default_folder("", prefix="quickstart"))
     chosen = {"include": include, "max_trials": max_trials, "reuse": reuse_of(fresh, None)}
     spec = spec_of(model, None, budget=budget, out=folder, store=store, address=address, port=port, seed=seed, deploy=True, **chosen)
+    spec = spec.model_copy(update={"budget": spec.budget - min(SERVING_S, SERVING_SHARE * spec.budget)})
     found, report = _optimize(spec, Progress.auto)
     with deployed_winner(found, report, address) as endpoint:
         ask_once(endpoint)

@@ -15,11 +15,10 @@ from genopt.models.given import GivenParams
 from genopt.models.headers import read_json
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 
 
-class AttachDraft:
+class AttachDraft(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "attach_draft"
@@ -28,11 +27,6 @@ class AttachDraft:
     requires = frozenset({"hf"})
     excludes = frozenset({DRAFT})
     adds = frozenset({DRAFT})
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

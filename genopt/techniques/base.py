@@ -58,7 +58,7 @@ sees; or what neither it nor its result can do without."""
 
 
 class Transform(Protocol):
-    """An entry of the catalogue's techniques. Class attributes are readable without running anything."""
+    """An entry of the catalogue's techniques. Class attributes are readable without running anything; what most have need not be said."""
 
     name: str
     version: int
@@ -66,17 +66,17 @@ class Transform(Protocol):
     """Order of application: 10 structure, 20 sparsity, 30 recovery training, 40 quantization, 50 conversion."""
     requires: frozenset[str]
     """Traits the source must carry."""
-    excludes: frozenset[str]
+    excludes: frozenset[str] = frozenset()
     """Traits the source must not carry."""
-    adds: frozenset[str]
+    adds: frozenset[str] = frozenset()
     """Traits of the result, besides the source's."""
-    removes: frozenset[str]
+    removes: frozenset[str] = frozenset()
     """Traits of the source that the result no longer has."""
-    needs_calibration: bool
-    gpu: GpuUse
-    tunables: tuple[Tunable, ...]
+    needs_calibration: bool = False
+    gpu: GpuUse = "unused"
+    tunables: tuple[Tunable, ...] = ()
     """Parameters that a search may change, and to what."""
-    environment: str | None
+    environment: str | None = None
     """Catalogue name of the environment that it runs in; None is ours. `check` runs in ours all the same."""
 
     @staticmethod

@@ -14,7 +14,7 @@ from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
@@ -43,7 +43,7 @@ class CompressedTensorsParams(Record):
     group_size: Literal[32, 64, 128] = 128
 
 
-class CompressedTensors:
+class CompressedTensors(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "compressed_tensors"
@@ -53,13 +53,11 @@ class CompressedTensors:
     excludes = frozenset({"quantized"})
     adds = frozenset({TRAIT, "quantized"})
     removes = frozenset({"hf"})
-    needs_calibration = False
-    gpu: GpuUse = "used"
+    gpu = "used"
     tunables = (
         Tunable(name="scheme", choices=("FP8_DYNAMIC", "W8A8", "W8A16", "W4A16"), words=("fp8_dynamic", "w8a8", "w8a16", "w4a16")),
         Tunable(name="group_size", choices=(128, 64, 32), words=("", "g64", "g32"), when=(("scheme", "W8A16"), ("scheme", "W4A16"))),
     )
-    environment: str | None = None
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

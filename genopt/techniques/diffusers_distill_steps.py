@@ -20,8 +20,7 @@ from pydantic import Field
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.calibration import calibration_prompts
 from genopt.techniques.pipeline_files import copy_pipeline, load_denoiser, save_component, set_scheduler
 
@@ -56,7 +55,7 @@ class DistillStepsParams(Record):
     learning_rate: float = Field(default=2e-4, gt=0)
 
 
-class DistillSteps:
+class DistillSteps(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_distill_steps"
@@ -64,12 +63,8 @@ class DistillSteps:
     phase = 30
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized", "sparse"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
+    gpu = "used"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

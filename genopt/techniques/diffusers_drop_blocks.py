@@ -11,8 +11,7 @@ from pydantic import Field
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.calibration import calibration_prompts
 from genopt.techniques.denoiser_blocks import Removal, leave_out, left_out, most_removals, objection, removals
 from genopt.techniques.pipeline_files import copy_pipeline, denoiser_of
@@ -37,7 +36,7 @@ class DropBlocksParams(Record):
     steps: int = Field(default=4, gt=1)
 
 
-class DropBlocks:
+class DropBlocks(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_drop_blocks"
@@ -45,12 +44,8 @@ class DropBlocks:
     phase = 10
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized", "sparse"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
+    gpu = "used"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -13,15 +13,14 @@ from genopt.errors import InfeasibleError
 from genopt.models.given import GivenParams
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.pipeline_files import copy_pipeline, save_component, set_scheduler
 
 STEPS = 4
 """Of requests that name none."""
 
 
-class Lora:
+class Lora(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_lora"
@@ -29,12 +28,6 @@ class Lora:
     phase = 10
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.pipeline_files import copy_pipeline, is_inner, load_denoiser, save_component
 
 
@@ -23,7 +22,7 @@ class PruneParams(Record):
     sparsity: float = Field(default=0.3, gt=0, lt=1)
 
 
-class DenoiserMagnitudePrune:
+class DenoiserMagnitudePrune(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_magnitude_prune"
@@ -32,11 +31,6 @@ class DenoiserMagnitudePrune:
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})
     adds = frozenset({"sparse"})
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

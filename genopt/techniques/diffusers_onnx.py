@@ -14,7 +14,7 @@ from genopt.models import pipeline_sampling
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 
 INDEX = "model_index.json"
 PIPELINES = ("LatentConsistencyModelPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -35,7 +35,7 @@ class DiffusersOnnxParams(Record):
     weights: Literal["fp32", "int8"] = "fp32"
 
 
-class DiffusersOnnx:
+class DiffusersOnnx(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_onnx"
@@ -45,10 +45,8 @@ class DiffusersOnnx:
     excludes = frozenset({"quantized"})
     adds = frozenset({"onnx_diffusers"})
     removes = frozenset({"diffusers"})
-    needs_calibration = False
-    gpu: GpuUse = "unused"
     tunables = (Tunable(name="weights", choices=("fp32", "int8"), words=("", "int8")),)
-    environment: str | None = "onnx"
+    environment = "onnx"
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

@@ -15,14 +15,13 @@ from genopt.models.given import GivenParams
 from genopt.models.headers import read_json
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 
 TINY = "AutoencoderTiny"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-class TinyVae:
+class TinyVae(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_tiny_vae"
@@ -30,12 +29,6 @@ class TinyVae:
     phase = 10
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.data_parallel import Team, run
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class DistillParams(Record):
     written_sequences: int = Field(default=0, ge=0)
 
 
-class Distill:
+class Distill(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill"
@@ -46,12 +45,8 @@ class Distill:
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "spread"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
+    gpu = "spread"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -10,8 +10,7 @@ from genopt.models.given import GivenParams
 from genopt.models.headers import read_json, weights
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.data_parallel import Team, run
 from genopt.techniques.distill import DistillParams
 
@@ -25,7 +24,7 @@ class DistillGivenParams(DistillParams, GivenParams):
     """Those of `distill`, and the model that is trained."""
 
 
-class DistillGiven:
+class DistillGiven(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill_given"
@@ -33,12 +32,8 @@ class DistillGiven:
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "spread"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
+    gpu = "spread"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

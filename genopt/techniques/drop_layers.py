@@ -12,7 +12,7 @@ from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class DropLayersParams(Record):
     calibration_tokens: int = Field(default=1024, ge=16)
 
 
-class DropLayers:
+class DropLayers(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "drop_layers"
@@ -41,12 +41,9 @@ class DropLayers:
     phase = 10
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
+    gpu = "used"
     tunables = (Tunable(name="count", choices=(1, 2), words=("1-layer", "2-layers")),)
-    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -12,7 +12,7 @@ from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.gguf_shape import read_shape
 
 Format = Literal["native", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
@@ -35,7 +35,7 @@ class GgufParams(Record):
     format: Format = "native"
 
 
-class Gguf:
+class Gguf(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "gguf"
@@ -45,8 +45,6 @@ class Gguf:
     excludes = frozenset({"quantized"})
     adds = frozenset({"gguf"})
     removes = frozenset({"hf"})
-    needs_calibration = False
-    gpu: GpuUse = "unused"
     tunables = (
         Tunable(
             name="format",
@@ -54,7 +52,7 @@ class Gguf:
             words=("q8_0", "native", "q6_k", "q5_k_m", "q4_k_m", "q4_0"),
         ),
     )
-    environment: str | None = "llamacpp"
+    environment = "llamacpp"
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

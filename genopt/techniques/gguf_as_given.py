@@ -9,8 +9,7 @@ from genopt.errors import InfeasibleError
 from genopt.models.gguf import GIVEN, GIVEN_TRAIT
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.gguf import copy_companions
 
 TYPICAL_BITS = 5.0
@@ -21,7 +20,7 @@ class NoParams(Record):
     """There is nothing to choose."""
 
 
-class GgufAsGiven:
+class GgufAsGiven(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "gguf_as_given"
@@ -31,10 +30,6 @@ class GgufAsGiven:
     excludes = frozenset({"quantized"})
     adds = frozenset({"gguf"})
     removes = frozenset({"hf", GIVEN_TRAIT})
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

@@ -15,8 +15,7 @@ from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class ImportanceParams(Record):
     calibration_tokens: int = Field(default=16_384, ge=16)
 
 
-class Importance:
+class Importance(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "importance"
@@ -47,11 +46,8 @@ class Importance:
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})
     adds = frozenset({TRAIT})
-    removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
+    gpu = "used"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -25,8 +25,7 @@ from pydantic import Field
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.calibration import calibration_pieces
 from genopt.techniques.compressed_tensors import BITS, GROUPED, TRAIT, named_scheme, require_groups
 
@@ -61,7 +60,7 @@ class LlmCompressorParams(Record):
     max_seq_length: int = Field(default=512, ge=8)
 
 
-class LlmCompressor:
+class LlmCompressor(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "llmcompressor"
@@ -72,9 +71,8 @@ class LlmCompressor:
     adds = frozenset({TRAIT, "quantized"})
     removes = frozenset({"hf"})
     needs_calibration = True
-    gpu: GpuUse = "used"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = "llmcompressor"
+    gpu = "used"
+    environment = "llmcompressor"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

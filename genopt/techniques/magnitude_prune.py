@@ -16,8 +16,7 @@ from pydantic import Field
 from genopt.errors import SpecError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +38,7 @@ class MagnitudePruneParams(Record):
     pattern: Literal["unstructured", "2:4"] = "unstructured"
 
 
-class MagnitudePrune:
+class MagnitudePrune(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "magnitude_prune"
@@ -48,11 +47,6 @@ class MagnitudePrune:
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})
     adds = frozenset({"sparse"})
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -14,8 +14,7 @@ from typing import Literal
 from genopt.errors import InfeasibleError, StageError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 
 BUILDER = "onnxruntime_genai.models.builder"
 UNSUPPORTED = "is not currently supported"
@@ -34,7 +33,7 @@ class OnnxGenaiParams(Record):
     device: Literal["cpu"] = "cpu"
 
 
-class OnnxGenai:
+class OnnxGenai(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "onnx_genai"
@@ -44,10 +43,6 @@ class OnnxGenai:
     excludes = frozenset({"quantized"})
     adds = frozenset({"onnx_genai"})
     removes = frozenset({"hf"})
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

@@ -15,7 +15,7 @@ from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import HEAD, MLP, PROJECTIONS, Footprint
 from genopt.search.precision import FAMILIES
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.onnx_embedding import shrink_embedding
 
 Bits = Literal[4, 8, 32]
@@ -77,7 +77,7 @@ def uniform(bits: Bits) -> dict[str, JsonValue]:
     return dict.fromkeys(FAMILIES, bits)
 
 
-class OnnxWeightOnly:
+class OnnxWeightOnly(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "onnx_weight_only"
@@ -86,9 +86,6 @@ class OnnxWeightOnly:
     requires = frozenset({"onnx_genai"})
     excludes = frozenset({"quantized"})
     adds = frozenset({"quantized"})
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
     tunables = (
         Tunable(name="block_size", choices=(32, 16, 64, 128), words=("g32", "g16", "g64", "g128")),
         Tunable(name="symmetric", choices=(False, True), words=("asym", "sym")),
@@ -102,7 +99,6 @@ class OnnxWeightOnly:
             when=(("qkv_proj", 4), ("o_proj", 4), ("gate_up_proj", 4), ("down_proj", 4)),
         ),
     )  # fmt: skip
-    environment: str | None = None
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

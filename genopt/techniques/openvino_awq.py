@@ -13,8 +13,7 @@ from pydantic import Field
 
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.calibration import calibration_pieces
 from genopt.techniques.openvino_export import BITS, exported, require_exportable, write
 
@@ -35,7 +34,7 @@ class OpenVinoAwqParams(Record):
     max_seq_length: int = Field(default=128, ge=8)
 
 
-class OpenVinoAwq:
+class OpenVinoAwq(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "openvino_awq"
@@ -46,9 +45,7 @@ class OpenVinoAwq:
     adds = frozenset({"openvino", "quantized"})
     removes = frozenset({"hf"})
     needs_calibration = True
-    gpu: GpuUse = "unused"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = "openvino"
+    environment = "openvino"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -14,7 +14,7 @@ from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 
 BITS: Mapping[str, float] = {"fp16": 16.0, "int8": 8.1, "int4": 4.5}
 CHANCES: Mapping[str, float] = {"fp16": 1.0, "int8": 0.9, "int4": 0.3}
@@ -35,7 +35,7 @@ class OpenVinoParams(Record):
     symmetric: bool = False
 
 
-class OpenVinoExport:
+class OpenVinoExport(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "openvino_export"
@@ -45,14 +45,12 @@ class OpenVinoExport:
     excludes = frozenset({"quantized"})
     adds = frozenset({"openvino"})
     removes = frozenset({"hf"})
-    needs_calibration = False
-    gpu: GpuUse = "unused"
     tunables = (
         Tunable(name="weights", choices=("int8", "fp16", "int4"), words=("int8", "fp16", "int4")),
         Tunable(name="group_size", choices=(32, 64, 128), words=("g32", "g64", "g128"), when=(("weights", "int4"),)),
         Tunable(name="symmetric", choices=(False, True), words=("asym", "sym"), when=(("weights", "int4"),)),
     )
-    environment: str | None = "openvino"
+    environment = "openvino"
 
     @staticmethod
     def check(source: Path, params: dict[str, JsonValue]) -> None:

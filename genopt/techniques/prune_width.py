@@ -18,8 +18,7 @@ from pydantic import Field
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import ATTENTION, MLP, PROJECTIONS, Footprint
-from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class PruneWidthParams(Record):
     calibration_tokens: int = Field(default=4096, ge=16)
 
 
-class PruneWidth:
+class PruneWidth(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "prune_width"
@@ -55,12 +54,8 @@ class PruneWidth:
     phase = 15
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
     needs_calibration = True
-    gpu: GpuUse = "used"
-    tunables: tuple[Tunable, ...] = ()
-    environment: str | None = None
+    gpu = "used"
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:

@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING
 from genopt.errors import InfeasibleError
 from genopt.models.capability import FLOAT8, TENSOR_CORES, capability, require_capability
 from genopt.plan import JsonValue, Record, parse_settings
-from genopt.techniques.base import GpuUse
+from genopt.techniques.base import GpuUse, Transform
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
 
-class TorchaoTechnique(ABC):
+class TorchaoTechnique(Transform, ABC):
     """See `genopt.techniques.base.Transform`; subclasses say of what kind of model, and into what."""
 
     name = ""
     phase = 40
     excludes = frozenset({"quantized"})
     adds = frozenset({"quantized"})
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
-    environment: str | None = None
     chance = 0.8
     """How often it keeps 99 % of the quality."""
     what = ""

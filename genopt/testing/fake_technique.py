@@ -18,7 +18,7 @@ from pydantic import Field
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
-from genopt.techniques.base import GpuUse, Progress, TransformContext
+from genopt.techniques.base import GpuUse, Progress, Transform, TransformContext
 
 LOG = "GENOPT_FAKE_LOG"
 """Environment variable: file that gets the label of each transform that was applied, a line each."""
@@ -42,20 +42,14 @@ class FakeParams(Record):
     given: str = ""
 
 
-class FakeTransform:
+class FakeTransform(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "fake_transform"
     version = 1
     phase = 10
     requires: frozenset[str] = frozenset()
-    excludes: frozenset[str] = frozenset()
-    adds: frozenset[str] = frozenset()
-    removes: frozenset[str] = frozenset()
-    needs_calibration = False
-    gpu: GpuUse = "unused"
     tunables: tuple[Tunable, ...] = (Tunable(name="label", choices=("a", "b"), words=("a", "b")),)
-    environment: str | None = None
 
     @classmethod
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
