@@ -25,7 +25,7 @@ def first_candidates(spec: RunSpec, task: str, given: Mapping[str, GivenModel]) 
         SpecError: It wants none, or names some that there are not.
     """
     declared: Task = catalog.load("tasks", task)
-    plans = declared.catalogue(digests_of(given))
+    plans = declared.catalogue(digests_of(given), spec.budget)
     words = _words(declared)
     _require_known("--include", spec.include, words)
     _require_known("--exclude", spec.exclude, words)
@@ -36,7 +36,7 @@ def first_candidates(spec: RunSpec, task: str, given: Mapping[str, GivenModel]) 
 
 def _words(task: Task) -> list[str]:
     """What names are made of, also of what is searched or needs a given model; the whole catalogue counts: one spec may serve several tasks."""
-    plans = task.catalogue(dict.fromkeys(task.given, ""))
+    plans = task.catalogue(dict.fromkeys(task.given, ""), budget_s=0.0)  # names do not depend on it
     names = {word for plan in plans for word in plan.words} | {*catalog.names("engines"), *catalog.names("techniques")}
     return sorted(names | {word for dimension in task.space().dimensions() for word in dimension.words if word})
 

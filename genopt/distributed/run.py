@@ -102,7 +102,7 @@ class _Run:
         self._nodes, self._store, self._location = prepared.nodes, prepared.store, prepared.location
         self._task: Task = catalog.load("tasks", prepared.task)
         self._given = prepared.given.values()
-        self._first_candidates = self._task.catalogue(digests_of(prepared.given))
+        self._first_candidates = self._task.catalogue(digests_of(prepared.given), prepared.spec.budget)
         self._libraries, self._environments = prepared.libraries, prepared.environments
         engines = {f"environment {one.name}": self._environments.get(one.name, one.digest())[:12] for one in declared()}
         self._computing = self._libraries | engines

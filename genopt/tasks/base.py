@@ -193,6 +193,11 @@ class Bench(Protocol):
         """Ends all processes of the bench."""
 
 
+def time_box(seconds: float) -> float:
+    """A parameter `time_s` of about so many seconds: whole ones, so that candidates of runs alike are the same, and never none."""
+    return float(max(1, round(seconds)))
+
+
 class Task(Protocol):
     """An entry of the catalogue's tasks."""
 
@@ -222,11 +227,12 @@ class Task(Protocol):
         """The plans of `original` and `baseline`."""
 
     @staticmethod
-    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+    def catalogue(given: Mapping[str, str], budget_s: float) -> list[Plan]:
         """The candidates that every run tries first, cheap and promising ones first.
 
         Args:
             given: Digests of the models that were given beside the original, by kind.
+            budget_s: Time of the whole run, of which a candidate that is trained takes a share.
         """
 
     @staticmethod

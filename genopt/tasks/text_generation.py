@@ -9,7 +9,7 @@ from genopt.models.given import require_given
 from genopt.plan import JsonValue, Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.spec import RunSpec
-from genopt.tasks.base import Bench, BenchConfig
+from genopt.tasks.base import Bench, BenchConfig, time_box
 from genopt.tasks.text_bench import TextBench
 from genopt.tasks.text_inputs import require_text_inputs
 
@@ -80,6 +80,8 @@ def _pruned(name: str, **params: JsonValue) -> Plan:
     return ORIGINAL.model_copy(update={"name": name, "steps": (Step(technique="magnitude_prune", params=params),)})
 
 
+RECOVERY_SHARE, TEACHING_SHARE = 0.05, 0.1
+"""What of a run's time one candidate is trained for: one that lost a part, and a smaller model that is given."""
 _CALIBRATED = (("awq", "W4A16"), ("gptq", "W4A16"), ("smoothquant", "W8A8"), ("static", "FP8"))
 """Methods of llm-compressor for vLLM on GPUs, with what they round to."""
 
@@ -91,9 +93,9 @@ def _calibrated(engine: str, method: str, scheme: str) -> Plan:
     return Plan(name=name, steps=(Step(technique="llmcompressor", params=params),), engine=engine)
 
 
-def _student(digest: str) -> list[Plan]:
+def _student(digest: str, budget_s: float) -> list[Plan]:
     """Beside the space, which knows no given models: a smaller model that was trained on what the original predicts, as it is and rounded."""
-    distilled = Step(technique="distill_given", params={"given": digest, "time_s": 60.0})
+    distilled = Step(technique="distill_given", params={"given": digest, "time_s": time_box(TEACHING_SHARE * budget_s)})
     rounded = _space().plan(_quantized(symmetric=True))
     return [
         Plan(name="student", steps=(distilled,), engine="torch", options={"compile": True}),
@@ -137,12 +139,13 @@ class TextGeneration:
         return ORIGINAL, BASELINE
 
     @staticmethod
-    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+    def catalogue(given: Mapping[str, str], budget_s: float) -> list[Plan]:
         """One candidate per technique and engine, cheap and promising ones first."""
-        drop, distill = Step(technique="drop_layers", params={"count": 2}), Step(technique="distill", params={"time_s": 30.0})
+        drop = Step(technique="drop_layers", params={"count": 2})
+        distill = Step(technique="distill", params={"time_s": time_box(RECOVERY_SHARE * budget_s)})
         narrow = Step(technique="prune_width", params={"neurons": 0.125})
         return [
-            *(_student(given["student"]) if "student" in given else ()),
+            *(_student(given["student"], budget_s) if "student" in given else ()),
             _named("ort-int8-g32-sym", _quantized(symmetric=True)),
             _llamacpp("Q8_0"),
             _llamacpp("native"),

@@ -11,7 +11,7 @@ from genopt.models.given import require_given
 from genopt.plan import Plan, Step
 from genopt.search.space import ENGINE, Choice, Point, Space, compose
 from genopt.spec import RunSpec
-from genopt.tasks.base import Bench, BenchConfig
+from genopt.tasks.base import Bench, BenchConfig, time_box
 from genopt.tasks.image_bench import ImageBench
 from genopt.tasks.image_data import plain_prompts
 
@@ -27,7 +27,9 @@ _ROUNDED = {
 """Techniques of the space that only round, with the words for them in the names of candidates."""
 _PRUNED = ("diffusers_magnitude_prune", "diffusers_drop_blocks")
 _DROPPED = Step(technique="diffusers_drop_blocks", params={"count": 1})
-_DISTILLED = Step(technique="diffusers_distill_steps", params={"steps": 4, "time_s": 90.0})
+_DISTILLATION = "diffusers_distill_steps"
+DISTILLATION_SHARE = 0.15
+"""What of a run's time one candidate is trained for."""
 _EXPORT = {"diffusers_onnx": ""}
 
 
@@ -100,8 +102,9 @@ class TextToImage:
         return ORIGINAL, BASELINE
 
     @staticmethod
-    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+    def catalogue(given: Mapping[str, str], budget_s: float) -> list[Plan]:
         """Fewer steps with a better scheduler first: they save most."""
+        distilled = Step(technique=_DISTILLATION, params={"steps": 4, "time_s": time_box(DISTILLATION_SHARE * budget_s)})
         return [
             *(_lora(given["lora"]) if "lora" in given else ()),
             *(_tiny_vae(given["vae"]) if "vae" in given else ()),
@@ -127,9 +130,9 @@ class TextToImage:
             _changed("int8-weight-only-everywhere", Step(technique="diffusers_int8_weight_only", params={"components": "all"})),
             _changed("prune-magnitude-30", Step(technique="diffusers_magnitude_prune", params={"sparsity": 0.3})),
             _changed("drop-1-block", _DROPPED),
-            _changed("distilled-4-steps", _DISTILLED),
-            _changed("ort-distilled-4-steps", _DISTILLED, Step(technique="diffusers_onnx", params={"weights": "fp32"}), engine="ort_diffusers"),
-            _changed("drop-1-block-distilled-4-steps", _DROPPED, _DISTILLED),
+            _changed("distilled-4-steps", distilled),
+            _changed("ort-distilled-4-steps", distilled, Step(technique="diffusers_onnx", params={"weights": "fp32"}), engine="ort_diffusers"),
+            _changed("drop-1-block-distilled-4-steps", _DROPPED, distilled),
         ]
 
     @staticmethod
@@ -142,7 +145,7 @@ class TextToImage:
             found.add("pruning")
         if plan.options.get("num_inference_steps") is not None or plan.options.get("guidance_end", 1.0) != 1.0:
             found.add("steps")
-        if _DISTILLED.technique in {step.technique for step in plan.steps}:
+        if _DISTILLATION in {step.technique for step in plan.steps}:
             found.add("distillation")  # fewer steps too, and comes after what needs no training
         if plan.options.get("cache", "none") != "none":
             found.add("cache")

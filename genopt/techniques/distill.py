@@ -29,7 +29,7 @@ class DistillParams(Record):
         written_sequences: Sequences that the original writes itself, which are trained on in turn with calibration text.
     """
 
-    steps: int = Field(default=32, gt=0)
+    steps: int = Field(default=1000, gt=0)
     time_s: float = Field(default=30.0, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)
     max_seq_length: int = Field(default=256, ge=8)

@@ -36,6 +36,7 @@ UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy")
 """Endings of files whose loading may run code."""
 ANY_DIGEST = "0" * 64
 """Stands for what a user gives beside the model."""
+ANY_BUDGET_S = 600.0
 POINTS = 3_000
 """Points of a space that are checked; the last choices change first."""
 
@@ -203,8 +204,8 @@ def check_space(task: Any) -> None:
     assert task.seeds(), "a search begins somewhere"
     assert all(space.complete(seed) == seed for seed in task.seeds())
     assert not any(map(unfit, task.references()))
-    catalogue = task.catalogue(dict.fromkeys(task.given, ANY_DIGEST))
-    assert {plan.name for plan in task.catalogue({})} <= {plan.name for plan in catalogue}
+    catalogue = task.catalogue(dict.fromkeys(task.given, ANY_DIGEST), ANY_BUDGET_S)
+    assert {plan.name for plan in task.catalogue({}, ANY_BUDGET_S)} <= {plan.name for plan in catalogue}
     for plan in catalogue:  # runs leave out those whose first step asks more of an original than this one has
         special = space.original | (rules[plan.steps[0].technique].requires if plan.steps else frozenset())
         assert not unfit(plan, special), f"{plan.name}: {unfit(plan, special)}"

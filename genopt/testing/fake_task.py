@@ -45,7 +45,7 @@ class FakeTask:
         return fake_plan("original", delay_ms=8), fake_plan("baseline", delay_ms=4)
 
     @staticmethod
-    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+    def catalogue(given: Mapping[str, str], budget_s: float) -> list[Plan]:
         """A good one, a wrong one, one that crashes and one that cannot run here."""
         return [
             fake_plan("twice-as-fast", delay_ms=2),

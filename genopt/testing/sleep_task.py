@@ -122,7 +122,7 @@ class SleepTask:
         return sleep_plan("original"), sleep_plan("baseline")
 
     @staticmethod
-    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+    def catalogue(given: Mapping[str, str], budget_s: float) -> list[Plan]:
         """What the file names, and a candidate for each given model."""
         content = Path(os.environ[CATALOGUE]).read_text(encoding="utf-8")
         made = [sleep_plan(f"given-{kind}", {"label": kind, "given": digest}) for kind, digest in given.items()]

@@ -40,7 +40,7 @@ class TinyImageTask(TextToImage):
         return _plan("original"), _plan("baseline", channels_last=True)
 
     @staticmethod
-    def catalogue(given: Mapping[str, str]) -> list[Plan]:
+    def catalogue(given: Mapping[str, str], budget_s: float) -> list[Plan]:
         """The same images from 8 bits, other ones in half the steps, and what does not fit this pipeline."""
         return [
             _plan("int8", "diffusers_int8_weight_only"),

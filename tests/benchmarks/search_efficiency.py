@@ -77,7 +77,7 @@ class Grid:
 
     def seeds(self) -> list[Point]:
         """Those of a run that the grid holds, and the catalogue's candidates, which every run has measured before it searches."""
-        first = [point for plan in TextGeneration.catalogue({}) if (point := self.space.point_of(plan)) is not None]
+        first = [point for plan in TextGeneration.catalogue({}, 600.0) if (point := self.space.point_of(plan)) is not None]
         found = TextGeneration.seeds()
         if self.sensitivity is not None:
             found = among_seeds(found, self.space, solve(self.sensitivity), BAR)

@@ -154,5 +154,5 @@ def test_every_engine_keeps_its_contract(name: str, sources: dict[str, Path]) ->
 def test_every_task_searches_a_space_that_holds_together(name: str) -> None:
     task = catalog.load("tasks", name)
     check_space(task)
-    for plan in (*task.references(), *task.catalogue(dict.fromkeys(task.given, GIVEN_MODEL))):
+    for plan in (*task.references(), *task.catalogue(dict.fromkeys(task.given, GIVEN_MODEL), 600.0)):
         assert build({"model": "any", "include": [plan.name]}).wants(plan)

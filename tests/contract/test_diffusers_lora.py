@@ -63,7 +63,9 @@ def test_images_are_those_of_a_pipeline_that_diffusers_fused(pipeline: Path, lor
 
 def test_the_engine_draws_with_it_in_few_steps(pipeline: Path, lora: Path, tmp_path: Path) -> None:
     digest = fused(pipeline, lora, tmp_path / "result")
-    steps = {plan.name: plan.options["num_inference_steps"] for plan in TextToImage.catalogue({"lora": digest}) if plan.name.startswith("lora")}
+    steps = {
+        plan.name: plan.options["num_inference_steps"] for plan in TextToImage.catalogue({"lora": digest}, 600.0) if plan.name.startswith("lora")
+    }
     assert steps == {"lora-lcm-4-steps": 4, "lora-lcm-8-steps": 8}
     session = DiffusersEngine.open(tmp_path / "result", {"threads": 1})
     assert session.steps == 4

@@ -90,7 +90,7 @@ def test_a_run_does_not_go_on_with_another_model(tmp_path: Path) -> None:
 
 
 def test_a_tiny_vae_adds_candidates() -> None:
-    plain, more = TextToImage.catalogue({}), TextToImage.catalogue({"vae": DIGEST})
+    plain, more = TextToImage.catalogue({}, 600.0), TextToImage.catalogue({"vae": DIGEST}, 600.0)
     added = [plan for plan in more if plan not in plain]
     assert [plan for plan in more if plan not in added] == plain
     assert {plan.name for plan in added} == {"tiny-vae", "tiny-vae-dpm-15-steps"}
@@ -98,13 +98,13 @@ def test_a_tiny_vae_adds_candidates() -> None:
 
 
 def test_a_lora_adds_candidates_of_few_steps() -> None:
-    plain, more = TextToImage.catalogue({}), TextToImage.catalogue({"lora": DIGEST})
+    plain, more = TextToImage.catalogue({}, 600.0), TextToImage.catalogue({"lora": DIGEST}, 600.0)
     added = {plan.name: plan.options["num_inference_steps"] for plan in more if plan not in plain}
     assert added == {"lora-lcm-4-steps": 4, "lora-lcm-8-steps": 8}
 
 
 def test_a_student_adds_candidates() -> None:
-    plain, more = TextGeneration.catalogue({}), TextGeneration.catalogue({"student": DIGEST})
+    plain, more = TextGeneration.catalogue({}, 600.0), TextGeneration.catalogue({"student": DIGEST}, 600.0)
     added = [plan for plan in more if plan not in plain]
     assert [plan for plan in more if plan not in added] == plain
     assert {plan.name: [step.technique for step in plan.steps] for plan in added} == {
@@ -114,7 +114,7 @@ def test_a_student_adds_candidates() -> None:
 
 
 def test_a_draft_adds_candidates_that_guess() -> None:
-    plain, more = TextGeneration.catalogue({}), TextGeneration.catalogue({"draft": DIGEST})
+    plain, more = TextGeneration.catalogue({}, 600.0), TextGeneration.catalogue({"draft": DIGEST}, 600.0)
     added = {plan.name: ([step.technique for step in plan.steps], plan.engine, plan.options) for plan in more if plan not in plain}
     assert added == {
         "vllm-draft": (["attach_draft"], "vllm", {"draft_tokens": 4}), "vllm-cpu-draft": (["attach_draft"], "vllm_cpu", {"draft_tokens": 4}),
@@ -122,4 +122,15 @@ def test_a_draft_adds_candidates_that_guess() -> None:
 
 
 def test_nothing_is_added_without_a_given_model() -> None:
-    assert all("given" not in step.params for task in (TextGeneration, TextToImage) for plan in task.catalogue({}) for step in plan.steps)
+    assert all("given" not in step.params for task in (TextGeneration, TextToImage) for plan in task.catalogue({}, 600.0) for step in plan.steps)
+
+
+@pytest.mark.parametrize("task", [TextGeneration, TextToImage])
+def test_training_takes_its_share_of_the_run_s_time(task: type[TextGeneration | TextToImage]) -> None:
+    def boxes(budget_s: float) -> list[float]:
+        return [step.params["time_s"] for plan in task.catalogue({"student": DIGEST}, budget_s) for step in plan.steps if "time_s" in step.params]
+
+    short, long = boxes(600.0), boxes(3600.0)
+    assert short
+    assert long == [6 * each for each in short]
+    assert all(each >= 1 for each in boxes(1.0))

@@ -373,10 +373,10 @@ def test_a_gguf_file_stays_beside_what_it_was_converted_to(tmp_path: Path, monke
     monkeypatch.setattr(gguf, "_run", lambda _source, destination: write_model(destination))
     folder = Path(found(file, tmp_path / "cache").path)
     assert (folder / gguf.GIVEN).read_bytes() == file.read_bytes()
-    as_given = next(plan for plan in TextGeneration.catalogue({}) if plan.steps[:1] == (Step(technique="gguf_as_given"),))
+    as_given = next(plan for plan in TextGeneration.catalogue({}, 600.0) if plan.steps[:1] == (Step(technique="gguf_as_given"),))
     assert fits(as_given, gguf.original_traits(folder))
     assert not fits(as_given, gguf.original_traits(plain))
-    others = [plan for plan in TextGeneration.catalogue({}) if plan != as_given]
+    others = [plan for plan in TextGeneration.catalogue({}, 600.0) if plan != as_given]
     assert all(fits(plan, gguf.original_traits(folder)) and fits(plan, gguf.original_traits(plain)) for plan in others)
     GgufAsGiven.check(folder, {})
     with pytest.raises(InfeasibleError, match=r"give the \.gguf file as MODEL"):

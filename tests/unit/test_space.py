@@ -137,7 +137,7 @@ def test_first_candidates_are_points_of_the_space_so_that_no_search_tries_them_a
     space = TextGeneration.space()
     apart = {"gguf_as_given", "importance", "llmcompressor", "openvino_awq", "magnitude_prune", "distill"}
     engines = {engine.name for engine in space.engines}
-    plans = [plan for plan in TextGeneration.catalogue({}) if plan.engine in engines and not apart & {step.technique for step in plan.steps}]
+    plans = [plan for plan in TextGeneration.catalogue({}, 600.0) if plan.engine in engines and not apart & {step.technique for step in plan.steps}]
     assert len(plans) > 10
     assert [plan.name for plan in plans if space.point_of(plan) is None] == []
 
