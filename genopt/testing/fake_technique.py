@@ -32,13 +32,14 @@ class FakeParams(Record):
     Attributes:
         label: Makes one step differ from another.
         time_s: Time that it takes.
-        how: How it ends: `hang` never does, and leaves a process in a session of its own behind that ignores SIGTERM.
+        how: How it ends: `hang` never does, and leaves a process in a session of its own behind that ignores SIGTERM; `kill_once` is killed
+            unless it finds a checkpoint, which it writes before.
         given: Digest of a given model that is copied into the result; empty for none.
     """
 
     label: str = "a"
     time_s: float = Field(default=0.0, ge=0)
-    how: Literal["ok", "hang", "segfault", "kill", "full"] = "ok"
+    how: Literal["ok", "hang", "segfault", "kill", "kill_once", "full"] = "ok"
     given: str = ""
 
 
@@ -75,7 +76,7 @@ class FakeTransform(Transform):
         time.sleep(asked.time_s)
         if asked.how == "segfault":
             ctypes.string_at(0)
-        elif asked.how == "kill":
+        elif asked.how == "kill" or (asked.how == "kill_once" and _begins(context)):
             os.kill(os.getpid(), signal.SIGKILL)
         elif asked.how == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -88,6 +89,16 @@ class FakeTransform(Transform):
         if asked.given:
             shutil.copytree(context.given[asked.given], destination / "given")
         (destination / "label.txt").write_text(asked.label, encoding="utf-8")
+
+
+def _begins(context: TransformContext) -> bool:
+    """Whether there was no checkpoint; now there is one."""
+    folder = context.checkpoint_folder
+    if folder is None or (folder / "begun").exists():
+        return False
+    folder.mkdir(parents=True)
+    (folder / "begun").touch()
+    return True
 
 
 class FakeSpread(FakeTransform):

@@ -93,21 +93,23 @@ class Driver:
 
 def test_candidates_that_fail_cost_only_themselves(nodes: Nodes) -> None:
     """Each way to die, and then a good one: the first ones leave no process behind and no file."""
-    ways = [sleep_plan(how, {"label": how, "how": how}) for how in ("segfault", "kill", "full")]
+    ways = [sleep_plan(how, {"label": how, "how": how}) for how in ("segfault", "kill", "kill_once", "full")]
     crash = sleep_plan("not-a-number", sleep_s=0.0, speed=1.0, quality=0.0)
     folder, report = nodes.run("ways", [*ways, crash, *GOOD])
     reasons = {candidate.name: candidate.reason for candidate in report.tried}
     assert statuses(report) == {
-        "segfault": "failed", "kill": "failed", "full": "failed", "not-a-number": "rejected", "good": "accepted", "wrong": "rejected"
+        "segfault": "failed", "kill": "failed", "kill_once": "accepted", "full": "failed", "not-a-number": "rejected", "good": "accepted",
+        "wrong": "rejected",
     }  # fmt: skip
     assert "SIGSEGV" in reasons["segfault"]
     assert "lack of memory" in reasons["kill"]
     assert "--store" in reasons["full"]
     assert report.winner == "good"
     again = {event["candidate"]["name"]: event["again"] for event in folder.events() if event["event"] == "candidate_finished"}
-    assert again == {"segfault": "no", "kill": "now", "full": "now", "not-a-number": "no", "good": "no", "wrong": "no"}
+    assert again == {"segfault": "no", "kill": "now", "kill_once": "no", "full": "now", "not-a-number": "no", "good": "no", "wrong": "no"}
     assert nodes.applied().count("segfault") == 1, "what is its own fault is not tried again"
-    assert nodes.applied().count("kill") == 2
+    assert nodes.applied().count("kill") == nodes.applied().count("kill_once") == 2, "it goes on where it was killed"
+    assert not list((nodes.folder / "store" / "checkpoints").iterdir())
     assert not list((nodes.folder / "store" / "building").iterdir())
 
 
