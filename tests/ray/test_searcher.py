@@ -17,7 +17,8 @@ EXPORTED, EAGER, COMPILED = (
 )
 POOL = pool(
     SPACE, 0,
-    wanted=lambda point: point[ENGINE] in ("ort_genai", "torch") and not point.get("drop_layers") and not point.get("ort_genai.lookahead"),
+    wanted=lambda point: point[ENGINE] in ("ort_genai", "torch")
+    and not any(point.get(name) for name in ("drop_layers", "ort_genai.lookahead", "torch.attention")),
 )  # fmt: skip
 
 
