@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +23,14 @@ def no_two_clusters_number_alike() -> Iterator[None]:
     Ray numbers the actors of every cluster alike. A handle of an earlier cluster that goes out of scope later, be it that Serve's
     threads hold it, would end the actor of that number in the cluster of that time.
     """
-    connections = itertools.count(1)
-    draw = state.next_job_id
+    draw, last = state.next_job_id, 0
 
     def next_job_id() -> ray.JobID:
-        return [draw() for _ in range(next(connections))][-1]
+        nonlocal last
+        while (job := draw()).int() <= last:
+            pass
+        last = job.int()
+        return job
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state, "next_job_id", next_job_id)
