@@ -13,7 +13,8 @@ NAMES: Mapping[Kernels, str] = {
     "math": "MATH", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION"
 }  # fmt: skip
 """What PyTorch calls them."""
-FASTEST_FIRST: tuple[Kernels, ...] = ("flash", "efficient", "cudnn", "math")
+FALLBACKS: tuple[Kernels, ...] = ("flash", "efficient", "cudnn", "math")
+"""In which order those are tried that were not asked for."""
 FOR_GPUS: tuple[Kernels, ...] = ("efficient", "cudnn")
 """Those that PyTorch has for GPUs alone."""
 
@@ -43,5 +44,5 @@ def preferred(kernels: Kernels | None) -> AbstractContextManager[object]:
 
     if kernels is None:
         return nullcontext()
-    order = (kernels, *(name for name in FASTEST_FIRST if name != kernels))
+    order = (kernels, *(name for name in FALLBACKS if name != kernels))
     return sdpa_kernel([getattr(SDPBackend, NAMES[name]) for name in order], set_priority=True)

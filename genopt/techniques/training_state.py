@@ -105,13 +105,14 @@ class Checkpoint:
         if self._folder is None or not (self._folder / FILE).is_file():
             return None
         names = [name for name, _ in model.named_parameters()]
+        wanted = {f"{kind}.{name}": value.shape for kind in ("now", "best", *MOMENTS) for name, value in model.named_parameters()}
         try:
             with safe_open(self._folder / FILE, framework="pt") as file:
                 standing = Standing.model_validate_json((file.metadata() or {}).get("standing", ""))
-                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+                there = set(file.keys())  # all of them: a smaller model's are among a larger one's
+                found = {key: file.get_tensor(key) for key in there}
         except (OSError, SafetensorError, ValidationError):
             return None
-        wanted = {f"{kind}.{name}": value.shape for kind in ("now", "best", *MOMENTS) for name, value in model.named_parameters()}
         if wanted != {key: value.shape for key, value in found.items()}:
             return None
         for name, value in model.named_parameters():
