@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import re
@@ -150,11 +149,15 @@ def present_token() -> None:
     known = ("RAY_AUTH_TOKEN" in os.environ, "RAY_AUTH_TOKEN_PATH" in os.environ, Path("~/.ray/auth_token").expanduser().is_file())
     if "RAY_AUTH_MODE" not in os.environ and any(known):
         os.environ["RAY_AUTH_MODE"] = "token"
-        _reload_authentication()
+    reread_authentication()
 
 
-def _reload_authentication() -> None:
-    """Ray read its environment when it was imported."""
+def reread_authentication() -> None:
+    """Makes Ray ask for tokens, and show one, as the environment says now.
+
+    It read the environment when it was imported, and an embedded Ray of this process has left its own token behind since: a cluster
+    without tokens could then not ask this process about its actors, and would end them.
+    """
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -166,10 +169,11 @@ def _private_token() -> Iterator[None]:
     Left alone, Ray would write one into the user's home, and from then on `ray start --head` would ask every client for it.
     """
     if "RAY_AUTH_MODE" in os.environ or "RAY_AUTH_TOKEN" in os.environ:
+        reread_authentication()
         yield
         return
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-    _reload_authentication()
+    reread_authentication()
     try:
         yield
     finally:
@@ -251,5 +255,3 @@ def measuring_nodes() -> tuple[Node, ...]:
 def disconnect() -> None:
     """Leaves the cluster; an embedded one ends with it."""
     ray.shutdown()
-    # Ray numbers the actors of every cluster alike: a handle that is let go of later would end an actor of the next one.
-    gc.collect()

@@ -9,32 +9,11 @@ from pathlib import Path
 import pytest
 import ray
 from ray import serve
-from ray._private import state
 
 import genopt
+from genopt.distributed.cluster import reread_authentication
 from genopt.testing.nodes import Nodes, several_nodes
 from genopt.testing.plugin import write_plugin
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_two_clusters_number_alike() -> Iterator[None]:
-    """Gives this process a job number of its own in each cluster that it connects to, and so its actors numbers of their own.
-
-    Ray numbers the actors of every cluster alike. A handle of an earlier cluster that goes out of scope later, be it that Serve's
-    threads hold it, would end the actor of that number in the cluster of that time.
-    """
-    draw, last = state.next_job_id, 0
-
-    def next_job_id() -> ray.JobID:
-        nonlocal last
-        while (job := draw()).int() <= last:
-            pass
-        last = job.int()
-        return job
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "next_job_id", next_job_id)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +29,7 @@ def embedded_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_metrics_report_interval_ms", "500")
+        reread_authentication()
         ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
         try:
             yield folder

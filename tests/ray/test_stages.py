@@ -56,6 +56,7 @@ def node() -> Iterator[cluster.Node]:
         patch.setenv("PYTHONPATH", str(Path(stages.__file__).parents[2]))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster.reread_authentication()
         ray.init(address="local", include_dashboard=False, num_cpus=2, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
         yield cluster.nodes()[0]
         ray.shutdown()
