@@ -21,6 +21,9 @@ With --threads 1 on both sides, so that one processor is left to client and serv
 18.1 ms, 91 and 82), TTFT +39 and +654 ms: requests that come one by one are read one by one, and those of the engine by itself together.
 Ray's HAProxy in place of its own proxy (RAY_SERVE_ENABLE_HA_PROXY=1), fake engine, beside light other work: TTFT +12 and +41 ms, where its own
 took 19 and 53 in the same minutes. It is not the default here: its page of statistics listens on every interface.
+API and engine in one replica, without the call between them (an experiment on 2 cores of an AMD EPYC, 2026-11-29, two runs each, in turns): TTFT +6.5
+and +8.7 ms (1 stream), +18 and +35 (8), where the two deployments took +10.9 and +33.9; a route that answers by itself took 3.9 there. It is
+not the design: what is lost with a replica could not be asked again, and keys, limits and a canary's share would be each replica's own.
 vLLM at FP8 on an H200 (8B shape, 128 streams, long prompts, one turn): 2,212 output tokens a second by itself and 2,358 through Serve, TPOT
 33.1 and 33.8 ms, TTFT 3.5 and 2.6 s.
 """
