@@ -151,9 +151,14 @@ def to_wire(error: BaseException) -> dict[str, object]:
         return {"type": type(error).__name__, "message": error.message, "details": error.details}
     if isinstance(error, OSError) and error.errno in _STORAGE:
         return {"type": "StorageError", "message": f"The disk of this node is {_STORAGE[error.errno]}.", "details": {}}
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         return {"type": "OutOfMemoryError", "message": "The stage ran out of memory; use a smaller model or batch.", "details": {}}
     return {"type": "StageError", "message": f"{type(error).__name__}: {error}".splitlines()[0], "details": {}}
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch found no room, told by its words: importing it here would cost every process seconds."""
+    return isinstance(error, RuntimeError) and (type(error).__name__ == OutOfMemoryError.__name__ or "can't allocate memory" in str(error))
 
 
 def from_wire(payload: Mapping[str, object]) -> GenoptError:

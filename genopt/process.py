@@ -215,6 +215,11 @@ class EngineProcess:
         """Process id of the running session."""
         return self._running().pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the session is open and its process still there."""
+        return self._process is not None and self._process.poll() is None
+
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
             raise StageError("The engine session is closed; open it first.")

@@ -52,12 +52,12 @@ class Benches:
         return good[0]
 
     def recover(self, slot: Slot) -> None:
-        """After something on a slot was lost: keeps the bench if it answers, else starts another one if its node lives.
+        """After something on a slot was lost: keeps the bench if it can measure, else starts another one if its node lives.
 
         Raises:
             ClusterError: No node is left to measure on.
         """
-        if slot not in self.slots or _answers(slot[0]):
+        if slot not in self.slots or _can_measure(slot[0]):
             return
         self._drop(slot)
         node = slot[1]
@@ -97,12 +97,12 @@ def _state(answer: ray.ObjectRef[str]) -> str:
     return state
 
 
-def _answers(bench: ActorHandle[Any]) -> bool:
+def _can_measure(bench: ActorHandle[Any]) -> bool:
+    """Whether it answers, and the original and the baseline are still there."""
     try:
-        ray.get(bench.state.remote(), timeout=ANSWER_S)
+        return bool(ray.get(bench.intact.remote(), timeout=ANSWER_S))
     except (GetTimeoutError, RayError):
         return False
-    return True
 
 
 def _is_alive(node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from genopt.distributed import cluster
@@ -14,6 +15,8 @@ from genopt.serving.rollout import RolloutStatus
 from genopt.store.run_folder import RunFolder
 
 CONFIG = "serve-canary.yaml"
+NEXT = "serve-canary-next.yaml"
+"""Until it has begun: one that is refused must leave the file of the one under way."""
 
 
 def begin(
@@ -41,9 +44,13 @@ def begin(
         DeploymentError: It was refused or could not be started.
         ClusterError: There is no cluster.
     """
-    config = checked_config(folder, variant=variant, listener=listener, name=CONFIG)
-    cluster.connect(address, embedded=False)
-    found = canary_deploy.begin(config, policy, wait_s=wait_s, progress=progress)
+    config = checked_config(folder, variant=variant, listener=listener, name=NEXT)
+    try:
+        cluster.connect(address, embedded=False)
+        found = canary_deploy.begin(config, policy, wait_s=wait_s, progress=progress)
+        os.replace(config, folder.path / CONFIG)
+    finally:
+        config.unlink(missing_ok=True)
     folder.append("canary_begun", variant=found.progress.variant, stable=found.progress.stable, rollout=found.progress.rollout)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from genopt.distributed.preparation import require_task, resolve_model
 from genopt.environments.place import require_all
 from genopt.errors import GenoptError
 from genopt.measure import machine
+from genopt.models import trust
 from genopt.models.gguf import original_traits
 from genopt.models.given import resolve_given
 from genopt.plan import Plan
@@ -22,6 +24,7 @@ from genopt.search.estimate import Forecast, expected_s
 from genopt.spec import RunSpec
 from genopt.store.shared import open_root
 from genopt.tasks.base import Prepared, Task, environments_of, fits
+from genopt.techniques.run import check_transform
 
 PROFILE_LIMIT_S = 600.0
 
@@ -59,7 +62,7 @@ def _forecast(plan: Plan, folder: Path, parameters: int) -> Forecast:
         require_all(environments_of(plan))
         catalog.load("engines", plan.engine).check({name: value for name, value in plan.options.items() if name != "spare_threads"})
         for step in plan.steps[:1]:  # later steps see a model that does not exist yet
-            catalog.load("techniques", step.technique).check(folder, step.params)
+            check_transform(catalog.load("techniques", step.technique), folder, step.params)
     except GenoptError as error:
         reason = str(error)
     seconds = None if reason else expected_s(plan)
@@ -92,12 +95,14 @@ def profile_model(spec: RunSpec, out: Path | None, say: Callable[[str], None]) -
             "prompt_tokens": spec.prompt_tokens, "output_tokens": spec.output_tokens, "max_context": model.max_context,
             "destination": str(Path(scratch, "data")),
         }  # fmt: skip
-        log = kept / "profile.log"
-        prepared = Prepared.model_validate(run_stage(task.prepare_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads))
+        run = partial(
+            run_stage, log=kept / "profile.log", timeout_s=PROFILE_LIMIT_S, threads=threads, environment=trust.variables(spec.trust_remote_code)
+        )  # fmt: skip
+        prepared = Prepared.model_validate(run(task.prepare_stage, payload))
         say("profiling")
         payload = {
             "model": model.path, "data": prepared.data, "threads": threads, "concurrency": spec.concurrency, "trace_folder": str(kept),
             "ceilings": str(store / "ceilings"),
         }  # fmt: skip
-        found = run_stage(task.profile_stage, payload, log=log, timeout_s=PROFILE_LIMIT_S, threads=threads)
+        found = run(task.profile_stage, payload)
     return found if out is not None else {**found, "traces": {}}

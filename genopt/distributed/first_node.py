@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ class FirstNode:
         node: The run's first one.
         logs: Folder that gets a log per stage.
         tick: Called about once a second while something is waited for.
+        variables: Environment variables of stages.
     """
 
-    def __init__(self, node: Node, logs: Path, tick: Callable[[], None]) -> None:
+    def __init__(self, node: Node, logs: Path, tick: Callable[[], None], variables: Mapping[str, str]) -> None:
         self.node = node
+        self._variables = dict(variables)
         self._logs = logs
         self._tick = tick
 
@@ -56,7 +58,7 @@ class FirstNode:
         """
         log, wire = str(self._logs / f"{kind}.log"), Moment.of(deadline).model_dump(mode="json")
         options = stages.run_stage_task.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=stages.on_node(self.node))
-        found: dict[str, Any] = self.wait(options.remote(kind, payload, log, wire, self.threads), deadline)["result"]
+        found: dict[str, Any] = self.wait(options.remote(kind, payload, log, wire, self.threads, self._variables), deadline)["result"]
         return found
 
     def wait(self, reference: ray.ObjectRef[Any], deadline: float) -> dict[str, Any]:

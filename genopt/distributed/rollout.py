@@ -71,6 +71,7 @@ def write_serve_config(
         # So little that a canary, or the next version during an update, has room beside it on two processors.
         num_cpus=min(1.0, 0.4 * shape["cpus"]), num_gpus=min(1.0, shape["gpus"]), log_folder=folder.logs,
         keys=None if where.keys is None else Path(where.keys).expanduser(), modality=report.model.modality,
+        trust_remote_code=spec.trust_remote_code,
     )  # fmt: skip
     path = folder.path / name
     write_atomically(path, yaml.safe_dump(config, sort_keys=False))

@@ -28,6 +28,7 @@ from genopt.distributed.search_phase import SearchPhase
 from genopt.distributed.sharing import share
 from genopt.environments.declaration import declared
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError
+from genopt.models import trust
 from genopt.models.gguf import original_traits
 from genopt.models.given import digests_of
 from genopt.plan import Artifact, Candidate, Plan, plan_of
@@ -112,9 +113,12 @@ class _Run:
         self._budget, self._listener = budget, Broadcast(listener, JournalListener(prepared.folder), self._metrics)
         self._outcome = Outcome(prepared.folder)
         self._predictions = Predictions(self._task, self._expected_s)
-        self._benches = Benches(lambda node: stages.start_bench(node, self._task.name, self._bench_config(node)), self._references_on)
+        self._benches = Benches(
+            lambda node: stages.start_bench(node, self._task.name, self._bench_config(node), self._deadline()), self._references_on
+        )  # fmt: skip
         self._references_s = 0.0
-        self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick)
+        self._trust = trust.variables(self._spec.trust_remote_code)
+        self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick, self._trust)
         self._search = SearchPhase(
             self._spec, self._task, self._first_candidates, budget, self._outcome, self._predictions, self._benches,
             environments=self._environments.keys(), gpus=self._nodes[0].gpus > 0, expected_s=self._expected_s, started=self._started,
@@ -254,7 +258,7 @@ class _Run:
 
     def _bench_config(self, node: cluster.Node) -> BenchConfig:
         model, spec, prepared = self._model, self._spec, self._prepared
-        environment = {"TORCHINDUCTOR_CACHE_DIR": str(self._store / "inductor"), "HF_HUB_OFFLINE": "1"}
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(self._store / "inductor"), "HF_HUB_OFFLINE": "1", **self._trust}
         if node.gpus == 0:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return BenchConfig(
@@ -273,7 +277,7 @@ class _Run:
             store=self._location, shared=self._shared, original=self._original(), given={one.digest: one.path for one in self._given},
             calibration=prepared.calibration, calibration_digest=prepared.calibration_digest,
             logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=max(1, int(part.cpus)), gpus=self._nodes[0].gpus, parts=part.parts,
-            libraries=self._libraries,
+            libraries=self._libraries, variables=self._trust,
         )  # fmt: skip
 
     def _catalogue(self, order: list[str]) -> list[Plan]:
@@ -329,7 +333,9 @@ class _Run:
         if not self._task.sensitivity_stage or not useful:
             return None
         payload = {"model": self._model.path, "calibration": prepared.calibration}
-        return sensitivity.of_run(self._folder, self._budget, self._task.sensitivity_stage, payload, self._nodes, self._phase, self._tick)
+        return sensitivity.of_run(
+            self._folder, self._budget, self._task.sensitivity_stage, payload, self._nodes, self._phase, self._tick, self._trust
+        )  # fmt: skip
 
     def _confirm(self, prepared: Prepared) -> None:
         """Lets those who would win do tasks, where the spec names some."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,6 +45,7 @@ def of_run(
     nodes: Sequence[Node],
     phase: Callable[[str, str], AbstractContextManager[None]],
     tick: Callable[[], None],
+    variables: Mapping[str, str],
 ) -> Sensitivity | None:
     """What an earlier session of a run found, else what a pass finds now; None where there is no time for one, which the journal then says.
 
@@ -56,6 +57,7 @@ def of_run(
         nodes: As for `measure`.
         phase: Opens a phase of the run.
         tick: Called about once a second.
+        variables: Environment variables of stages.
     """
     earlier = next((event["sensitivity"] for event in folder.events() if event["event"] == "sensitivity"), None)
     if earlier is not None:
@@ -66,7 +68,7 @@ def of_run(
         folder.append("sensitivity_skipped", reason=reason)
         return None
     with phase("sensitivity", "which parts of the model bear fewer bits"):
-        found = measure(kind, payload, nodes, lambda number: str(folder.logs / f"sensitivity-{number}.log"), limit_s, tick)
+        found = measure(kind, payload, nodes, lambda number: str(folder.logs / f"sensitivity-{number}.log"), limit_s, tick, variables)
     if found is None or not found.parts:
         folder.append("sensitivity_skipped", reason="no part could be tried in its time; see logs/sensitivity-0.log")
         return None
@@ -75,8 +77,9 @@ def of_run(
 
 
 def measure(
-    kind: str, payload: dict[str, Any], nodes: Sequence[Node], log: Callable[[int], str], limit_s: float, tick: Callable[[], None]
-) -> Sensitivity | None:
+    kind: str, payload: dict[str, Any], nodes: Sequence[Node], log: Callable[[int], str], limit_s: float, tick: Callable[[], None],
+    variables: Mapping[str, str],
+) -> Sensitivity | None:  # fmt: skip
     """Runs the passes side by side, one per GPU or processor and at most one per family; None where none of them gave anything.
 
     A share that is lost or too slow costs only itself.
@@ -88,6 +91,7 @@ def measure(
         log: Path of the log of a share.
         limit_s: Seconds that it may take.
         tick: Called about once a second.
+        variables: Environment variables of stages.
     """
     node, until = nodes[0], clock.now() + limit_s
     count = max(1, min(len(FAMILIES), int(node.gpus or node.cpus)))
@@ -97,7 +101,7 @@ def measure(
     running = [
         options.remote(
             kind, {**payload, "tokens": tokens, "threads": threads, "share": [number, count]}, log(number),
-            Moment.of(until).model_dump(mode="json"), threads,
+            Moment.of(until).model_dump(mode="json"), threads, dict(variables),
         ) for number in range(count)
     ]  # fmt: skip
     found: list[Sensitivity] = []

@@ -45,7 +45,7 @@ AGAIN: Mapping[str, Again] = {"StorageError": "now", "OutOfMemoryError": "now", 
 class BuildFacts(Record):
     """What building a candidate needs besides its plan.
 
-    `gpus` and `parts` are what a node has, `shared` as in `BenchConfig`, `given` as in `TransformContext`.
+    `gpus` and `parts` are what a node has, `shared` as in `BenchConfig`, `given` as in `TransformContext`, `variables` of the environment of stages.
     """
 
     store: str
@@ -59,6 +59,7 @@ class BuildFacts(Record):
     threads: int
     gpus: float
     parts: tuple[str, ...] = ()
+    variables: dict[str, str] = {}
     libraries: dict[str, str]
 
 
@@ -90,11 +91,14 @@ def _gpu_environment(uses: bool = True) -> dict[str, str]:
 
 
 @ray.remote(num_cpus=BUILD_CPUS, max_retries=2)
-def run_stage_task(kind: str, payload: dict[str, Any], log: str, deadline: dict[str, Any], threads: int) -> dict[str, Any]:
+def run_stage_task(
+    kind: str, payload: dict[str, Any], log: str, deadline: dict[str, Any], threads: int, variables: dict[str, str]
+) -> dict[str, Any]:  # fmt: skip
     """Runs one stage of `genopt.worker` in its own process: `{"result": ...}` or `{"error": ...}`."""
     try:
         timeout = max(1.0, Moment.model_validate(deadline).here() - clock.now())
-        return {"result": run_stage(kind, payload, log=Path(log), timeout_s=timeout, threads=threads, environment=_gpu_environment())}
+        environment = {**_gpu_environment(), **variables}
+        return {"result": run_stage(kind, payload, log=Path(log), timeout_s=timeout, threads=threads, environment=environment)}
     except GenoptError as error:
         return {"error": to_wire(error)}
 
@@ -185,7 +189,7 @@ def _built(plan: Plan, facts: BuildFacts, store: ArtifactStore, current: Artifac
                 payload = {"technique": name, "source": here.path, "destination": str(folder), "params": params, "context": known}
                 run_stage(
                     "transform", payload, log=log, timeout_s=max(1.0, deadline - clock.now()), threads=facts.threads,
-                    environment=_gpu_environment(loaded.gpu != "unused"), where=loaded.environment,
+                    environment={**_gpu_environment(loaded.gpu != "unused"), **facts.variables}, where=loaded.environment,
                 )  # fmt: skip
             return tuple(sorted((set(source.traits) - loaded.removes) | loaded.adds))
 
@@ -201,16 +205,17 @@ def _device(use: GpuUse, facts: BuildFacts) -> str:
 
 
 class BenchActor:
-    """Holds one node's bench; `state` answers while another call works.
+    """Holds one node's bench; `state` and `intact` answer while another call works.
 
     Args:
         task: Catalogue name of the task.
         config: A `BenchConfig` as plain values.
         gpu: Id of the GPU of the part of the node that it measures on; empty where it has the node to itself.
         gpus: Ids of all of the node's, for such a part.
+        ends: Until when it may have to measure.
     """
 
-    def __init__(self, task: str, config: dict[str, Any], gpu: str, gpus: list[str]) -> None:
+    def __init__(self, task: str, config: dict[str, Any], gpu: str, gpus: list[str], ends: dict[str, Any]) -> None:
         parts.stay_in(gpu, gpus)
         asked = BenchConfig.model_validate(config)
         self._store = open_store(asked.store)
@@ -218,6 +223,7 @@ class BenchActor:
         self._bench = catalog.load("tasks", task).bench(self._borrowed.bench(asked))
         self._state = ""
         self._references: dict[str, Any] | None = None
+        self._ends = ends
 
     def _note(self, message: str) -> None:
         self._state = message
@@ -225,6 +231,10 @@ class BenchActor:
     def state(self) -> str:
         """What the bench is doing."""
         return self._state
+
+    def intact(self) -> bool:
+        """Whether its references can still be measured against."""
+        return not self._bench.lost()
 
     def references(self, deadline: dict[str, Any]) -> dict[str, Any]:
         """See `Bench.references`: `{"result": ...}` or `{"error": ...}`; they are measured once."""
@@ -241,13 +251,15 @@ class BenchActor:
         self._note(f"{plan['name']}: starting")
         note = lambda message: self._note(f"{plan['name']}: {message}")  # noqa: E731
         candidate = Plan.model_validate(plan)
-        if self._references is None and "error" in (missed := self.references(deadline)):  # others held this part's GPU when it was their turn
+        if self._references is None and "error" in (missed := self.references(self._ends)):  # others held this part's GPU when it was their turn
             return Evaluation(candidate=failed(candidate, "failed", str(missed["error"]["message"])), again="later").model_dump(mode="json")
         try:
             with self._store.local(Artifact.model_validate(artifact)) as here:
                 found = self._bench.evaluate(candidate, here, Moment.model_validate(deadline).here(), note)
         except StorageError as error:
             found = Evaluation(candidate=failed(candidate, "failed", str(error)), again="now")
+        if found.candidate.status == "failed" and found.again == "no" and not self.intact():
+            found = found.model_copy(update={"again": "now"})  # the candidate may not be to blame for what took the original or the baseline
         content: dict[str, Any] = found.model_dump(mode="json")
         return content
 
@@ -257,10 +269,12 @@ class BenchActor:
         self._borrowed.close()
 
 
-def start_bench(node: Node, task: str, config: BenchConfig) -> ActorHandle[Any]:
-    """Starts the bench of one node, or of a part of it."""
+def start_bench(node: Node, task: str, config: BenchConfig, deadline: float) -> ActorHandle[Any]:
+    """Starts the bench of one node, or of a part of it, for measurements until a deadline."""
     actor = ray.remote(num_cpus=0, max_concurrency=2, max_restarts=0)(BenchActor)
-    return actor.options(scheduling_strategy=on_node(node)).remote(task, config.model_dump(mode="json"), node.gpu, list(node.parts))
+    return actor.options(scheduling_strategy=on_node(node)).remote(
+        task, config.model_dump(mode="json"), node.gpu, list(node.parts), Moment.of(deadline).model_dump(mode="json")
+    )
 
 
 def held(reference: ray.ObjectRef[Any], timeout_s: float) -> dict[str, Any]:

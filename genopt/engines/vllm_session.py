@@ -19,6 +19,7 @@ from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import require_fit
 from genopt.engines.vllm import DRAFT, VllmOptions
 from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
+from genopt.models.trust import trusted
 
 Logits = NDArray[np.float32]
 AGREES = 0.05
@@ -202,7 +203,7 @@ def _loaded(folder: Path, options: VllmOptions) -> Any:
         return LLM(
             model=str(folder), skip_tokenizer_init=True, dtype=options.precision or "auto", max_num_seqs=options.max_streams,
             max_num_batched_tokens=options.max_batched_tokens, enable_chunked_prefill=True, enable_prefix_caching=options.prefix_caching,
-            enforce_eager=not options.graphs, **named,
+            enforce_eager=not options.graphs, trust_remote_code=trusted(), **named,
         )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError("vLLM found no room for the weights; use fewer bits or a larger GPU.") from error

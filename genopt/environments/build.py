@@ -22,13 +22,14 @@ from genopt.errors import GenoptError, SpecError, StorageError
 from genopt.store.files import exclusive, write_atomically
 
 INSPECTION = """
-import importlib.metadata, json, platform
+import importlib.metadata, json, platform, sys
 import numpy, pyarrow, pydantic
 installed = sorted({f"{one.name}=={one.version}" for one in importlib.metadata.distributions()})
-print(json.dumps({"python": platform.python_version(), "installed": installed}))
+print(json.dumps({"python": platform.python_version(), "version": sys.version_info[:2], "installed": installed}))
 """
 """What an interpreter that somebody else made is asked."""
 INSPECTION_S = 60.0
+OLDEST_PYTHON = (3, 11)
 
 
 def build(environment: Environment, *, wheels: Path | None, progress: Progress) -> place.BuildNote:
@@ -48,15 +49,13 @@ def build(environment: Environment, *, wheels: Path | None, progress: Progress) 
     if wheels is not None and not wheels.is_dir():
         raise SpecError(f"There is no folder {wheels}; give one that holds the wheels with --wheels.")
     folder = place.folder_of(environment)
-    with _place_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder.with_suffix(".lock")):
-            note = place.note_of(folder)
-            if note is not None:
-                progress("it is built already")
-                return note
-            _require_room(environment, folder)
-            return _build(environment, folder, wheels, progress)
+    if (note := place.note_of(folder)) is None:  # who may only read what is there need not write
+        with _held(folder) as lock:
+            if (note := place.note_of(folder)) is None:
+                _require_room(environment, folder)
+                return _build(environment, folder, wheels, progress, lock)
+    progress("it is built already")
+    return note
 
 
 def adopt(environment: Environment, python: Path) -> place.BuildNote:
@@ -74,21 +73,19 @@ def adopt(environment: Environment, python: Path) -> place.BuildNote:
     """
     found = _inspected(python)
     folder = place.folder_of(environment)
-    with _place_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder.with_suffix(".lock")):
-            started = time.monotonic()
-            shutil.rmtree(folder, ignore_errors=True)
-            launcher = place.interpreter(folder)
-            launcher.parent.mkdir(parents=True)
-            # Not a link: Python looks for its libraries beside the path by which it was called.
-            launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python.absolute()))} "$@"\n', encoding="utf-8")
-            launcher.chmod(0o755)
-            note = place.BuildNote(
-                name=environment.name, digest=hashlib.sha256(json.dumps([environment.digest(), found]).encode()).hexdigest(),
-                python=found["python"], seconds=round(time.monotonic() - started, 1), bytes=_size(folder), installer=str(python.absolute()),
-            )  # fmt: skip
-            write_atomically(folder / place.NOTE, note.model_dump_json(indent=2))
+    with _held(folder):
+        started = time.monotonic()
+        shutil.rmtree(folder, ignore_errors=True)
+        launcher = place.interpreter(folder)
+        launcher.parent.mkdir(parents=True)
+        # Not a link: Python looks for its libraries beside the path by which it was called.
+        launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python.absolute()))} "$@"\n', encoding="utf-8")
+        launcher.chmod(0o755)
+        note = place.BuildNote(
+            name=environment.name, digest=hashlib.sha256(json.dumps([environment.digest(), found]).encode()).hexdigest(),
+            python=found["python"], seconds=round(time.monotonic() - started, 1), bytes=_size(folder), installer=str(python.absolute()),
+        )  # fmt: skip
+        write_atomically(folder / place.NOTE, note.model_dump_json(indent=2))
     return note
 
 
@@ -103,16 +100,19 @@ def _inspected(python: Path) -> dict[str, Any]:
         last = answer.stderr.strip().splitlines()[-1:] or ["no output"]
         raise SpecError(f"{python} lacks what genopt's worker needs ({last[0][:160]}); install it there: pip install pydantic numpy pyarrow.")
     found: dict[str, Any] = json.loads(answer.stdout)
+    if tuple(found["version"]) < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        raise SpecError(f"{python} is Python {found['python']}, and genopt's worker needs {oldest} or newer; give another interpreter.")
     return found
 
 
-def _build(environment: Environment, folder: Path, wheels: Path | None, progress: Progress) -> place.BuildNote:
+def _build(environment: Environment, folder: Path, wheels: Path | None, progress: Progress, held: int) -> place.BuildNote:
     started = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
     lock = folder.with_suffix(".requirements.txt")
     try:
         lock.write_text(environment.requirements(), encoding="utf-8")
-        installer = install(environment.name, folder, lock, environment.variables, wheels, progress, environment.index)
+        installer = install(environment.name, folder, lock, environment.variables, wheels, progress, environment.index, held=held)
         note = place.BuildNote(
             name=environment.name, digest=environment.digest(), python=platform.python_version(), seconds=round(time.monotonic() - started, 1),
             bytes=_size(folder), installer=installer,
@@ -138,10 +138,9 @@ def remove(environment: Environment) -> list[Path]:
     if not found:
         raise SpecError(f"The environment {environment.name!r} is not built; see: genopt env list.")
     for folder in found:
-        with _place_errors(folder), exclusive(folder.with_suffix(".lock")):
+        with _held(folder):  # the lock's file stays: who waits for it would hold another one than who comes later
             (folder / place.NOTE).unlink(missing_ok=True)  # first, so that what is left of a deletion is not used
             shutil.rmtree(folder)
-        folder.with_suffix(".lock").unlink(missing_ok=True)
     return found
 
 
@@ -155,9 +154,14 @@ def _require_room(environment: Environment, folder: Path) -> None:
 
 
 @contextmanager
-def _place_errors(folder: Path) -> Iterator[None]:
+def _held(folder: Path) -> Iterator[int]:
+    """Keeps everybody else from an environment's folder meanwhile; yields the descriptor of its lock."""
+    lock = folder.with_suffix(".lock")
     try:
-        yield
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+        with exclusive(lock) as held:
+            yield held
     except GenoptError:
         raise
     except OSError as error:

@@ -10,7 +10,7 @@ TORCH_FOR_CPUS = "https://download.pytorch.org/whl/cpu"
 
 LLAMACPP = Environment(
     name="llamacpp", about="on CPUs llama.cpp is often the fastest for single streams, at 8 bits and without any loss", package=LOCKS,
-    lock="llamacpp.txt", disk_bytes=1_500_000_000,
+    lock="llamacpp.txt", disk_bytes=1_500_000_000, native=True,
     # Kernels for this very processor, and nothing for images; the library is otherwise built for any machine of its kind.
     variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
 )  # fmt: skip

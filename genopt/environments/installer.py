@@ -41,7 +41,8 @@ CAUSES: Sequence[tuple[str, type[GenoptError], str]] = (
 
 
 def install(
-    name: str, folder: Path, lock: Path, variables: Mapping[str, str], wheels: Path | None, progress: Progress, index: str | None = None
+    name: str, folder: Path, lock: Path, variables: Mapping[str, str], wheels: Path | None, progress: Progress, index: str | None = None,
+    *, held: int | None = None,
 ) -> str:  # fmt: skip
     """Makes a virtual environment and installs every line of a lock into it; returns the installer's name.
 
@@ -54,6 +55,7 @@ def install(
         progress: Told what happens.
         index: Where local versions (https://packaging.python.org/specifications/version-specifiers) such as `2.13.0+cpu` are to be had
             if the configured indexes lack them, as the public one does.
+        held: Descriptor of the lock on the folder, which an installer that outlives this process keeps.
 
     Raises:
         GenoptError: It failed, with the cause and the remedy.
@@ -62,7 +64,7 @@ def install(
     if uv is None and not any(importlib.metadata.distributions(name="pip")):
         raise InfeasibleError("Building an environment needs uv or pip and there is neither; install one, for example with: python -m ensurepip.")
     progress("making a virtual environment")
-    _run(name, [sys.executable, "-m", "venv", "--without-pip", str(folder)], {}, progress)
+    _run(name, [sys.executable, "-m", "venv", "--without-pip", str(folder)], {}, progress, held)
     target = ["--python", str(interpreter(folder))]
     pip = [sys.executable, "-m", "pip", *target, "install", "--progress-bar", "off", "--disable-pip-version-check", "--no-input"]
     tool = pip if uv is None else [uv, "pip", "install", *target]
@@ -70,20 +72,20 @@ def install(
     local = [line for line in lock.read_text(encoding="utf-8").split() if "==" in line and "+" in line]
     if local and index is not None and wheels is None:
         try:
-            _run(name, [*tool, "--no-deps", *local], variables, progress)
+            _run(name, [*tool, "--no-deps", *local], variables, progress, held)
         except StageError:
             progress(f"looking for {', '.join(local)} in {index}")
-            _run(name, [*tool, "--no-deps", "--extra-index-url", index, *local], variables, progress)
-    _run(name, [*tool, "--no-deps", *source, "--requirement", str(lock)], variables, progress)
+            _run(name, [*tool, "--no-deps", "--extra-index-url", index, *local], variables, progress, held)
+    _run(name, [*tool, "--no-deps", *source, "--requirement", str(lock)], variables, progress, held)
     return "pip" if uv is None else "uv"
 
 
-def _run(name: str, command: Sequence[str], variables: Mapping[str, str], progress: Progress) -> None:
+def _run(name: str, command: Sequence[str], variables: Mapping[str, str], progress: Progress, held: int | None) -> None:
     """Runs a command in a process group of its own, which ends with us, and passes on the lines that tell how far it is."""
     environment = {**without_our_paths(os.environ), **variables, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True,
+        start_new_session=True, pass_fds=() if held is None else (held,),
     )  # fmt: skip
     said: list[str] = []
     try:

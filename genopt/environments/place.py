@@ -74,7 +74,8 @@ def note_of(folder: Path) -> BuildNote | None:
         note = BuildNote.model_validate(json.loads((folder / NOTE).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
         return None
-    return note if interpreter(folder).exists() else None
+    adopted = Path(note.installer)
+    return note if interpreter(folder).exists() and (adopted.exists() or not adopted.is_absolute()) else None
 
 
 def state_of(environment: Environment) -> State:

@@ -25,12 +25,15 @@ from genopt.plan import Record
 from genopt.version import __version__
 
 PACKAGES = (
-    "accelerate", "diffusers", "gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "optimum", "optuna", "peft", "pyarrow",
-    "ray", "safetensors", "tokenizers", "torch", "torchao", "transformers",
+    "accelerate", "compressed-tensors", "diffusers", "gguf", "lm-eval", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "optimum",
+    "optuna", "peft", "pyarrow", "ray", "safetensors", "tokenizers", "torch", "torchao", "transformers",
 )  # fmt: skip
 """Distributions whose versions a run records."""
-DECISIVE = ("gguf", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "safetensors", "torch", "torchao", "transformers")
-"""Those whose version can change the bytes of an artifact."""
+DECISIVE = (
+    "compressed-tensors", "diffusers", "gguf", "lm-eval", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "peft", "safetensors",
+    "torch", "torchao", "transformers",
+)  # fmt: skip
+"""Those whose version can change the bytes of an artifact, or what the original is compared by."""
 FLAGS = frozenset({
     "avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_int8", "amx_tile",
     "asimddp", "bf16", "i8mm", "sve", "sve2",

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from genopt.models.trust import trusted
+
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 
 
@@ -23,8 +25,19 @@ def load_model(folder: Path, dtype: str | None = None) -> PreTrainedModel:
         dtype: Name of a dtype, or None for the checkpoint's.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True, device_map=device)
+    model = load_with(folder, dtype=dtype or "auto", device_map=device)
     model.eval()
+    return model
+
+
+def load_with(folder: Path, **settings: Any) -> PreTrainedModel:
+    """Loads a checkpoint as transformers does, with no network, and code of its own only where it is trusted.
+
+    Args:
+        folder: Hugging Face folder.
+        settings: Of `from_pretrained`.
+    """
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted(), **settings)
     return model
 
 
@@ -35,7 +48,7 @@ def load_untied(folder: Path, **settings: Any) -> PreTrainedModel:
         folder: Hugging Face folder with safetensors.
         settings: Of `from_pretrained`; what they change about the head leaves the table alone.
     """
-    stored: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    stored = load_with(folder, dtype="auto")
     for config in (stored.config, stored.config.get_text_config(decoder=True)):
         config.tie_word_embeddings = False
     model: PreTrainedModel = type(stored).from_pretrained(None, config=stored.config, state_dict=stored.state_dict(), **settings)

@@ -54,6 +54,11 @@ def by_layer(model: PreTrainedModel) -> list[list[Matrix]]:
     return [[module for module in layer.modules() if isinstance(module, Matrix)] for layer in layers]
 
 
+def outputs_by_inputs(module: Matrix) -> Tensor:
+    """A matrix with a row for each output, which shares its memory with the module: transformers' Conv1D keeps it the other way round."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
 @contextmanager
 def rounded_to(modules: Iterable[Matrix], bits: int, block_size: int) -> Iterator[None]:
     """Within the block the matrices hold what is left of them after rounding; a table tied to one of them does not change.
@@ -64,9 +69,8 @@ def rounded_to(modules: Iterable[Matrix], bits: int, block_size: int) -> Iterato
         block_size: Consecutive inputs that share a scale and a zero point.
     """
     before = [(module, module.weight) for module in modules]
-    for module, weight in before:
-        across = weight.detach().T if isinstance(module, Conv1D) else weight.detach()
-        found = rounded(across, bits, block_size)
+    for module, _ in before:
+        found = rounded(outputs_by_inputs(module).detach(), bits, block_size)
         module.weight = nn.Parameter(found.T if isinstance(module, Conv1D) else found, requires_grad=False)
     try:
         yield

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from genopt.errors import ModelError
+from genopt.models.checkpoint import load_with
 from genopt.models.kv_cache import CacheSize
 from genopt.profiling.ceilings import synchronize
 from genopt.profiling.families import Layout, attention_operations
@@ -25,7 +26,7 @@ def load(folder: Path, device: torch.device) -> Any:
         ModelError: It cannot be loaded.
     """
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+        model: Any = load_with(folder, dtype="auto")
     except (OSError, ValueError, KeyError, ImportError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{folder} cannot be loaded as a causal language model ({cause}); check the folder with transformers.") from None

@@ -102,6 +102,11 @@ class Answer:
         """New tokens of all choices so far."""
         return sum(choice.tokens for choice in self._choices)
 
+    @property
+    def longest(self) -> int:
+        """New tokens of the choice that has most so far."""
+        return max(choice.tokens for choice in self._choices)
+
     async def admit(self, wait_s: float) -> Refusal | None:
         """Waits until every choice is admitted, so that a refusal still has its own HTTP status; a refused request is closed.
 

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate `args`.
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -32,6 +33,10 @@ from genopt.serving.rollout import RolloutArguments
 from genopt.serving.routing import Routed
 
 READY_S = 5.0
+KNOWN_S = 1.0
+"""So long an answer about readiness holds: probes need no key, and each takes a place in the engine's queue."""
+ALIVE_S = 30.0
+"""An engine that said something within this time and has no place for a question is busy, and not gone."""
 
 
 class HandleEngine:
@@ -46,6 +51,8 @@ class HandleEngine:
         self._handle = handle
         self._served = served
         self._streaming = handle.options(stream=True)
+        self._asking: asyncio.Task[bool] | None = None
+        self._asked_at = self._heard_at = float("-inf")
 
     def served(self) -> Served:
         """See `Backend.served`."""
@@ -56,6 +63,7 @@ class HandleEngine:
         response = cast("DeploymentResponseGenerator[Event]", self._streaming.generate.remote(ask))
         try:
             async for event in response:
+                self._heard_at = time.monotonic()
                 yield event
         except (asyncio.CancelledError, GeneratorExit):
             # Only for a call that has not failed: cancelling one that has raises its failure again.
@@ -69,12 +77,19 @@ class HandleEngine:
             yield ENGINE_LOST
 
     async def ready(self) -> bool:
-        """Whether a replica answers within a few seconds; one that is merely full counts as ready."""
+        """Whether a replica answers within a few seconds; one that is merely full counts as ready. All who ask at once share one question."""
+        if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_at > KNOWN_S):
+            self._asked_at, self._asking = time.monotonic(), asyncio.create_task(self._answers())
+        return await asyncio.shield(self._asking)
+
+    async def _answers(self) -> bool:
         try:
             return bool(await asyncio.wait_for(self._handle.ready.remote(), timeout=READY_S))
         except BackPressureError:
             return True
-        except (TimeoutError, RayError, RayServeException):
+        except TimeoutError:
+            return time.monotonic() - self._heard_at < ALIVE_S
+        except (RayError, RayServeException):
             return False
 
 

@@ -15,7 +15,7 @@ from genopt.errors import DeploymentError
 from genopt.serving.app import engine_deployment
 from genopt.serving.canary import Policy, Progress
 from genopt.serving.canary_app import CANARY, canary_application, find_rollout, status_of
-from genopt.serving.deployment import Config, Endpoint, deploy, read_config, wait_running
+from genopt.serving.deployment import Config, Endpoint, deploy, read_config, remove, require_keys_kept, wait_running
 from genopt.serving.rollout import RolloutArguments, RolloutStatus
 from genopt.serving.routing import POLL_S
 
@@ -37,6 +37,7 @@ def begin(config_path: Path, policy: Policy, *, wait_s: float, progress: Callabl
         DeploymentError: Nothing is deployed beside which it could run, another canary is there, or this one could not be started.
     """
     config = read_config(config_path)
+    require_keys_kept(config)  # it will take the place of what is deployed
     stable = _stable(config)
     if stable == config.arguments.variant.name:
         raise DeploymentError(f"{stable} is served already; name another with --variant.")
@@ -59,7 +60,7 @@ def begin(config_path: Path, policy: Policy, *, wait_s: float, progress: Callabl
     try:
         wait_running(CANARY, arguments.variant, time.monotonic() + wait_s, progress=progress, answers=opened)
     except DeploymentError:
-        serve.delete(CANARY)
+        remove(CANARY)
         raise
     found = status_of(rollout)
     if found is None:
@@ -105,19 +106,24 @@ def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: C
     rollout, config = find_rollout(), read_config(config_path)
     if rollout is None:
         raise DeploymentError("There is no canary to promote; begin one with `genopt deploy RUN --canary 10%`.")
+    status = status_of(rollout)
+    if status is not None and status.progress.variant != config.arguments.variant.name:
+        raise DeploymentError(f"The canary is {status.progress.variant} and not {config.arguments.variant.name}; name the run that it is of.")
+    require_keys_kept(config)
     found: Progress = rollout.promote.remote().result(timeout_s=_CALL_S)
-    if found.variant != config.arguments.variant.name:
-        raise DeploymentError(f"The canary is {found.variant} and not {config.arguments.variant.name}; name the run that it is of.")
     if found.state == "rolled_back":
         raise DeploymentError(f"{found.variant} was rolled back and cannot be promoted. {found.reason}")
     time.sleep(2 * POLL_S)  # by then every router has its new route
     endpoint = deploy(config_path, wait_s=wait_s, progress=progress)
-    if current_path.exists():
+    # A run's own serve.yaml may be of a winner that was never deployed.
+    if current_path.exists() and read_config(current_path).arguments.variant.name == found.stable:
         os.replace(current_path, current_path.parent / PREVIOUS)
+    else:
+        (current_path.parent / PREVIOUS).unlink(missing_ok=True)
     os.replace(config_path, current_path)
     rollout.release.remote().result(timeout_s=_CALL_S)
     time.sleep(2 * POLL_S)
-    serve.delete(CANARY)
+    remove(CANARY)
     return endpoint
 
 
@@ -134,7 +140,7 @@ def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Calla
     if rollout is not None:
         found: Progress = rollout.roll_back.remote(reason).result(timeout_s=_CALL_S)
         time.sleep(2 * POLL_S)
-        serve.delete(CANARY)
+        remove(CANARY)
         return found.stable
     previous = current_path.parent / PREVIOUS
     if not previous.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ from genopt.serving.app import application as bind
 from genopt.serving.binding import local_address, port_is_free, require_private
 from genopt.serving.canary_app import CANARY, find_rollout, status_of
 from genopt.serving.keys import read_keys
-from genopt.serving.manifest import ENGINE, INGRESS, ServeArguments
+from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, ServeArguments
+
+DELETED_S, LOOK_S = 60.0, 0.2
 
 _POLL_S = 0.25
 
@@ -76,6 +79,7 @@ def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None])
     if config.arguments.keys is not None:
         read_keys(Path(config.arguments.keys))
     _require_port(config.host, config.port)
+    require_keys_kept(config)
     endpoint = Endpoint(url=config.url, model=config.arguments.model_id, variant=config.arguments.variant.name, modality=config.arguments.modality)
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options)
     target = serve.RunTarget(target=bind(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
@@ -116,12 +120,37 @@ def undeploy(name: str = "genopt", *, end_serve: bool = True) -> bool:
     known = serve.status().applications
     if name not in known:
         return False
-    for each in (CANARY, name):
-        if each in known:
-            serve.delete(each)
+    remove(CANARY, name, patience_s=DRAIN_S if end_serve else DELETED_S)
     if end_serve and set(known) <= {CANARY, name}:
         serve.shutdown()
     return True
+
+
+def remove(*names: str, patience_s: float | None = None) -> None:
+    """Removes applications and waits until they are gone; answers under way go on meanwhile, also after the patience ended.
+
+    Args:
+        names: Those that are not there are left out.
+        patience_s: Longest wait in seconds; None waits a minute.
+    """
+    for name in names:
+        if name in serve.status().applications:
+            serve.delete(name, _blocking=False)  # by itself it waits a minute and then raises, whatever is still under way
+    deadline = time.monotonic() + (DELETED_S if patience_s is None else patience_s)
+    while set(names) & set(serve.status().applications) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+
+
+def require_keys_kept(config: Config) -> None:
+    """Refuses to serve everybody where what is deployed asks for API keys: Serve goes on listening where it does, maybe in public.
+
+    Raises:
+        DeploymentError: It would.
+    """
+    if config.arguments.keys is None and config.name in serve.status().applications:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{config.url}/v1/models", timeout=10).status_code == 401:
+                raise DeploymentError("What is deployed asks for API keys and this would not; give --keys, or end it first with `genopt undeploy`.")
 
 
 def read_config(path: Path) -> Config:

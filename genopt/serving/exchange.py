@@ -69,11 +69,13 @@ class Caller(Record):
         key: Id of the API key, where keys are in use.
         session: What the caller sent as `X-Session-Id`.
         request: Id of the request, for logs.
+        drawn: A name by chance, the same for all that the request asks for.
     """
 
     key: str | None = None
     session: str | None = None
     request: str = ""
+    drawn: str = ""
 
 
 class Admitted(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -72,6 +73,10 @@ class Answered(Protocol):
     def completion_tokens(self) -> int:
         """New tokens, where they are counted."""
 
+    @property
+    def longest(self) -> int:
+        """Those of the choice that has most."""
+
     async def close(self) -> None:
         """Cancels what still runs."""
 
@@ -89,8 +94,8 @@ class Finished(Record):
         stream: Whether it was streamed.
         prompt_tokens: Tokens of the prompt.
         completion_tokens: New tokens.
-        ttft_s: Time to the first token.
-        tpot_s: Time per further token.
+        ttft_s: Time to the first token, of what is streamed: a whole answer tells nothing of it.
+        tpot_s: Time per further token, likewise.
         e2el_s: Time to the end.
     """
 
@@ -220,7 +225,7 @@ class _Exchange:
         self._code: str | None = None
 
     def caller(self, key: str | None) -> Caller:
-        return Caller(key=key, session=self._headers.get(_SESSION, b"").decode() or None, request=self.request_id)
+        return Caller(key=key, session=self._headers.get(_SESSION, b"").decode() or None, request=self.request_id, drawn=secrets.token_hex(8))
 
     @property
     def request_id(self) -> str:
@@ -239,7 +244,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = message.setdefault("headers", [])
-            if not any(name.lower() == b"x-genopt-variant" for name, _ in headers):
+            known = any(name.lower() == b"x-genopt-variant" for name, _ in headers)
+            if not known and (self._answer is None or self.status >= 400):  # else who answers is not known yet
                 headers.append((b"x-genopt-variant", self._variant.encode("ascii", "replace")))
             headers.append((b"x-content-type-options", b"nosniff"))
         await self._send(message)
@@ -264,18 +270,18 @@ class _Exchange:
         now = time.monotonic()
         path = self._scope["path"]
         state: MutableMapping[str, Any] = self._scope.get("state", {})
-        answer = self._answer
+        answer, streamed = self._answer, bool(state.get("stream"))
         times: dict[str, Any] = {}
         if answer is not None:
             times = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
-            if answer.first_at is not None and answer.last_at is not None:
-                rest = answer.completion_tokens - 1
-                times |= {"ttft_s": answer.first_at - self._began, "tpot_s": (answer.last_at - answer.first_at) / rest if rest > 0 else None}
+            if streamed and answer.first_at is not None and answer.last_at is not None:
+                span, further = answer.last_at - answer.first_at, answer.longest - 1
+                times |= {"ttft_s": answer.first_at - self._began, "tpot_s": span / further if span > 0 and further > 0 else None}
         failure = answer.failure if answer is not None else None
         return Finished(
             request=self.request_id, endpoint=path if path in ENDPOINTS else "other", key=key,
             variant=(answer.variant if answer is not None else "") or self._variant, status=self.status,
-            code=failure.code if failure is not None else self._code, stream=bool(state.get("stream")), e2el_s=now - self._began, **times,
+            code=failure.code if failure is not None else self._code, stream=streamed, e2el_s=now - self._began, **times,
         )  # fmt: skip
 
 

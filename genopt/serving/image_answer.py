@@ -37,7 +37,7 @@ class ImageAnswer:
         self._streams = streams
         self._patience = patience
         self._waiting: list[asyncio.Task[Picture | Refusal]] = []
-        self.prompt_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.completion_tokens = self.longest = 0
         self.variant = ""
         self.failure: Refusal | None = None
         self.first_at: float | None = None

@@ -36,7 +36,7 @@ class ImageReplica:
         session = ImageProcess(
             arguments.variant.engine, Path(arguments.artifact), arguments.variant.options,
             log=folder / f"serve-{arguments.variant.name}-{os.getpid()}.log", timeout_s=arguments.call_limit_s, threads=arguments.threads,
-            environment={} if arguments.num_gpus else {"CUDA_VISIBLE_DEVICES": ""},
+            environment=arguments.variables(),
         )  # fmt: skip
         self._metrics = EngineMetrics(arguments.variant.name)
         self._batcher = ImageBatcher(

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from genopt.measure.knee import knee
+from genopt.models import trust
 from genopt.plan import Plan, Record
 
 INGRESS = "Ingress"
@@ -41,6 +42,7 @@ class ServeArguments(Record):
         max_context: Upper bound of prompt and answer in tokens, where the model's own is to be lowered.
         call_limit_s: Limit of opening the engine and of one batch.
         stall_s: Longest accepted time without a token before a busy replica counts as stuck.
+        trust_remote_code: Run Python code that comes with the model.
     """
 
     model_id: str = Field(min_length=1)
@@ -59,6 +61,11 @@ class ServeArguments(Record):
     max_context: int | None = Field(default=None, gt=1)
     call_limit_s: float = Field(default=LONGEST_STREAM_S, gt=0)
     stall_s: float = Field(default=60.0, gt=0)
+    trust_remote_code: bool = False
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables of the engine's process."""
+        return {**trust.variables(self.trust_remote_code), **({} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""})}
 
 
 class Scaling(Record):
@@ -119,6 +126,7 @@ def serve_config(
     log_folder: Path | None = None,
     pythonpath: str | None = None,
     modality: str = "text",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """A Serve config (Ray's `ServeDeploySchema`) with one application.
 
@@ -141,11 +149,13 @@ def serve_config(
         log_folder: Where the engine's process writes its log.
         pythonpath: Set for replicas where genopt runs from a checkout and is not installed.
         modality: See `ServeArguments`.
+        trust_remote_code: See `ServeArguments`.
     """
     arguments = ServeArguments(
         model_id=model_id, modality=modality, variant=variant, artifact=str(artifact.absolute()), model_folder=str(model_folder.absolute()),
         log_folder=None if log_folder is None else str(log_folder.absolute()), threads=threads, num_cpus=num_cpus, num_gpus=num_gpus,
         max_batch=scaling.target_ongoing_requests, keys=None if keys is None else str(keys.absolute()),
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     entry: dict[str, Any] = {
         "name": application,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -12,8 +13,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
 
-from genopt.engines.base import GenerationRequest, TokenLogProbs
+from genopt.engines.base import GenerationRequest, Memory, TokenLogProbs
 from genopt.errors import GenoptError, SpecError
+from genopt.measure.limits import available_memory
 from genopt.process import SessionProcess
 from genopt.serving.batching import Batcher, EngineLoad, Finish, Scheduler
 from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, Admitted, Ask, Event, Piece, Refusal, ScoredToken
@@ -27,6 +29,8 @@ DEFAULT_MAX_TOKENS = 256
 DEFAULT_CONTEXT = 4096
 """Where neither the model nor the deployment says how long a prompt with its answer may be."""
 _LONG_TEXT = 20_000
+MEMORY_SHARE, LEAST_CONTEXT = 0.8, 256
+"""Of the node's free memory that keys and values may take, and the context that is served even where that says less."""
 
 
 class EngineReplica:
@@ -50,10 +54,12 @@ class EngineReplica:
         session = SessionProcess(
             arguments.variant.engine, Path(arguments.artifact), arguments.variant.options,
             log=folder / f"serve-{arguments.variant.name}-{os.getpid()}.log", timeout_s=arguments.call_limit_s, threads=arguments.threads,
-            environment={} if arguments.num_gpus else {"CUDA_VISIBLE_DEVICES": ""},
+            environment=arguments.variables(),
         )  # fmt: skip
         self._metrics = EngineMetrics(arguments.variant.name)
-        self._scheduler = _scheduler(session.open(), arguments, self._metrics.note)
+        session.open()
+        self._context = min(self._context, _room(session.memory(), arguments))
+        self._scheduler = _scheduler(session, arguments, self._metrics.note)
         self._tether = Tether(session)
 
     async def ready(self) -> bool:
@@ -90,6 +96,8 @@ class EngineReplica:
             async with aclosing(self._pieces(ask, request)) as pieces:
                 async for piece in pieces:
                     yield piece
+        except SpecError as error:  # the engine's own limits may be narrower
+            yield Refusal(status=400, message=error.message, param="prompt", code="invalid_value")
         except GenoptError:
             yield ENGINE_FAILED
 
@@ -155,6 +163,17 @@ class EngineReplica:
     def _scored(self, token: int, log_probs: TokenLogProbs) -> ScoredToken:
         top = tuple((self._text.token_text(one), value) for one, value in log_probs.top)
         return ScoredToken(text=self._text.token_text(token), log_prob=log_probs.log_prob, top=top)
+
+
+def _room(memory: Memory, arguments: ServeArguments) -> int:
+    """Tokens of a prompt with its answer for which there is memory in all places of a batch at once, where the engine tells what one takes.
+
+    On GPUs engines keep to the memory that they reserved.
+    """
+    if arguments.num_gpus or not memory.kv_bytes_per_token:
+        return sys.maxsize
+    free = MEMORY_SHARE * available_memory()
+    return max(LEAST_CONTEXT, int(free / (memory.kv_bytes_per_token * arguments.max_batch)))
 
 
 def _scheduler(session: SessionProcess, arguments: ServeArguments, on_change: Callable[[EngineLoad], None]) -> Scheduler:

@@ -14,10 +14,13 @@ from typing import Protocol
 
 from genopt.serving.canary import KEPT, Arm, Observation, Route, is_chosen
 from genopt.serving.exchange import Admitted, AnyAsk, Ask, Backend, Caller, Event, Picture, Piece, Refusal, Served
+from genopt.serving.manifest import LONGEST_STREAM_S
 
 POLL_S = 0.5
 UNHEARD_S = 10.0
 """After so long without word of the rollout the stable variant answers all."""
+ALIVE_S = 60.0
+"""So long after its last word a canary that is slow to admit counts as busy and not as broken."""
 IN_A_ROW = 3
 """Failures of the canary, one after the other, after which it counts as dead."""
 MOST_COPIES = 2
@@ -55,6 +58,7 @@ class Routed:
         self._heard_at = 0.0
         self._seen: deque[Observation] = deque(maxlen=KEPT)
         self._failures = 0
+        self._canary_heard_at = -ALIVE_S
         self._copies: set[asyncio.Task[None]] = set()
         self._polling: asyncio.Task[None] | None = None
         self._asked = asyncio.Event()
@@ -109,7 +113,11 @@ class Routed:
                 async with asyncio.timeout(self._admission_s):
                     first = await anext(events, None)
             except TimeoutError:
-                first = None
+                # A queue is no fault, and a replica that hangs is ended by its health check.
+                if time.monotonic() - self._canary_heard_at > ALIVE_S:
+                    self._note_failure()
+                return
+            self._canary_heard_at = time.monotonic()
             if first is None:
                 self._note_failure()
                 return
@@ -124,6 +132,7 @@ class Routed:
                 return
             async for event in events:
                 watch.take(event)
+                self._canary_heard_at = time.monotonic()
                 if admitted is not None:
                     if watch.failed:
                         self._note_failure()
@@ -138,7 +147,10 @@ class Routed:
         """Gives the canary a copy, of which only the comparison remains."""
         watch = _Watch("canary", ask)
         try:
-            async with asyncio.timeout(60), aclosing(self._canary.generate(ask.model_copy(update={"incremental": False}), caller)) as events:
+            async with (
+                asyncio.timeout(LONGEST_STREAM_S),
+                aclosing(self._canary.generate(ask.model_copy(update={"incremental": False}), caller)) as events,
+            ):
                 async for event in events:
                     watch.take(event)
         except TimeoutError:
@@ -240,9 +252,9 @@ class _Watch:
 
 
 def _identity(caller: Caller) -> str:
-    """Who keeps one variant: a session, else a key; who gives neither is somebody else each time."""
+    """Who keeps one variant: a session, else a key; who gives neither is somebody else at each request."""
     if caller.session is None and caller.key is None:
-        return secrets.token_hex(8)
+        return caller.drawn
     return f"{caller.key or ''}\0{caller.session or ''}"
 
 

@@ -36,6 +36,8 @@ def _whole(value: object) -> object:
 
 
 WHOLE = BeforeValidator(_whole)
+FIRST_FAULT = Field(fail_fast=True)
+"""Of long lists only the first fault is looked for: all of them would take a gigabyte and seconds, in which nobody else is served."""
 Unsupported = Annotated[Any, AfterValidator(_only_neutral), WithJsonSchema({"enum": _NEUTRAL})]
 """A field whose silent omission would change what the caller believes to have got; values that ask for nothing pass."""
 PlainFormat = Annotated[
@@ -61,7 +63,7 @@ class Message(Wire):
     """A message of a chat request; its content is a string or a list of text parts."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], FIRST_FAULT]
 
     def plain(self) -> ChatMessage:
         """The message as chat templates know it: one text, and `developer` under its older name."""
@@ -158,7 +160,7 @@ class ChatRequest(CompletionSettings):
 
     model_config = ConfigDict(json_schema_extra={"allOf": [_STREAM_RULE, _LOGPROBS_RULE]})
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = None
@@ -186,8 +188,8 @@ class ChatRequest(CompletionSettings):
         return [{"messages": tuple(message.plain() for message in self.messages)}]
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0), WHOLE]], Field(min_length=1)]
-SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
+TokenIds = Annotated[list[Annotated[int, Field(ge=0), WHOLE]], Field(min_length=1, fail_fast=True)]
+SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
 
 
 class TextRequest(CompletionSettings):

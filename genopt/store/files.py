@@ -60,8 +60,11 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o666) -> 
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds an exclusive advisory lock on a file while the block runs; waits for it."""
+def exclusive(path: Path) -> Iterator[int]:
+    """Holds an exclusive advisory lock on a file while the block runs; waits for it.
+
+    Yields the lock's file descriptor: a process that inherits it keeps the lock for as long as it runs, also without us.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("w")
@@ -69,7 +72,7 @@ def exclusive(path: Path) -> Iterator[None]:
         raise storage_error(path, error) from None
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        yield stream.fileno()
 
 
 def file_sha256(path: Path) -> str:

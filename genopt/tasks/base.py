@@ -189,6 +189,9 @@ class Bench(Protocol):
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
         """Audits, measures and judges one candidate. Failures are in the result, not raised."""
 
+    def lost(self) -> bool:
+        """Whether the original or the baseline has died since, so that both have to be measured again."""
+
     def close(self) -> None:
         """Ends all processes of the bench."""
 

@@ -112,6 +112,10 @@ class ImageBench:
         )  # fmt: skip
         return candidate, _rows(plan.name, found)
 
+    def lost(self) -> bool:
+        """See `Bench.lost`."""
+        return self._sessions.lost()
+
     def close(self) -> None:
         """See `Bench.close`."""
         self._sessions.close()

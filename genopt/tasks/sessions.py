@@ -45,6 +45,10 @@ class RoleSessions(Generic[Process]):
         """Process ids of all open sessions."""
         return [session.pid for session in self._sessions.values()]
 
+    def lost(self) -> bool:
+        """Whether one that was opened and not closed here has died or was given up."""
+        return not all(session.alive for session in list(self._sessions.values()))
+
     def open(self, role: str, plan: Plan, artifact: Path, deadline: float) -> Process:
         """Opens a session from disk, and again from memory where that is quick, so that both times are known.
 

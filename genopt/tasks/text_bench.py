@@ -144,6 +144,10 @@ class TextBench:
         load = Load(kind=kind, rate=rate, max_batch=knee(streams))
         return measure_queue(session, self._workload, load, name=role, seed=self._config.seed, time_cap_s=time_cap_s, watch=self._watch)
 
+    def lost(self) -> bool:
+        """See `Bench.lost`."""
+        return self._sessions.lost()
+
     def close(self) -> None:
         """See `Bench.close`."""
         self._sessions.close()

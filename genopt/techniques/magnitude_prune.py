@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from genopt.errors import SpecError
+from genopt.errors import InfeasibleError, SpecError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
@@ -42,7 +42,7 @@ class MagnitudePrune(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "magnitude_prune"
-    version = 2
+    version = 3
     phase = 20
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})
@@ -66,24 +66,32 @@ class MagnitudePrune(Transform):
         import torch
 
         from genopt.models.checkpoint import load_model, save_model
-        from genopt.models.decoder import decoder_layers
+        from genopt.models.matrices import by_layer, outputs_by_inputs
 
         chosen = parse_settings(MagnitudePruneParams, params, cls.name)
         model = load_model(source)
-        _, layers = decoder_layers(model)
         progress(f"setting {chosen.sparsity:.0%} of the decoder's weights to zero ({chosen.pattern})")
+        matrices = [outputs_by_inputs(module) for layer in by_layer(model) for module in layer]
+        if not matrices:
+            raise InfeasibleError("The model's decoder has no matrix that magnitude_prune knows; leave it out with --exclude magnitude_prune.")
         with torch.no_grad():
-            for weight in (module.weight for module in layers.modules() if isinstance(module, torch.nn.Linear)):
+            for weight in matrices:
                 if chosen.pattern == "unstructured":
-                    _zero_smallest(weight.view(1, -1), round(chosen.sparsity * weight.numel()))
+                    _zero_smallest(weight, round(chosen.sparsity * weight.numel()))
                 else:
                     whole = weight.shape[1] // OF * OF
-                    groups = weight[:, :whole].reshape(-1, OF)  # a copy where a row has a rest
-                    _zero_smallest(groups, OF - KEPT)
-                    weight[:, :whole] = groups.view(len(weight), whole)
+                    weight[:, :whole] = _halved(weight[:, :whole])
         save_model(model, source, destination)
 
 
-def _zero_smallest(rows: Tensor, count: int) -> None:
-    """Zeroes so many weights of each row, in place."""
-    rows.scatter_(1, rows.abs().float().argsort(dim=1, stable=True)[:, :count], 0)
+def _zero_smallest(weight: Tensor, count: int) -> None:
+    """Zeroes so many of a matrix's weights, in place."""
+    smallest = weight.abs().float().flatten().argsort(stable=True)[:count]
+    weight[smallest // weight.shape[1], smallest % weight.shape[1]] = 0
+
+
+def _halved(weight: Tensor) -> Tensor:
+    """The matrix with the smallest two of every four neighbours of a row as zeros."""
+    groups = weight.reshape(-1, OF)
+    smallest = groups.abs().float().argsort(dim=1, stable=True)[:, : OF - KEPT]
+    return groups.scatter(1, smallest, 0).view_as(weight)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from genopt.engines.openvino import GRAPH, WEIGHTS
 from genopt.errors import InfeasibleError
+from genopt.models.trust import trusted
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.search.space import Tunable
@@ -113,7 +114,7 @@ def exported(source: Path, config: Any) -> Any:
 
     try:
         return OVModelForCausalLM.from_pretrained(
-            source, export=True, compile=False, local_files_only=True, load_in_8bit=False, quantization_config=config
+            source, export=True, compile=False, local_files_only=True, load_in_8bit=False, quantization_config=config, trust_remote_code=trusted()
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise InfeasibleError(f"OpenVINO cannot take this model ({str(error)[:200].rstrip('.')}); use another engine for it.") from error

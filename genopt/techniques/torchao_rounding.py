@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import HEAD, MATRICES, Footprint
 from genopt.search.space import Tunable
@@ -40,13 +41,18 @@ class TorchaoRounding(TorchaoTechnique):
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        from transformers import AutoModelForCausalLM, TorchAoConfig
+        from torchao.utils import TorchAOBaseTensor
+        from transformers import TorchAoConfig
 
-        from genopt.models.checkpoint import load_untied, save_model
+        from genopt.models.checkpoint import load_untied, load_with, save_model
 
         chosen = parse_settings(cls.settings, params, cls.name)
         progress(f"rounding to {cls.what}")
         config = TorchAoConfig(cls.scheme(params), modules_to_not_convert=None if not chosen.head else [])
-        load = load_untied if chosen.head else AutoModelForCausalLM.from_pretrained
-        model = load(source, dtype=cls.dtype, local_files_only=True, quantization_config=config, device_map=cls.device())
+        load = load_untied if chosen.head else load_with
+        model = load(source, dtype=cls.dtype, quantization_config=config, device_map=cls.device())
+        if not any(isinstance(parameter, TorchAOBaseTensor) for parameter in model.parameters()):
+            raise InfeasibleError(
+                f"{cls.name} rounds matrices of the kind nn.Linear, and this model has none besides its head; use another technique."
+            )
         save_model(model, source, destination)

@@ -94,6 +94,10 @@ class SleepBench:
             metrics={"tpot_ms": Metric(value=milliseconds, unit="ms", conditions=where), "load_s": Metric(value=0.1, unit="s")},
         )  # fmt: skip
 
+    def lost(self) -> bool:
+        """See `Bench.lost`: there is nothing that could be."""
+        return False
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import os
 import shutil
@@ -20,12 +21,13 @@ import pytest
 from genopt import catalog, process
 from genopt.cli import main
 from genopt.environments import build as building
-from genopt.environments import place
+from genopt.environments import declaration, place
 from genopt.environments.built_in import LLAMACPP, LLMCOMPRESSOR, ONNX, OPENVINO, VLLM, VLLM_CPU
 from genopt.environments.declaration import Environment, declared, find
 from genopt.environments.installer import failure
 from genopt.errors import GenoptError, InfeasibleError, SpecError, StageError, StorageError
 from genopt.process import run_stage
+from genopt.store.files import exclusive
 
 TECHNIQUE = """
 import json, sys
@@ -267,6 +269,51 @@ def test_an_interpreter_that_cannot_be_used_is_refused(declare: Declare, tmp_pat
     assert main(["env", "use", "tiny", str(tmp_path / "bare/bin/python")]) == 2
     assert "No module named 'numpy'); install it there: pip install pydantic numpy" in capsys.readouterr().err
     assert place.states()["tiny"] == "absent"
+
+
+def test_an_interpreter_that_has_gone_is_none(declare: Declare, tmp_path: Path) -> None:
+    environment, theirs = declare(lock()), tmp_path / "python"
+    theirs.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    theirs.chmod(0o755)
+    building.adopt(environment, theirs)
+    assert place.state_of(environment) == "built"
+    theirs.unlink()
+    assert place.state_of(environment) == "absent"
+    with pytest.raises(InfeasibleError, match="is not built on this machine; build it with: genopt env build tiny"):
+        place.worker_command("tiny")
+
+
+def test_an_interpreter_that_is_too_old_is_refused(declare: Declare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    declare(lock())
+    old = tmp_path / "python3.10"
+    old.write_text("""#!/bin/sh\necho '{"python": "3.10.4", "version": [3, 10], "installed": []}'\n""")
+    old.chmod(0o755)
+    assert main(["env", "use", "tiny", str(old)]) == 2
+    assert "is Python 3.10.4, and genopt's worker needs 3.11 or newer; give another interpreter" in capsys.readouterr().err
+
+
+def test_a_build_for_one_processor_is_another_on_one_that_knows_less(declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anywhere = declare(lock())
+    native = anywhere.model_copy(update={"native": True})
+    digests = set()
+    for number, flags in enumerate(("fpu sse4_2 avx2 fma avx512f", "fpu sse4_2 avx2 fma", "sse4_2 vme avx2 fma")):
+        facts = tmp_path / f"cpuinfo-{number}"
+        facts.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
+        monkeypatch.setattr(declaration, "CPU_FACTS", facts)
+        digests.add((anywhere.digest(), native.digest()))
+    assert len({one for one, _ in digests}) == 1
+    assert len({one for _, one in digests}) == 2, "what kernels are not built with does not count"
+
+
+def test_an_installer_that_outlives_its_build_keeps_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with exclusive(path) as held:
+        installer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(held,))
+    with path.open("w") as stream, pytest.raises(BlockingIOError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    installer.communicate()
+    with exclusive(path):
+        pass
 
 
 def test_every_lock_pins_everything_once() -> None:

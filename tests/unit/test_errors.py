@@ -59,6 +59,11 @@ def test_a_foreign_error_becomes_a_stage_error_of_one_line() -> None:
 
 def test_running_out_of_memory_is_recognized() -> None:
     assert type(from_wire(to_wire(MemoryError()))) is errors.OutOfMemoryError
+    torch_error = type("OutOfMemoryError", (RuntimeError,), {})  # as PyTorch's is
+    assert type(from_wire(to_wire(torch_error("CUDA out of memory. Tried to allocate 2.00 GiB.")))) is errors.OutOfMemoryError
+    on_cpus = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+    assert type(from_wire(to_wire(on_cpus))) is errors.OutOfMemoryError
+    assert type(from_wire(to_wire(RuntimeError("shapes do not fit")))) is errors.StageError
 
 
 @pytest.mark.parametrize("payload", [{}, {"type": "NoSuchError", "message": "x"}, {"type": None, "details": "none"}])
