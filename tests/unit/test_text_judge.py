@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,17 @@ def start(folder: Path) -> Iterator[Open]:
     yield run
     for session in opened.values():
         session.close()
+
+
+def test_a_session_knows_whether_its_process_is_there(folder: Path) -> None:
+    environment = {"PYTHONPATH": str(folder / "plugin")}
+    session = SessionProcess("fake", folder / "model", {}, log=folder / "log", timeout_s=60, environment=environment)
+    assert not session.alive
+    with session:
+        assert session.alive
+        os.kill(session.pid, signal.SIGKILL)
+        session.wait()
+        assert not session.alive
 
 
 def case(session: SessionProcess, model: Path, **options: JsonValue) -> Case:
