@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from genopt.distributed import cluster
@@ -16,7 +15,7 @@ from genopt.store.run_folder import RunFolder
 
 CONFIG = "serve-canary.yaml"
 NEXT = "serve-canary-next.yaml"
-"""Until it has begun: one that is refused must leave the file of the one under way."""
+"""Until nothing speaks against it: a canary that is refused must leave the file of the one under way."""
 
 
 def begin(
@@ -47,8 +46,7 @@ def begin(
     config = checked_config(folder, variant=variant, listener=listener, name=NEXT)
     try:
         cluster.connect(address, embedded=False)
-        found = canary_deploy.begin(config, policy, wait_s=wait_s, progress=progress)
-        os.replace(config, folder.path / CONFIG)
+        found = canary_deploy.begin(config, policy, kept=folder.path / CONFIG, wait_s=wait_s, progress=progress)
     finally:
         config.unlink(missing_ok=True)
     folder.append("canary_begun", variant=found.progress.variant, stable=found.progress.stable, rollout=found.progress.rollout)

@@ -20,6 +20,7 @@ from genopt.environments.declaration import Environment
 from genopt.environments.installer import Progress, install
 from genopt.errors import GenoptError, SpecError, StorageError
 from genopt.store.files import exclusive, write_atomically
+from genopt.version import OLDEST_PYTHON
 
 INSPECTION = """
 import importlib.metadata, json, platform, sys
@@ -29,7 +30,6 @@ print(json.dumps({"python": platform.python_version(), "version": sys.version_in
 """
 """What an interpreter that somebody else made is asked."""
 INSPECTION_S = 60.0
-OLDEST_PYTHON = (3, 11)
 
 
 def build(environment: Environment, *, wheels: Path | None, progress: Progress) -> place.BuildNote:

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from genopt.measure.limits import available_memory, total_memory, usable_cores
 from genopt.plan import Record
-from genopt.version import __version__
+from genopt.version import OLDEST_PYTHON, __version__
 
 PACKAGES = (
     "accelerate", "compressed-tensors", "diffusers", "gguf", "lm-eval", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "optimum",
@@ -42,7 +42,6 @@ FLAGS = frozenset({
 GPU_QUERY_TIMEOUT_S = 5.0
 
 DISTRIBUTION = "genopt-ray"
-PYTHON = (3, 11)
 DISK_BYTES = 5e9
 """A small model, its exports and a run's records."""
 MEMORY_BYTES = 4e9
@@ -161,8 +160,8 @@ def _gpu(line: str) -> dict[str, Any] | None:
 
 
 def _python() -> Iterator[Problem]:
-    if sys.version_info < PYTHON:
-        asked, found = ".".join(map(str, PYTHON)), ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < OLDEST_PYTHON:
+        asked, found = ".".join(map(str, OLDEST_PYTHON)), ".".join(map(str, sys.version_info[:3]))
         yield Problem(what=f"Python is {found}, genopt needs {asked} or newer", remedy=f"Make a new environment with Python {asked} or newer.")
 
 

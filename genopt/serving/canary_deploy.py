@@ -24,12 +24,15 @@ PREVIOUS = "serve-previous.yaml"
 _CALL_S = 30.0
 
 
-def begin(config_path: Path, policy: Policy, *, wait_s: float, progress: Callable[[str], None]) -> RolloutStatus:
+def begin(
+    config_path: Path, policy: Policy, *, kept: Path | None = None, wait_s: float, progress: Callable[[str], None]
+) -> RolloutStatus:  # fmt: skip
     """Starts a canary beside what is deployed and waits until its engine answers; from then on the rollout needs nobody.
 
     Args:
         config_path: A `serve.yaml` of the canary: with the same application, address and model as what is deployed.
         policy: How the rollout advances.
+        kept: Where that file is put once nothing speaks against the canary, so that one under way keeps its own; None leaves it.
         wait_s: Longest wait in seconds.
         progress: Told what is waited for.
 
@@ -48,6 +51,8 @@ def begin(config_path: Path, policy: Policy, *, wait_s: float, progress: Callabl
         rollout=secrets.token_hex(8), variant=config.arguments.variant.name, stable=stable, policy=policy,
         state=str((config_path.parent / STATE).absolute()),
     )  # fmt: skip
+    if kept is not None:  # before anything starts: whoever promotes it needs the file, also where this process ends meanwhile
+        os.replace(config_path, kept)
     target = canary_application(engine_deployment(config.arguments, config.overrides), arguments)
     serve.run_many([serve.RunTarget(target=target, name=CANARY, route_prefix=None)], wait_for_applications_running=False)
 

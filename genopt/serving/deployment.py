@@ -22,7 +22,7 @@ from genopt.serving.canary_app import CANARY, find_rollout, status_of
 from genopt.serving.keys import read_keys
 from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, ServeArguments
 
-DELETED_S, LOOK_S = 60.0, 0.2
+DELETED_S = 60.0
 
 _POLL_S = 0.25
 
@@ -126,19 +126,19 @@ def undeploy(name: str = "genopt", *, end_serve: bool = True) -> bool:
     return True
 
 
-def remove(*names: str, patience_s: float | None = None) -> None:
+def remove(*names: str, patience_s: float = DELETED_S) -> None:
     """Removes applications and waits until they are gone; answers under way go on meanwhile, also after the patience ended.
 
     Args:
         names: Those that are not there are left out.
-        patience_s: Longest wait in seconds; None waits a minute.
+        patience_s: Longest wait in seconds.
     """
     for name in names:
         if name in serve.status().applications:
             serve.delete(name, _blocking=False)  # by itself it waits a minute and then raises, whatever is still under way
-    deadline = time.monotonic() + (DELETED_S if patience_s is None else patience_s)
+    deadline = time.monotonic() + patience_s
     while set(names) & set(serve.status().applications) and time.monotonic() < deadline:
-        time.sleep(LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def require_keys_kept(config: Config) -> None:
