@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from genopt import clock
 from genopt.clock import Window
 from genopt.distributed import cluster, stages
-from genopt.plan import Plan
-from genopt.tasks.base import Evaluation, failed
+from genopt.plan import Artifact, Plan
+from genopt.quality.held_out import held_out
+from genopt.tasks.base import BenchConfig, Evaluation, failed
+from genopt.tasks.text_data import TextSet
+from genopt.testing.fake_task import fake_plan, write_fake_model
+from genopt.testing.plugin import write_plugin
 
 pytestmark = pytest.mark.ray
 SECONDS = 1.5
@@ -90,6 +96,45 @@ def test_nothing_starts_that_cannot_finish(node: cluster.Node) -> None:
         found = Evaluation.model_validate(ray.get(stages.evaluate_on({"": bench}, node, plan, ray.put(made), late)))
         assert found.candidate.status == "skipped"
         assert "--budget" in found.candidate.reason
+
+
+def test_a_bench_whose_references_died_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes the original or the baseline along costs neither the candidate of that moment nor those after it."""
+    write_fake_model(tmp_path / "model")
+    write_plugin(tmp_path / "plugin")
+    monkeypatch.syspath_prepend(str(tmp_path / "plugin"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "plugin"))
+    windows = tuple(tuple(97 + (3 * row + place * row) % 26 for place in range(33)) for row in range(40))
+    data = TextSet(
+        windows=windows, prompts=windows[:1], stop_ids=(257,), calibration="", source="a", digest="b", calibration_source="c",
+        calibration_digest="d", held_out=held_out(tmp_path / "model", windows, 400),
+    )  # fmt: skip
+    (tmp_path / "data.json").write_text(data.model_dump_json())
+    model = Artifact(digest="d" * 64, path=str(tmp_path / "model"), bytes=1)
+    config = BenchConfig(
+        original=model.path, artifact=model, data=str(tmp_path / "data.json"), logs=str(tmp_path), concurrency=(1,), output_tokens=8, threads=1,
+        parameters=1, quality=0.9, seed=0, store=str(tmp_path / "store"), precision=0.2,
+    )  # fmt: skip
+    plan, deadline = fake_plan("faster", delay_ms=1).model_dump(mode="json"), clock.Moment.of(clock.now() + 300).model_dump(mode="json")
+    bench = stages.BenchActor("fake-text", config.model_dump(mode="json"), "", [], deadline)
+
+    def evaluation() -> Evaluation:
+        return Evaluation.model_validate(bench.evaluate(plan, model.model_dump(mode="json"), deadline))
+
+    try:
+        assert "result" in bench.references(deadline)
+        found = evaluation()
+        assert (found.candidate.status, found.again) == ("accepted", "no"), found.candidate.reason
+        assert bench.intact()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # some end with those before them
+                if "session" in process.cmdline():
+                    process.kill()
+        found = evaluation()
+        assert (found.candidate.status, found.again) == ("failed", "now")
+        assert not bench.intact(), "so that another one is started in its place"
+    finally:
+        bench.close()
 
 
 def test_a_bench_that_is_lost_or_stuck_is_data(node: cluster.Node) -> None:
