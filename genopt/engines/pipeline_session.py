@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import math
 import time
@@ -61,6 +62,7 @@ class PipelineSession(ABC):
         self._timestep = NO_STEP
         self._set_scheduler()
         self._require_guided()
+        _draw_in_single_precision(pipeline)
 
     @property
     def pipeline(self) -> Any:
@@ -200,6 +202,23 @@ class _Run:
             )
             for request, wanted in self._wanted.items()
         ]  # fmt: skip
+
+
+def _draw_in_single_precision(pipeline: Any) -> None:
+    """Begins a seed's image with the same noise whatever the arithmetic: PyTorch 2.11 draws other numbers in bfloat16 than in float32."""
+    if not pipelines.draws_noise(pipeline):
+        return
+    draw = pipeline.prepare_latents
+    signature = inspect.signature(draw)
+
+    def drawn(*arguments: Any, **named: Any) -> Any:
+        given = signature.bind(*arguments, **named)
+        wanted = given.arguments["dtype"]
+        given.arguments["dtype"] = torch.float32
+        found = draw(*given.args, **given.kwargs)
+        return tuple(part.to(wanted) for part in found) if isinstance(found, tuple) else found.to(wanted)
+
+    pipeline.prepare_latents = drawn
 
 
 def _png(image: Any) -> bytes:

@@ -104,6 +104,12 @@ def takes(pipeline: Any, parameter: str) -> bool:
     return parameter in inspect.signature(type(pipeline).__call__).parameters
 
 
+def draws_noise(pipeline: Any) -> bool:
+    """Whether the noise that an image begins with comes from a method of the pipeline that is told its dtype."""
+    draw = inspect.getattr_static(type(pipeline), "prepare_latents", None)
+    return draw is not None and "dtype" in inspect.signature(draw).parameters
+
+
 def default(pipeline: Any, parameter: str) -> Any:
     """What a call of the pipeline takes for a parameter that it is not given."""
     found = inspect.signature(type(pipeline).__call__).parameters.get(parameter)

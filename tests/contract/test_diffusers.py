@@ -65,6 +65,21 @@ def test_guidance_ends_after_its_share_of_the_steps(write: Callable[[Path], Path
     assert sizes_of_calls(session, ASKED.model_copy(update={"guidance": 0.0})) == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_pixart])
+def test_a_seed_is_the_same_noise_in_every_precision(write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.11 draws other numbers in bfloat16 than in float32."""
+    draw = torch.randn
+
+    def of_an_older_release(*size: Any, dtype: torch.dtype | None = None, **named: Any) -> torch.Tensor:
+        values = draw(*size, dtype=dtype, **named)
+        return -values if dtype == torch.bfloat16 else values
+
+    monkeypatch.setattr(torch, "randn", of_an_older_release)
+    folder = write(tmp_path / "pipeline")
+    (single,), (reduced,) = (opened(folder, dtype=dtype).generate([ASKED]) for dtype in ("float32", "bfloat16"))
+    assert ssim(single.pixels(), reduced.pixels()) > 0.99
+
+
 @pytest.mark.parametrize("kernels", ["math", "flash"])
 def test_attention_by_chosen_kernels_makes_the_same_image(pipeline: Path, kernels: str) -> None:
     (plain,), (chosen,) = (opened(pipeline, attention=attention).generate([ASKED]) for attention in (None, kernels))
