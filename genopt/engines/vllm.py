@@ -34,6 +34,8 @@ class VllmOptions(Record):
         lookahead: Tokens of an answer that are guessed from what followed the same words before, in the prompt or the answer, and checked in one
             step (prompt lookup: Saxena, 2023); greedy answers stay what they are. 0 guesses none.
         draft_tokens: Likewise, guessed by the smaller model that the artifact brings (technique `attach_draft`).
+        kernels: Which multiply by weights of a compressed checkpoint; None lets vLLM choose, which takes Machete for 4 bits on an H100 or H200.
+            There `humming`, compiled for the matrices at hand while it opens, was faster with 1 to 128 streams, and `marlin` with up to 32.
         prefix_caching: Keep what was read of prompts for those that begin alike.
         graphs: Compile the model, and on GPUs replay its steps as graphs.
         cache_gib: Room for keys and values on CPUs, in GiB; GPUs give most of what is free.
@@ -49,6 +51,7 @@ class VllmOptions(Record):
     max_batched_tokens: int = Field(default=2048, ge=16)
     lookahead: int = Field(default=0, ge=0, le=16)
     draft_tokens: int = Field(default=0, ge=0, le=16)
+    kernels: Literal["humming", "marlin"] | None = None
     prefix_caching: bool = False
     graphs: bool = True
     cache_gib: int = Field(default=1, gt=0)
@@ -65,6 +68,7 @@ class VllmEngine:
         Tunable(name="cache_type", choices=(None, "fp8"), words=("", "kv-fp8")),
         Tunable(name="max_batched_tokens", choices=(2048, 8192), words=("", "8k-steps")),
         Tunable(name="lookahead", choices=(0, 4), words=("", "lookahead-4")),
+        Tunable(name="kernels", choices=(None, "humming", "marlin"), words=("", "humming", "marlin")),
     )
     environment: str | None = "vllm"
     layer_overhead_s = 1e-5
@@ -75,6 +79,8 @@ class VllmEngine:
         chosen = parse_settings(VllmOptions, options, "vllm")
         if capability() is None:
             raise InfeasibleError("vLLM's kernels for NVIDIA need a GPU and there is none here; on CPUs use the engine vllm_cpu.")
+        if chosen.quantization is not None and chosen.kernels is not None:
+            raise InfeasibleError("Kernels are chosen for checkpoints that are compressed; leave kernels out where vLLM itself rounds to fp8.")
         if "fp8" in (chosen.quantization, chosen.cache_type):
             require_capability(FLOAT8, "8-bit floats")
 
@@ -100,6 +106,8 @@ class VllmCpuEngine:
         chosen = parse_settings(VllmOptions, options, "vllm_cpu")
         if "fp8" in (chosen.quantization, chosen.cache_type):
             raise InfeasibleError("vLLM has no 8-bit floats on CPUs; use the engine vllm on a GPU of compute capability 8.9 or later.")
+        if chosen.kernels is not None:
+            raise InfeasibleError("vLLM has no choice of kernels on CPUs; leave kernels out, or use the engine vllm on a GPU.")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:

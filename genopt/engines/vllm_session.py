@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ Logits = NDArray[np.float32]
 AGREES = 0.05
 """How far a log-probability that vLLM tells may lie from the one that follows from the logits that were read."""
 
+KERNELS: Mapping[str | None, Mapping[str, str]] = {None: {}, "humming": {"quantization": "humming"}, "marlin": {"linear_backend": "marlin"}}
+"""How vLLM is asked for the kernels that multiply by compressed weights."""
 LOOKED_UP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 """Tokens of the text's end that are looked for further up."""
 
@@ -187,6 +190,9 @@ def _loaded(folder: Path, options: VllmOptions) -> Any:
     named: dict[str, Any] = {"max_model_len": options.max_context, "quantization": options.quantization}
     if options.cache_type is not None:
         named["kv_cache_dtype"] = options.cache_type
+    if options.kernels is not None and "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise InfeasibleError("Kernels are chosen for compressed checkpoints, which this is not; leave kernels out.")
+    named |= KERNELS[options.kernels]
     if options.lookahead:
         named["speculative_config"] = {"method": "ngram", "num_speculative_tokens": options.lookahead, **LOOKED_UP}
     if options.draft_tokens:

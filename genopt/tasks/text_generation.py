@@ -197,7 +197,8 @@ class TextGeneration:
         blocks.insert(3, _space().complete({ENGINE: "llamacpp", "gguf.format": "Q8_0", "llamacpp.lookahead": 8}))
         rounded = _vllm("FP8_DYNAMIC")
         paged = _space().complete({ENGINE: "openvino", "openvino.attention": "paged", "openvino.lookahead": 8})
-        return [*blocks, paged, rounded | {"vllm.cache_type": "fp8"}, rounded | {"vllm.max_batched_tokens": 8192}]
+        four_bits = _vllm("W4A16") | {"vllm.kernels": "humming"}
+        return [*blocks, paged, rounded | {"vllm.cache_type": "fp8"}, four_bits, rounded | {"vllm.max_batched_tokens": 8192}]
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

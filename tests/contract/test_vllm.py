@@ -48,6 +48,8 @@ def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     VllmCpuEngine.check({"threads": 2, "max_streams": 8})
     with pytest.raises(InfeasibleError, match="no 8-bit floats on CPUs"):
         VllmCpuEngine.check({"quantization": "fp8"})
+    with pytest.raises(InfeasibleError, match="no choice of kernels on CPUs"):
+        VllmCpuEngine.check({"kernels": "marlin"})
     with pytest.raises(SpecError, match="precision"):
         VllmCpuEngine.check({"precision": "int8"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -58,6 +60,10 @@ def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     VllmEngine.check({})
     with pytest.raises(InfeasibleError, match=r"compute capability 8\.9"):
         VllmEngine.check({"cache_type": "fp8"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    VllmEngine.check({"kernels": "humming"})
+    with pytest.raises(InfeasibleError, match="leave kernels out where vLLM itself rounds to fp8"):
+        VllmEngine.check({"kernels": "humming", "quantization": "fp8"})
 
 
 def test_a_method_refuses_formats_that_it_does_not_round_to(llama: Path) -> None:
