@@ -124,7 +124,7 @@ def undeploy(
     from genopt.store.run_folder import RunFolder
 
     try:
-        removed = rollout.undeploy(RunFolder.existing(run) if run is not None else None, address=address)
+        removed = rollout.undeploy(RunFolder.existing(run) if run is not None else None, address=address, progress=say)
     finally:
         cluster.disconnect()
     say("The deployment has ended." if removed else "Nothing of genopt is deployed there.")

@@ -157,12 +157,13 @@ def checked_config(folder: RunFolder, *, variant: str | None, listener: Listener
     return config
 
 
-def undeploy(folder: RunFolder | None = None, *, address: str | None = None) -> bool:
+def undeploy(folder: RunFolder | None = None, *, address: str | None = None, progress: Callable[[str], None] = lambda _: None) -> bool:
     """Takes the deployment down.
 
     Args:
         folder: A run to record it in.
         address: Ray cluster to join.
+        progress: Told what is waited for.
 
     Returns:
         Whether there was one.
@@ -171,7 +172,7 @@ def undeploy(folder: RunFolder | None = None, *, address: str | None = None) -> 
         ClusterError: There is no cluster.
     """
     cluster.connect(address, embedded=False)
-    removed = deployment.undeploy(APPLICATION)
+    removed = deployment.undeploy(APPLICATION, progress=progress)
     if folder is not None and removed:
         folder.append("undeployed")
         write_reports(folder)

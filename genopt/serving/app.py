@@ -13,6 +13,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -20,6 +21,7 @@ from genopt import catalog
 from genopt.plan import Record
 from genopt.serving.answer import Patience
 from genopt.serving.api import Api
+from genopt.serving.binding import require_private
 from genopt.serving.canary_app import RayControl, canary_application, canary_engine
 from genopt.serving.exchange import ENGINE_LOST, AnyAsk, Caller, Event, Refusal, Served
 from genopt.serving.guard import Finished
@@ -31,6 +33,7 @@ from genopt.serving.request_log import log_finished
 from genopt.serving.retry import Retrying
 from genopt.serving.rollout import RolloutArguments
 from genopt.serving.routing import Routed
+from genopt.serving.tracing import noting
 
 READY_S = 5.0
 KNOWN_S = 1.0
@@ -154,9 +157,12 @@ class Ingress:
 
     Raises:
         SpecError: The file of keys cannot be used.
+        DeploymentError: Serve listens in public and there are no keys, or traces are asked for that cannot be sent.
     """
 
     def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[Any]) -> None:
+        _require_private(arguments.keys)
+        self._traced = noting(arguments.model_id)
         self._gate = OpenGate() if arguments.keys is None else KeyGate(Path(arguments.keys))
         self._api = api_of(arguments)
         served = Served(model=arguments.model_id, variant=arguments.variant.name)
@@ -164,13 +170,20 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
-        limits, metrics = Limits(patience=Patience(answer_s=LONGEST_STREAM_S)), RequestMetrics()
+        limits, told = Limits(patience=Patience(answer_s=LONGEST_STREAM_S)), (log_finished, RequestMetrics().note, *self._traced)
 
         def finished(request: Finished) -> None:
-            log_finished(request)
-            metrics.note(request)
+            for note in told:
+                note(request)
 
         return create_app(backend=self._backend, gate=self._gate, limits=limits, finished=finished, api=self._api)
+
+
+def _require_private(keys: str | None) -> None:
+    """See `genopt.serving.binding.require_private`; `serve deploy` takes the address from a file that anybody may have edited."""
+    host = _get_global_client().http_config.host  # what nothing else in this process knows
+    if host is not None:
+        require_private(host, keys)
 
 
 def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:

@@ -25,6 +25,8 @@ from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, ServeArguments
 DELETED_S = 60.0
 
 _POLL_S = 0.25
+_QUIET_S, _SAID_EVERY_S = 2.0, 30.0
+"""After how long a wait is spoken of, and how often then."""
 
 
 class Endpoint(Record):
@@ -107,12 +109,13 @@ def status() -> dict[str, Any]:
     return found
 
 
-def undeploy(name: str = "genopt", *, end_serve: bool = True) -> bool:
+def undeploy(name: str = "genopt", *, end_serve: bool = True, progress: Callable[[str], None] = lambda _: None) -> bool:
     """Removes an application.
 
     Args:
         name: The application.
         end_serve: End Serve itself too when nothing else is left; not needed where Ray ends at once.
+        progress: Told what is waited for.
 
     Returns:
         Whether there was such an application.
@@ -120,25 +123,31 @@ def undeploy(name: str = "genopt", *, end_serve: bool = True) -> bool:
     known = serve.status().applications
     if name not in known:
         return False
-    remove(CANARY, name, patience_s=DRAIN_S if end_serve else DELETED_S)
+    remove(CANARY, name, patience_s=DRAIN_S if end_serve else DELETED_S, progress=progress)
     if end_serve and set(known) <= {CANARY, name}:
         serve.shutdown()
     return True
 
 
-def remove(*names: str, patience_s: float = DELETED_S) -> None:
+def remove(*names: str, patience_s: float = DELETED_S, progress: Callable[[str], None] = lambda _: None) -> None:
     """Removes applications and waits until they are gone; answers under way go on meanwhile, also after the patience ended.
 
     Args:
         names: Those that are not there are left out.
         patience_s: Longest wait in seconds.
+        progress: Told what is waited for, where it takes a while.
     """
     for name in names:
         if name in serve.status().applications:
             serve.delete(name, _blocking=False)  # by itself it waits a minute and then raises, whatever is still under way
-    deadline = time.monotonic() + patience_s
-    while set(names) & set(serve.status().applications) and time.monotonic() < deadline:
+    now = time.monotonic()
+    deadline, said_at = now + patience_s, now + _QUIET_S
+    while set(names) & set(serve.status().applications) and now < deadline:
+        if now > said_at:
+            progress(f"waiting for answers that are under way, {deadline - now:.0f} s at most")
+            said_at = now + _SAID_EVERY_S
         time.sleep(_POLL_S)
+        now = time.monotonic()
 
 
 def require_keys_kept(config: Config) -> None:

@@ -97,6 +97,7 @@ class Finished(Record):
         ttft_s: Time to the first token, of what is streamed: a whole answer tells nothing of it.
         tpot_s: Time per further token, likewise.
         e2el_s: Time to the end.
+        trace: The caller's place in a trace, as its header `traceparent` says (W3C Trace Context).
     """
 
     request: str
@@ -111,6 +112,7 @@ class Finished(Record):
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2el_s: float = 0.0
+    trace: str | None = None
 
 
 class Guard:
@@ -232,6 +234,10 @@ class _Exchange:
         return self._headers.get(b"x-request-id", b"").decode("ascii", "replace")[:_LONGEST_NAME]
 
     @property
+    def _trace(self) -> str | None:
+        return self._headers.get(b"traceparent", b"").decode("ascii", "replace")[:_LONGEST_NAME] or None
+
+    @property
     def _answer(self) -> Answered | None:
         state: MutableMapping[str, Any] = self._scope.get("state", {})
         return state.get("answer")
@@ -281,7 +287,8 @@ class _Exchange:
         return Finished(
             request=self.request_id, endpoint=path if path in ENDPOINTS else "other", key=key,
             variant=(answer.variant if answer is not None else "") or self._variant, status=self.status,
-            code=failure.code if failure is not None else self._code, stream=streamed, e2el_s=now - self._began, **times,
+            code=failure.code if failure is not None else self._code, stream=streamed, e2el_s=now - self._began,
+            trace=self._trace, **times,
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import sys
@@ -33,6 +34,9 @@ MEMORY_SHARE, LEAST_CONTEXT = 0.8, 256
 """Of the node's free memory that keys and values may take, and the context that is served even where that says less."""
 
 
+_LOGGER = logging.getLogger("ray.serve")
+
+
 class EngineReplica:
     """Continues prompts. The engine is warm when the constructor returns.
 
@@ -58,7 +62,10 @@ class EngineReplica:
         )  # fmt: skip
         self._metrics = EngineMetrics(arguments.variant.name)
         session.open()
-        self._context = min(self._context, _room(session.memory(), arguments))
+        room = _room(session.memory(), arguments)
+        if room < self._context:
+            _LOGGER.warning("Free memory holds %d tokens of each of %d requests; longer ones are refused.", room, arguments.max_batch)
+        self._context = min(self._context, room)
         self._scheduler = _scheduler(session, arguments, self._metrics.note)
         self._tether = Tether(session)
 

@@ -337,7 +337,16 @@ def test_prometheus_is_told_of_requests_tokens_times_and_the_engine(endpoint: de
 
 def test_undeploying_frees_the_port_and_a_foreign_listener_is_noticed(endpoint: deployment.Endpoint, folder: Path) -> None:
     assert deployment.status()["genopt"]["status"] == "RUNNING"
-    assert deployment.undeploy()
+    said: list[str] = []
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="unused", timeout=30) as caller:
+        stream = caller.completions.create(model="tiny", prompt="go on", max_tokens=CONTEXT - 20, stream=True)
+        texts = [next(stream).choices[0].text]
+        with ThreadPoolExecutor(1) as pool:
+            ending = pool.submit(deployment.undeploy, progress=said.append)
+            texts += [chunk.choices[0].text for chunk in stream]
+            assert ending.result()
+    assert "".join(texts) == _expected(CONTEXT - 20), "what is under way is answered to its end"
+    assert said[0].startswith("waiting for answers that are under way")
     assert not deployment.undeploy()
     assert deployment.status() == {}
     with socket.socket() as taken:
