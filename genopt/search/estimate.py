@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from genopt import catalog
 from genopt.plan import Plan, Record, Step
-from genopt.search.predict import runtime_of
+from genopt.search.predict import engine_of, runtime_of
 
 UNKNOWN_S = 45.0
 """Assumed for the first candidate of an engine, besides loading, where the references do not tell."""
@@ -48,15 +48,17 @@ def expected_s(
 
     Args:
         plan: The candidate.
-        history: Seconds of finished candidates by what runs them (`genopt.search.predict.runtime_of`), without their time boxes.
+        history: Seconds of finished candidates by what runs them (`genopt.search.predict.runtime_of`), without their time boxes. Where none ran
+            with the same options, the slowest kind of the same engine bounds what is assumed: pipelines run each candidate with others.
         load_s: Seconds that opening took for a reference, likewise: compiling a step takes longer than all else.
         references_s: Seconds that measuring both references took: no candidate is expected to need more, nor less than half of them, since
             large models take their time in every engine.
     """
     runtime = runtime_of(plan)
     past = history.get(runtime)
+    alike = [median(seconds) for other, seconds in history.items() if seconds and engine_of(other) == plan.engine]
     unknown = max(min(UNKNOWN_S, references_s), references_s / 2)
-    seconds = median(past) if past else unknown + load_s.get(runtime, 0.0)
+    seconds = median(past) if past else min(unknown, max(alike, default=unknown)) + load_s.get(runtime, 0.0)
     return seconds + time_boxes_s(plan) + CALIBRATION_S * sum(_calibrates(step) for step in plan.steps)
 
 

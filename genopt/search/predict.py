@@ -84,6 +84,12 @@ def runtime_of(plan: Plan) -> str:
     return json.dumps([plan.engine, {name: value for name, value in plan.options.items() if name != "spare_threads"}], sort_keys=True)
 
 
+def engine_of(runtime: str) -> str:
+    """The engine of what runs a plan."""
+    found: str = json.loads(runtime)[0]
+    return found
+
+
 class Predictor:
     """Predicts seconds per unit of work.
 

@@ -57,14 +57,14 @@ class ImageBench:
         )
         self._baseline_ratio = found.ratio
         self._judge.prepare(original, found.baseline_metrics["latency_ms"].value / 1e3, deadline, progress)
-        quality = self._judge.verdict(ImageCase(baseline), deadline, progress)
+        quality = self._judge.of_baseline(ImageCase(baseline), progress)
         unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         return References(
             original=self._reference(
                 original_plan, "the pipeline as it is run today", "original", found.baseline_metrics, None, {"vs_original": unit}
             ),
             baseline=self._reference(
-                baseline_plan, note, "baseline", found.candidate_metrics, quality.model_copy(update={"verdict": "reference"}),
+                baseline_plan, note, "baseline", found.candidate_metrics, quality,
                 {"vs_original": found.ratio, "vs_baseline": aa},
             ),
             aa=aa.model_dump(), samples=_rows("baseline", found), evaluation=self._judge.facts(),

@@ -122,7 +122,11 @@ class ImageJudge:
                 quality = quality.model_copy(update={"details": {**quality.details, "stopped": stopped, "reason": stopped}})
                 break
             quality = self._look(case, look, progress)
-        return quality.model_copy(update={"details": {**quality.details, SHEET: contact_sheet(case.found)}})
+        return _shown(quality, case)
+
+    def of_baseline(self, case: ImageCase, progress: Progress) -> Quality:
+        """On few images: it is no candidate, and they show whether it makes the original's, while the time is that of candidates."""
+        return _shown(self._look(case, 0, progress), case).model_copy(update={"verdict": "reference"})
 
     def _look(self, case: ImageCase, look: int, progress: Progress) -> Quality:
         """Has the candidate make the images that a look adds, and asks the gate."""
@@ -164,6 +168,10 @@ class ImageJudge:
     def _artifact(self, facts: dict[str, object], make: Callable[[Path], tuple[str, ...]]) -> list[Image]:
         folder = Path(self._store.build(step_key(self._config.artifact.digest, "images", VERSION, facts, {}), make).path)
         return [np.asarray(PillowImage.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))]
+
+
+def _shown(quality: Quality, case: ImageCase) -> Quality:
+    return quality.model_copy(update={"details": {**quality.details, SHEET: contact_sheet(case.found)}})
 
 
 def contact_sheet(pairs: Pairs) -> list[JsonValue]:

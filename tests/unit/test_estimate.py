@@ -31,3 +31,11 @@ def test_those_that_ended_tell_and_their_time_boxes_are_their_own() -> None:
     boxed = COMPILED.model_copy(update={"steps": (Step(technique="distill", params={"time_s": 30.0}),)})
     assert expected_s(COMPILED, history, LOAD_S) == 120.0
     assert expected_s(boxed, history, LOAD_S) == pytest.approx(150.0)
+
+
+def test_others_of_the_same_engine_bound_what_is_assumed_where_options_are_new() -> None:
+    fewer, many = (Plan(name=f"{steps}", engine="diffusers", options={"num_inference_steps": steps}) for steps in (10, 25))
+    history = {runtime_of(many): [80.0, 90.0], runtime_of(COMPILED): [20.0]}
+    assert expected_s(fewer, history, references_s=280.0) == 85.0
+    assert expected_s(fewer, {runtime_of(COMPILED): [20.0]}, references_s=280.0) == 140.0, "other engines tell nothing"
+    assert expected_s(EAGER, {runtime_of(COMPILED): [500.0]}, LOAD_S) == UNKNOWN_S + 6.0, "and what took longer does not make it more"
