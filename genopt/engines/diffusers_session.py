@@ -45,6 +45,8 @@ class DiffusersSession(PipelineSession):
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         pipeline = pipelines.load_pipeline(folder, options.dtype)
+        if not pipelines.takes(pipeline, "prompt"):
+            raise InfeasibleError(f"{type(pipeline).__name__} makes images of something else than a prompt; give a text-to-image pipeline.")
         self._denoiser_name = pipelines.denoiser_name(pipeline.components)
         self._denoiser: Any = pipeline.components[self._denoiser_name]
         super().__init__(folder, pipeline, pipelines.Tokenizers.of_pipeline(pipeline), options)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from genopt.engines.diffusers_engine import DiffusersEngine
@@ -63,6 +64,14 @@ def test_guidance_ends_after_its_share_of_the_steps(write: Callable[[Path], Path
     assert sizes_of_calls(session) == [2, 2, 1, 1]
     assert sizes_of_calls(session) == [2, 2, 1, 1], "and begins anew with the next image"
     assert sizes_of_calls(session, ASKED.model_copy(update={"guidance": 0.0})) == [1, 1, 1, 1]
+
+
+def test_a_pipeline_without_prompts_is_refused(tmp_path: Path) -> None:
+    denoiser = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, out_channels=8, num_layers=1, sample_size=8, norm_num_groups=1)
+    pipeline = DiTPipeline(transformer=denoiser, vae=AutoencoderKL(block_out_channels=(32,)), scheduler=DDIMScheduler(), id2label={0: "zero"})
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(InfeasibleError, match="DiTPipeline makes images of something else than a prompt"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_pixart])
