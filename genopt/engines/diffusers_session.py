@@ -19,6 +19,7 @@ from genopt.engines.pipeline_session import NO_STEP, PipelineSession
 from genopt.engines.process_memory import process_memory
 from genopt.errors import InfeasibleError
 from genopt.models import pipeline_loading as pipelines
+from genopt.models.pipeline_prompts import prompts_of
 
 ATTENTION_STEPS, ATTENTION_EVERY = (100, 850), 2
 """Pyramid Attention Broadcast: between which timesteps, and how often attention is computed there."""
@@ -49,7 +50,7 @@ class DiffusersSession(PipelineSession):
             raise InfeasibleError(f"{type(pipeline).__name__} makes images of something else than a prompt; give a text-to-image pipeline.")
         self._denoiser_name = pipelines.denoiser_name(pipeline.components)
         self._denoiser: Any = pipeline.components[self._denoiser_name]
-        super().__init__(folder, pipeline, pipelines.Tokenizers.of_pipeline(pipeline), options)
+        super().__init__(folder, pipeline, prompts_of(folder), options)
         self._set_cache()
         self._lay_out()
         self._set_attention()
@@ -132,7 +133,7 @@ class DiffusersSession(PipelineSession):
         if self._options.compile == "none":
             super().warm_up()
         else:
-            self.generate([ImageRequest(prompt="a")])
+            self.generate([ImageRequest(prompt=self._example)])
 
     @contextmanager
     def _prepared(self, count: int) -> Iterator[None]:
@@ -185,4 +186,5 @@ class _Replayed:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
-        return tuple(part.clone() for part in self._compiled(*arguments, **named))  # pipelines ask for a tuple
+        found = self._compiled(*arguments, **named)
+        return tuple(part.clone() for part in found) if isinstance(found, tuple) else type(found)(found.sample.clone())

@@ -15,7 +15,7 @@ from genopt.engines.pipeline_options import PipelineOptions
 from genopt.engines.pipeline_session import PipelineSession
 from genopt.engines.process_memory import process_memory
 from genopt.errors import ModelError
-from genopt.models.pipeline_loading import Tokenizers
+from genopt.models.pipeline_prompts import prompts_of
 
 
 class OrtDiffusersSession(PipelineSession):
@@ -33,7 +33,7 @@ class OrtDiffusersSession(PipelineSession):
     def __init__(self, folder: Path, options: PipelineOptions) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)  # schedulers and the images' last steps
-        super().__init__(folder, _load(folder, options.threads), Tokenizers.of_folder(folder), options)
+        super().__init__(folder, _load(folder, options.threads), prompts_of(folder), options)
 
     @contextmanager
     def _prepared(self, count: int) -> Iterator[None]:

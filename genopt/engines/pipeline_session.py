@@ -21,6 +21,7 @@ from genopt.engines.pipeline_options import SCHEDULERS, PipelineOptions
 from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageError
 from genopt.models import pipeline_loading as pipelines
 from genopt.models import pipeline_sampling
+from genopt.models.pipeline_prompts import Prompts
 
 GUIDED: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionPipeline": ("prompt_embeds",),
@@ -45,15 +46,15 @@ class PipelineSession(ABC):
     Args:
         folder: Folder of the pipeline.
         pipeline: What was loaded from it: of diffusers, or of a class that inherits its call.
-        tokenizers: Its tokenizers.
+        prompts: What it can be asked for.
         options: Runtime options.
 
     Raises:
         InfeasibleError: The pipeline cannot be run with these options.
     """
 
-    def __init__(self, folder: Path, pipeline: Any, tokenizers: pipelines.Tokenizers, options: PipelineOptions) -> None:
-        self._pipeline, self._tokenizers, self._options = pipeline, tokenizers, options
+    def __init__(self, folder: Path, pipeline: Any, prompts: Prompts, options: PipelineOptions) -> None:
+        self._pipeline, self._prompts, self._options = pipeline, prompts, options
         self._family = pipelines.class_name(folder)
         own = pipeline_sampling.read(folder)
         self._steps: int = options.num_inference_steps or own.num_inference_steps or pipelines.default(pipeline, "num_inference_steps")
@@ -76,7 +77,12 @@ class PipelineSession(ABC):
 
     def warm_up(self) -> None:
         """Makes an image in few steps."""
-        self.generate([ImageRequest(prompt="a", steps=min(WARM_UP_STEPS, self._steps))])
+        self.generate([ImageRequest(prompt=self._example, steps=min(WARM_UP_STEPS, self._steps))])
+
+    @property
+    def _example(self) -> str:
+        """Any prompt that the pipeline takes."""
+        return next(iter(self._prompts.examples), "a")
 
     @abstractmethod
     def _prepared(self, count: int) -> AbstractContextManager[None]:
@@ -145,7 +151,7 @@ class PipelineSession(ABC):
         return {"callback": step, "callback_steps": 1}
 
     def _require_prompt(self, prompt: str) -> None:
-        problem = self._tokenizers.objection(prompt)
+        problem = self._prompts.objection(prompt)
         if problem:
             raise SpecError(problem, {"param": "prompt"})
 

@@ -16,11 +16,15 @@ Denoiser = Literal["unet", "transformer"]
 DENOISERS: Mapping[str, Denoiser] = {
     "UNet2DConditionModel": "unet",  # Stable Diffusion 1 and 2, SDXL, and what was distilled from them
     "PixArtTransformer2DModel": "transformer",
-    "Transformer2DModel": "transformer",  # DiT, and PixArt as it was saved first
+    "Transformer2DModel": "transformer",  # DiT and PixArt, as they were saved first
+    "DiTTransformer2DModel": "transformer",
     "SD3Transformer2DModel": "transformer",
     "FluxTransformer2DModel": "transformer",
 }
 """The kind of denoiser by its class in diffusers; those whose blocks are known."""
+
+OF_CLASSES = "DiTPipeline"
+"""The pipeline that makes images of classes; it is asked for one by its name or number."""
 
 _COMPONENT_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _NOT_TEXT_TO_IMAGE = ("Img2Img", "Inpaint", "Upscale", "Video", "Audio", "Edit", "Depth2Img", "Super")
@@ -76,7 +80,8 @@ def inspect_pipeline(folder: Path, *, trust_remote_code: bool) -> Pipeline:
     classes = dict(_classes(index))
     named = index.get("_class_name")
     architecture = str(named[-1] if isinstance(named, list) and named else named)
-    if not any(name.startswith("text_encoder") for name in classes) or any(word in architecture for word in _NOT_TEXT_TO_IMAGE):
+    asked_in_words = any(name.startswith("text_encoder") for name in classes) or architecture == OF_CLASSES
+    if not asked_in_words or any(word in architecture for word in _NOT_TEXT_TO_IMAGE):
         raise ModelError(f"{folder} is {architecture}; {TAKES}, so give one of those.")
     own_code = isinstance(named, list) or any((folder / name / f"{library}.py").is_file() for name, (library, _) in classes.items())
     if own_code and not trust_remote_code:

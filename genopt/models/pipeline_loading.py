@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from torch import nn
 
 from genopt.errors import ModelError
 from genopt.models import quantized
+from genopt.models.pipeline import OF_CLASSES
 from genopt.models.trust import trusted
 
 DENOISERS = ("unet", "transformer")
 """Names of the component that every step runs."""
-LONGEST_PROMPT = 1_000_000
-"""Tokenizers without a limit give a larger number than this."""
 
 
 def denoiser_name(names: Iterable[str]) -> str:
@@ -34,15 +33,20 @@ def denoiser_name(names: Iterable[str]) -> str:
     return found
 
 
+def index(folder: Path) -> dict[str, Any]:
+    """What diffusers wrote of the pipeline as a whole."""
+    found: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return found
+
+
 def components(folder: Path) -> dict[str, str]:
     """Class name by component, of those that have one."""
-    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    return {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and entry[1]}
+    return {name: entry[1] for name, entry in index(folder).items() if isinstance(entry, list) and len(entry) == 2 and entry[1]}
 
 
 def class_name(folder: Path) -> str:
     """Name of the pipeline's class in diffusers."""
-    found: str = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    found: str = index(folder)["_class_name"]
     return found
 
 
@@ -67,16 +71,34 @@ def load_pipeline(folder: Path, dtype: str | None = None) -> Any:
     if missing:
         raise ModelError(f"The pipeline in {folder} lacks {', '.join(missing)}; fetch all of its component folders again.")
     wanted = stored_dtype(folder) if dtype is None else getattr(torch, dtype)
+    kind: Any = DiffusionPipeline
+    given: dict[str, Any] = {}
+    if class_name(folder) == OF_CLASSES:
+        from genopt.models.class_pipeline import ClassPipeline
+
+        kind, given = ClassPipeline, {"id2label": {int(number): name for number, name in class_names(folder).items()}}
     try:
-        given = {name: quantized.load(folder / name, wanted) for name in parts if quantized.is_quantized(folder / name)}
+        given |= {name: quantized.load(folder / name, wanted) for name in parts if quantized.is_quantized(folder / name)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries deprecate among themselves
-            pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=wanted, local_files_only=True, trust_remote_code=trusted(), **given)
+            pipeline = kind.from_pretrained(folder, torch_dtype=wanted, local_files_only=True, trust_remote_code=trusted(), **given)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(f"The pipeline in {folder} cannot be loaded ({cause}); fetch all of its component folders again.") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def class_names(folder: Path) -> dict[str, str]:
+    """Names of the classes that a pipeline of classes makes, by number, each with commas between its names.
+
+    DiT's own model_index.json has them; `save_pretrained` leaves them out, and then a class is called by its number.
+    """
+    names = index(folder).get("id2label")
+    if isinstance(names, dict):
+        return names
+    config = json.loads((folder / denoiser_name(components(folder)) / "config.json").read_text(encoding="utf-8"))
+    return {str(number): str(number) for number in range(config["num_embeds_ada_norm"])}
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -114,45 +136,6 @@ def default(pipeline: Any, parameter: str) -> Any:
     """What a call of the pipeline takes for a parameter that it is not given."""
     found = inspect.signature(type(pipeline).__call__).parameters.get(parameter)
     return None if found is None or found.default is inspect.Parameter.empty else found.default
-
-
-class Tokenizers:
-    """A pipeline's tokenizers: how long a prompt may be.
-
-    Args:
-        tokenizers: Those of the components.
-    """
-
-    def __init__(self, tokenizers: Sequence[Any]) -> None:
-        limits = [one.model_max_length for one in tokenizers]
-        known = bool(limits) and max(limits) < LONGEST_PROMPT
-        self._limit: int = max(limits) if known else 0
-        # The most patient one counts: pipelines with several give the others the beginning.
-        self._patient = next((one for one in tokenizers if one.model_max_length == self._limit), None) if known else None
-
-    @classmethod
-    def of_pipeline(cls, pipeline: Any) -> Tokenizers:
-        """Those of an open pipeline."""
-        return cls([part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None])
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Tokenizers:
-        """Those of a pipeline's folder."""
-        from transformers import AutoTokenizer
-
-        names = [name for name in components(folder) if name.startswith("tokenizer")]
-        try:
-            return cls([AutoTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names])
-        except (OSError, ValueError) as error:
-            cause = str(error).splitlines()[0].rstrip(".")
-            raise ModelError(f"A tokenizer of {folder} cannot be loaded ({cause}); fetch the whole pipeline again.") from None
-
-    def objection(self, prompt: str) -> str:
-        """Why a prompt is too long, in a sentence; an empty text where it is not."""
-        if self._patient is None:
-            return ""
-        tokens = len(self._patient(prompt, truncation=False, verbose=False).input_ids)
-        return f"The prompt has {tokens} tokens and this pipeline reads {self._limit}; shorten it." if tokens > self._limit else ""
 
 
 def matrices(denoiser: nn.Module) -> dict[str, nn.Linear]:

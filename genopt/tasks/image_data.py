@@ -68,11 +68,11 @@ def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
         payload: `model` (folder), `eval_data`, `calib_data`, `prompts` (paths or None), `scorer`, `seed`, `destination` (folder).
 
     Raises:
-        DataError: A file cannot be used, evaluation and calibration share prompts, or a prompt is longer than the pipeline reads.
+        DataError: A file cannot be used, evaluation and calibration share prompts, or the pipeline does not take one of them.
     """
     folder, destination, seed = Path(payload["model"]), Path(payload["destination"]), int(payload["seed"])
     texts, source = evaluation_prompts(folder, payload["eval_data"])
-    _require_short(folder, texts if payload["prompts"] is None else [*texts, *plain_prompts(Path(payload["prompts"]).expanduser())])
+    _require_usable(folder, texts if payload["prompts"] is None else [*texts, *plain_prompts(Path(payload["prompts"]).expanduser())])
     if payload["calib_data"] is None:
         evaluated, calibrated = _divided(texts, seed)
         calibration_source = source
@@ -125,7 +125,7 @@ def evaluation_prompts(folder: Path, eval_data: str | None) -> tuple[list[str], 
 
     Args:
         folder: The pipeline.
-        eval_data: The user's file; None takes the pipeline's own prompts, else generic ones that it reads whole.
+        eval_data: The user's file; None takes the pipeline's own prompts or classes, else generic ones that it reads whole.
 
     Raises:
         DataError: The file cannot be used, or there is no prompt that fits.
@@ -136,7 +136,15 @@ def evaluation_prompts(folder: Path, eval_data: str | None) -> tuple[list[str], 
         return plain_prompts(folder / FILE), f"{FILE} of the pipeline"
     if listed := _on_card(folder):
         return listed, f"{CARD} of the pipeline"
-    return _that_fit(folder), "generic prompts that come with genopt"
+    from genopt.models.pipeline_prompts import prompts_of
+
+    prompts = prompts_of(folder)
+    if prompts.examples:
+        return list(prompts.examples), "classes of the pipeline"
+    found = [text for text in SUBJECTS if not prompts.objection(text)]
+    if not found:
+        raise DataError(f"{folder} reads prompts too short for the generic ones; give some with --eval-data, or in a {FILE} beside its components.")
+    return found, "generic prompts that come with genopt"
 
 
 def _on_card(folder: Path) -> list[str]:
@@ -148,21 +156,6 @@ def _on_card(folder: Path) -> list[str]:
     return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
 
 
-def _that_fit(folder: Path) -> list[str]:
-    """Of the generic prompts those that the pipeline reads whole.
-
-    Raises:
-        DataError: It reads none of them.
-    """
-    from genopt.models.pipeline_loading import Tokenizers
-
-    tokenizers = Tokenizers.of_folder(folder)
-    found = [text for text in SUBJECTS if not tokenizers.objection(text)]
-    if not found:
-        raise DataError(f"{folder} reads prompts too short for the generic ones; give some with --eval-data, or in a {FILE} beside its components.")
-    return found
-
-
 def _divided(texts: list[str], seed: int) -> tuple[list[str], list[str]]:
     """Evaluation and calibration prompts in a seeded order; a single prompt evaluates, and nothing calibrates."""
     shuffled = [texts[place] for place in np.random.default_rng(seed).permutation(len(texts))]
@@ -170,12 +163,12 @@ def _divided(texts: list[str], seed: int) -> tuple[list[str], list[str]]:
     return shuffled[count:], shuffled[:count]
 
 
-def _require_short(folder: Path, texts: Sequence[str]) -> None:
-    from genopt.models.pipeline_loading import Tokenizers
+def _require_usable(folder: Path, texts: Sequence[str]) -> None:
+    from genopt.models.pipeline_prompts import prompts_of
 
-    tokenizers = Tokenizers.of_folder(folder)
+    prompts = prompts_of(folder)
     for text in texts:
-        problem = tokenizers.objection(text)
+        problem = prompts.objection(text)
         if problem:
             raise DataError(f"{problem} (it begins {text[:40]!r})")
 

@@ -63,8 +63,14 @@ def _check_images(session: ImageSession) -> None:
     assert channels == 3
     first, second = session.generate([_asked(1), _asked(2)])
     assert first.pixels().shape == second.pixels().shape == (height, width, 3)
-    wide = session.generate([_asked(width=width + 8, height=height)])[0]
-    assert wide.pixels().shape == (height, width + 8, 3)
+    assert session.generate([_asked(width=width, height=height)])[0].png == found.png
+    try:
+        wide = session.generate([_asked(width=width + 8, height=height)])[0]
+    except SpecError as error:  # a pipeline may have one size only
+        if error.details != {"param": "size"}:
+            raise
+    else:
+        assert wide.pixels().shape == (height, width + 8, 3)
     assert session.generate([]) == []
 
 

@@ -5,6 +5,7 @@ The components have two resolutions or two layers each, so that skipping, cachin
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ WORDS = ("a", "an", "of", "handwritten", "digit", "photo")
 CONTEXT = 16
 WIDTH = 32
 """Of text embeddings."""
+CLASSES = {0: "a digit, a handwritten digit", 1: "a photo of a digit", 2: "a photo", **{number: f"digit {number}" for number in range(3, 12)}}
+"""What DiT's pipeline makes images of."""
 SAMPLE = 16
 """Side of the latents; images have twice as many pixels."""
 
@@ -93,6 +96,26 @@ def write_tiny_pixart(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_dit(folder: Path) -> Path:
+    """Writes a pipeline in the layout of DiT in float32, which makes images of classes, and returns its folder.
+
+    Args:
+        folder: Created if missing.
+    """
+    import torch
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=8, num_layers=2, sample_size=SAMPLE, patch_size=2, in_channels=4, out_channels=8, norm_num_groups=8
+    )
+    pipeline = DiTPipeline(transformer=transformer, vae=_vae(), scheduler=DDIMScheduler(**_NOISE, clip_sample=False))
+    pipeline.save_pretrained(folder)
+    index = folder / "model_index.json"  # in which DiT's authors wrote the names, and `save_pretrained` does not
+    index.write_text(json.dumps({**json.loads(index.read_text(encoding="utf-8")), "id2label": CLASSES}), encoding="utf-8")
+    return folder
+
+
 def write_tiny_vae(folder: Path, **options: Any) -> Path:
     """Writes an autoencoder in the layout of TAESD that fits the latents of these pipelines, and returns its folder.
 
@@ -145,6 +168,7 @@ WRITERS: Mapping[str, Callable[[Path], Path]] = {
     "stable-diffusion": write_tiny_stable_diffusion,
     "stable-diffusion-xl": write_tiny_sdxl,
     "pixart": write_tiny_pixart,
+    "dit": write_tiny_dit,
 }
 """How to write a pipeline, by family."""
 

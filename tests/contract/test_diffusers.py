@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from diffusers import DiTPipeline, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from genopt.engines.diffusers_engine import DiffusersEngine
@@ -30,10 +31,12 @@ from genopt.techniques.diffusers_int4 import PipelineInt4Params, PipelineInt4Wei
 from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
 from genopt.techniques.diffusers_magnitude_prune import DenoiserMagnitudePrune
 from genopt.techniques.diffusers_rounding import PipelineRoundingParams
-from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion
+from genopt.testing.image_contracts import check_image_engine
+from genopt.testing.tiny_pipelines import write_tiny_dit, write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion
 
 STEPS = 4
 ASKED = ImageRequest(prompt="a digit", seed=3, steps=STEPS)
+OF_CLASS_1 = ASKED.model_copy(update={"prompt": "a photo of a digit"})
 
 
 @pytest.fixture(scope="session")
@@ -66,15 +69,68 @@ def test_guidance_ends_after_its_share_of_the_steps(write: Callable[[Path], Path
     assert sizes_of_calls(session, ASKED.model_copy(update={"guidance": 0.0})) == [1, 1, 1, 1]
 
 
-def test_a_pipeline_without_prompts_is_refused(tmp_path: Path) -> None:
-    denoiser = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, out_channels=8, num_layers=1, sample_size=8, norm_num_groups=1)
-    pipeline = DiTPipeline(transformer=denoiser, vae=AutoencoderKL(block_out_channels=(32,)), scheduler=DDIMScheduler(), id2label={0: "zero"})
-    pipeline.save_pretrained(tmp_path)
-    with pytest.raises(InfeasibleError, match="DiTPipeline makes images of something else than a prompt"):
-        opened(tmp_path)
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_dit(tmp_path_factory.mktemp("dit"))
 
 
-@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_pixart])
+def test_classes_without_names_are_asked_for_by_number(classes: Path, tmp_path: Path) -> None:
+    shutil.copytree(classes, tmp_path, dirs_exist_ok=True)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({name: value for name, value in index.items() if name != "id2label"}))
+    session, named = opened(tmp_path), opened(classes)
+    (found,), (expected,) = session.generate([ASKED.model_copy(update={"prompt": "1"})]), named.generate([OF_CLASS_1])
+    assert found.png == expected.png
+    with pytest.raises(SpecError, match=r"of 1000 classes, and '1000' is none of them; ask for one such as '0', '1', '2'"):
+        session.generate([ASKED.model_copy(update={"prompt": "1000"})])
+
+
+@pytest.mark.parametrize("options", [{}, {"scheduler": "euler"}, {"cache": "attention"}, {"vae_slicing": True}, {"attention": "math"}])
+def test_images_of_classes_hold_the_contract(classes: Path, options: dict[str, Any]) -> None:
+    check_image_engine("diffusers", classes, {"threads": 1, "num_inference_steps": STEPS, **options})
+
+
+def test_a_class_by_any_of_its_names_is_the_image_that_diffusers_makes(classes: Path) -> None:
+    session = opened(classes)
+    found = [session.generate([ImageRequest(prompt=name, seed=3, steps=STEPS)])[0].png for name in ("a digit", "a handwritten digit", "a photo")]
+    assert found[0] == found[1] != found[2]
+    plain = DiTPipeline.from_pretrained(classes)
+    (image,) = plain([0], num_inference_steps=STEPS, generator=[torch.Generator().manual_seed(3)]).images
+    assert np.array_equal(np.asarray(image), session.generate([ASKED])[0].pixels())
+    with pytest.raises(SpecError, match=r"of 12 classes, and 'a cat' is none of them; ask for one such as 'a digit', 'a photo of a digit'"):
+        session.generate([ImageRequest(prompt="a cat")])
+
+
+def test_schedulers_that_scale_step_from_what_was_not_scaled(classes: Path) -> None:
+    """The image is the one of a loop that is written down here."""
+    session = opened(classes, scheduler="euler")
+    (found,) = session.generate([ASKED.model_copy(update={"guidance": 0.0})])
+    pipeline = session.pipeline
+    scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    latents = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(3)) * scheduler.init_noise_sigma
+    with torch.inference_mode():
+        for timestep in scheduler.timesteps:
+            noise = pipeline.transformer(
+                scheduler.scale_model_input(latents, timestep), timestep=timestep[None], class_labels=torch.tensor([0])
+            ).sample
+            latents = scheduler.step(noise[:, :4], timestep, latents).prev_sample
+        pixels = (pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0)
+    assert np.abs(found.pixels().astype(float) - 255 * pixels.numpy()).max() < 1
+
+
+def test_prompts_are_the_classes_where_there_are_classes(classes: Path, tmp_path: Path) -> None:
+    data = {"model": str(classes), "eval_data": None, "calib_data": None, "prompts": None, "seed": 0, "destination": str(tmp_path)}
+    found = ImageSet.model_validate_json(Path(prepare(data, 60.0)["data"]).read_text())
+    assert found.source == "classes of the pipeline"
+    assert {prompt for prompt, _ in found.pairs} < {"a digit", "a photo of a digit", "a photo", *(f"digit {number}" for number in range(3, 12))}
+    listed = tmp_path / "asked.txt"
+    listed.write_text("a cat\n")
+    with pytest.raises(DataError, match="'a cat' is none of them"):
+        prepare({**data, "eval_data": str(listed)}, 60.0)
+
+
+@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_pixart, write_tiny_dit])
 def test_a_seed_is_the_same_noise_in_every_precision(write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch 2.11 draws other numbers in bfloat16 than in float32."""
     draw = torch.randn

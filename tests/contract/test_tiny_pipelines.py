@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from genopt.models.pipeline_loading import load_pipeline
 from genopt.models.resolve import resolve
 from genopt.testing.tiny_pipelines import WRITERS
 
-DENOISERS = {"stable-diffusion": "unet", "stable-diffusion-xl": "unet", "pixart": "transformer"}
+DENOISERS = {"stable-diffusion": "unet", "stable-diffusion-xl": "unet", "pixart": "transformer", "dit": "transformer"}
 OPTIONS: dict[str, dict[str, Any]] = {"pixart": {"use_resolution_binning": False, "clean_caption": False}}
 
 
@@ -22,24 +23,22 @@ def test_every_family_has_an_expectation() -> None:
 @pytest.mark.parametrize("family", WRITERS)
 def test_a_tiny_pipeline_resolves_and_follows_prompt_and_seed(family: str, tmp_path: Path) -> None:
     import torch
-    from diffusers import DiffusionPipeline
 
     folder = WRITERS[family](tmp_path / family)
     model = resolve(str(folder), cache=tmp_path / "cache", progress=lambda _message: None)
     assert (model.task, model.denoiser, model.dtype) == ("text-to-image", DENOISERS[family], "float32")
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(folder)
 
     def image(prompt: str, seed: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(seed)
         options = OPTIONS.get(family, {})
-        return pipeline(prompt, num_inference_steps=2, output_type="np", generator=generator, **options).images[0]
+        return pipeline([prompt], num_inference_steps=2, output_type="np", generator=[generator], **options).images[0]
 
     first = image("a photo", 0)
     assert first.shape == (32, 32, 3)
     assert first.std() > 0.02
     assert np.array_equal(first, image("a photo", 0))
-    assert not np.array_equal(first, image("7 digits", 0))
+    assert not np.array_equal(first, image("digit 7", 0))
     assert not np.array_equal(first, image("a photo", 1))
 
 
