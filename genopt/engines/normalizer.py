@@ -35,11 +35,14 @@ class Normalizer:
         done = 0
         for logits in pieces:
             part = slice(done, done + len(logits))
-            found += self._piece(logits, following[part], wanted if isinstance(wanted, int) else wanted[part])
+            found += self.piece(logits, following[part], wanted if isinstance(wanted, int) else wanted[part])
             done += len(logits)
         return Distributions.joined(found)
 
-    def _piece(self, logits: Floats, targets: NDArray[np.int64], wanted: Wanted) -> list[Distributions]:
+    def piece(self, logits: Floats, targets: NDArray[np.int64], wanted: Wanted) -> list[Distributions]:
+        """See `genopt.engines.distribution.distributions`; in consecutive parts. An empty piece has none."""
+        if not len(logits):
+            return []
         share = -(-len(logits) // self._workers)
         cuts = [slice(start, start + share) for start in range(0, len(logits), share)]
         asked = [wanted if isinstance(wanted, int) else wanted[cut] for cut in cuts]

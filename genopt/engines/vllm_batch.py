@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import queue
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm import SamplingParams
@@ -11,12 +15,12 @@ from vllm.sampling_params import RequestOutputKind
 
 from genopt.engines.base import Generation, GenerationRequest, StepOutcome, TokenLogProbs
 from genopt.engines.rows import require_fit
+from genopt.engines.vllm_loop import EngineLoop
 from genopt.errors import StageError
 
 if TYPE_CHECKING:
     from vllm.logprobs import Logprob
     from vllm.outputs import CompletionOutput
-    from vllm.v1.engine.llm_engine import LLMEngine
 
 
 class Limits(NamedTuple):
@@ -31,28 +35,41 @@ class Limits(NamedTuple):
     vocabulary: int
 
 
-class _Stream(NamedTuple):
+@dataclass(slots=True)
+class _Stream:
     request: GenerationRequest
     started_ns: int
-    tokens: list[int]
-    times: list[int]
+    tokens: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    following: Future[None] | None = None
 
     def generation(self, reason: str) -> Generation:
         return Generation(token_ids=tuple(self.tokens), timestamps_ns=tuple(self.times), started_ns=self.started_ns, finish_reason=reason)
 
 
+class _Arrival(NamedTuple):
+    key: int
+    stream: _Stream
+    found: CompletionOutput | Exception
+    at_ns: int
+
+
 class VllmBatch:
     """See `genopt.engines.base.RunningBatch`.
 
+    vLLM goes on by itself; a step waits for what it says next.
+
     Args:
-        engine: vLLM's, in this process.
+        loop: Where vLLM's engine answers.
         limits: What its model can take.
     """
 
-    def __init__(self, engine: LLMEngine, limits: Limits) -> None:
-        self._engine, self._limits = engine, limits
+    def __init__(self, loop: EngineLoop, limits: Limits) -> None:
+        self._loop, self._limits = loop, limits
         self._streams: dict[int, _Stream] = {}
         self._left: list[int] = []
+        self._arrived: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
+        self._names = itertools.count()
 
     @property
     def busy(self) -> bool:
@@ -63,8 +80,18 @@ class VllmBatch:
         """See `RunningBatch.join`."""
         length = len(request.prompt_ids) + request.max_new_tokens
         require_fit(request.prompt_ids, length, context=self._limits.context, vocabulary=self._limits.vocabulary)
-        self._streams[key] = _Stream(request, time.monotonic_ns(), [], [])
-        self._engine.add_request(str(key), {"prompt_token_ids": list(request.prompt_ids)}, _sampling(request))
+        stream = self._streams[key] = _Stream(request, time.monotonic_ns())
+        stream.following = self._loop.begin(self._follow(key, stream, f"answer-{next(self._names)}"))
+
+    async def _follow(self, key: int, stream: _Stream, name: str) -> None:
+        """In the loop's thread."""
+        asked = stream.request
+        try:
+            async for output in self._loop.engine.generate({"prompt_token_ids": list(asked.prompt_ids)}, _sampling(asked), name):
+                (found,) = output.outputs
+                self._arrived.put(_Arrival(key, stream, found, time.monotonic_ns()))
+        except Exception as error:  # noqa: BLE001 - raised by the step that waits for it
+            self._arrived.put(_Arrival(key, stream, error, time.monotonic_ns()))
 
     def leave(self, key: int) -> None:
         """See `RunningBatch.leave`."""
@@ -74,36 +101,47 @@ class VllmBatch:
     def step(self) -> StepOutcome:
         """See `RunningBatch.step`."""
         tokens: list[tuple[int, int, TokenLogProbs | None]] = []
-        ended = [(key, self._streams.pop(key).generation("cancelled")) for key in dict.fromkeys(self._left) if key in self._streams]
+        ended: list[tuple[int, Generation]] = []
+        for key in dict.fromkeys(self._left):
+            if (stream := self._streams.pop(key, None)) is not None and stream.following is not None:
+                stream.following.cancel()
+                ended.append((key, stream.generation("cancelled")))
         self._left.clear()
-        if ended:
-            self._engine.abort_request([str(key) for key, _ in ended])
-        for output in self._engine.step() if self._streams else ():
-            key = int(output.request_id)
-            if key in self._streams:
-                (found,) = output.outputs
-                tokens += self._taken(key, found)
-                if found.finish_reason is not None:
-                    ended.append((key, self._ended(key, found)))
+        for arrival in self._next(wait=bool(self._streams) and not ended):
+            if self._streams.get(arrival.key) is not arrival.stream:
+                continue  # it left before
+            if isinstance(arrival.found, Exception):
+                raise StageError("vLLM ended while it continued requests; see the session's log for the cause.") from arrival.found
+            tokens += _taken(arrival, arrival.found)
+            if arrival.found.finish_reason is not None:
+                ended.append((arrival.key, self._ended(arrival.key, arrival.found)))
         return StepOutcome(tokens, ended)
 
-    def _taken(self, key: int, found: CompletionOutput) -> list[tuple[int, int, TokenLogProbs | None]]:
-        """The new tokens of a request, without the one that stopped it."""
-        stream, now = self._streams[key], time.monotonic_ns()
-        top = stream.request.top_logprobs
-        new = []
-        for place, token in enumerate(found.token_ids):
-            if token in stream.request.stop_token_ids:
-                break
-            stream.tokens.append(token)
-            stream.times.append(now)
-            new.append((key, token, None if top is None or found.logprobs is None else _scored(found.logprobs[place], token, top)))
-        return new
+    def _next(self, *, wait: bool) -> list[_Arrival]:
+        """All that arrived; waits for the first of it."""
+        found = [self._arrived.get()] if wait else []
+        while not self._arrived.empty():
+            found.append(self._arrived.get())
+        return found
 
     def _ended(self, key: int, found: CompletionOutput) -> Generation:
         if found.finish_reason not in ("stop", "length"):
             raise StageError(f"vLLM ended a request with {found.finish_reason!r}; see the session's log for the cause.")
         return self._streams.pop(key).generation(found.finish_reason)
+
+
+def _taken(arrival: _Arrival, found: CompletionOutput) -> list[tuple[int, int, TokenLogProbs | None]]:
+    """The new tokens of a request, without the one that stopped it."""
+    stream = arrival.stream
+    top = stream.request.top_logprobs
+    new: list[tuple[int, int, TokenLogProbs | None]] = []
+    for place, token in enumerate(found.token_ids):
+        if token in stream.request.stop_token_ids:
+            break
+        stream.tokens.append(token)
+        stream.times.append(arrival.at_ns)
+        new.append((arrival.key, token, None if top is None or found.logprobs is None else _scored(found.logprobs[place], token, top)))
+    return new
 
 
 def _sampling(request: GenerationRequest) -> SamplingParams:

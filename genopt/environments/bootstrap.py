@@ -7,7 +7,6 @@ that its environment is there for.
 from __future__ import annotations
 
 import importlib.util
-import runpy
 import sys
 from pathlib import Path
 
@@ -26,6 +25,9 @@ def lend(package: Path) -> None:
     spec.loader.exec_module(module)
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes that `multiprocessing` spawns, such as vLLM's
     lend(Path(__file__).resolve().parents[1])
-    runpy.run_module("genopt.worker", run_name="__main__", alter_sys=True)
+if __name__ == "__main__":
+    from genopt.worker import main
+
+    raise SystemExit(main(sys.argv[1:]))

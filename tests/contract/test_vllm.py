@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 from genopt.engines.base import GenerationRequest
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
-from genopt.errors import DataError, InfeasibleError, SpecError
+from genopt.errors import DataError, GenoptError, InfeasibleError, OutOfMemoryError, SpecError, StageError
 from genopt.plan import JsonValue
 from genopt.process import SessionProcess, run_stage
 from genopt.techniques.attach_draft import AttachDraft
@@ -147,6 +149,29 @@ if runs_here("engines", "vllm_cpu"):
                 (found,) = session.score([TEXT]).log_probs
             apart = [abs(one - other) for one, other in zip(found, expected, strict=True)]
             assert sum(apart) / len(apart) < (0.1 if scheme == "W8A8" else 0.5)
+
+    def test_why_vllm_did_not_start_is_told(llama: Path, tmp_path: Path) -> None:
+        """Before it starts, from this process, and from its own."""
+        other = tmp_path / "other"
+        shutil.copytree(llama, other)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**config, "architectures": ["WeaverForCausalLM"], "model_type": "llama"}))
+        refusals: list[tuple[Path, dict[str, JsonValue], type[GenoptError], str]] = [
+            (llama, {"kernels": "marlin"}, InfeasibleError, "no choice of kernels on CPUs"),
+            (llama, {"draft_tokens": 3}, InfeasibleError, "brings no smaller model that could guess"),
+            (other, {}, InfeasibleError, "vLLM cannot take this model"),
+            (llama, {"cache_gib": 4000}, OutOfMemoryError, "vLLM has too little room for keys and values"),
+        ]
+        for artifact, options, kind, words in refusals:
+            with pytest.raises(kind, match=words), SessionProcess("vllm_cpu", artifact, options, log=tmp_path / "vllm.txt", timeout_s=300):
+                pass
+
+    def test_a_session_ends_with_the_process_of_its_model(llama: Path, tmp_path: Path) -> None:
+        with SessionProcess("vllm_cpu", llama, {"threads": 2, "graphs": False}, log=tmp_path / "vllm.txt", timeout_s=300) as session:
+            (model,) = (one for one in psutil.Process().children(recursive=True) if "VLLM" in one.name())
+            model.kill()
+            with pytest.raises(StageError):
+                session.generate([GenerationRequest(prompt_ids=tuple(TEXT[:12]), max_new_tokens=490)])
 
     def test_guessing_ahead_changes_no_greedy_answer_and_no_score(llama: Path, tmp_path: Path) -> None:
         """By what followed the same words before, and by a smaller model."""

@@ -1,0 +1,85 @@
+"""Why vLLM did not start: its engine runs in a process of its own, and says no more to ours than that it failed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+
+class Cause(NamedTuple):
+    """An exception of any process.
+
+    Attributes:
+        kinds: Names of its class and of those above, the nearest first.
+        message: Its first line.
+    """
+
+    kinds: tuple[str, ...]
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """That of an exception at hand."""
+        message = next(iter(str(error).splitlines()), "")[:200].rstrip(".")
+        return cls(tuple(kind.__name__ for kind in type(error).__mro__), message)
+
+
+class CauseHandler(logging.Handler):
+    """Appends each exception that is logged to a file, as a line of JSON.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.ERROR)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        if record.exc_info and record.exc_info[1] is not None:
+            with contextlib.suppress(OSError), open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(Cause.of(record.exc_info[1])) + "\n")
+
+
+class Causes:
+    """The exceptions that vLLM's processes log while it starts.
+
+    Args:
+        path: File that `CauseHandler` writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def first(self) -> Cause | None:
+        """The one that came before all others, which follow from it; None where nothing failed."""
+        if not self._path.exists():
+            return None
+        kinds, message = json.loads(self._path.read_text(encoding="utf-8").splitlines()[0])
+        return Cause(tuple(kinds), message)
+
+
+@contextlib.contextmanager
+def logged_causes() -> Iterator[Causes]:
+    """Has vLLM, which must not be imported yet, log warnings to standard error, and exceptions where they can be read."""
+    with tempfile.TemporaryDirectory(prefix="genopt-vllm-") as folder:
+        config, path = Path(folder) / "logging.json", Path(folder) / "causes.jsonl"
+        handlers = {
+            "console": {"class": "logging.StreamHandler", "level": "WARNING"},
+            "causes": {"()": f"{__name__}.{CauseHandler.__name__}", "path": str(path)},
+        }
+        loggers = {"vllm": {"handlers": list(handlers), "level": "WARNING", "propagate": False}}
+        said = {"version": 1, "disable_existing_loggers": False, "handlers": handlers, "loggers": loggers}
+        config.write_text(json.dumps(said), encoding="utf-8")
+        os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
+        try:
+            yield Causes(path)
+        finally:
+            del os.environ["VLLM_LOGGING_CONFIG_PATH"]

@@ -1,0 +1,155 @@
+"""vLLM's asynchronous engine, whose model runs in a process of its own, and the event loop in which it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
+from multiprocessing import connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from genopt.engines.vllm import DRAFT, VllmOptions
+from genopt.engines.vllm_failure import Cause, logged_causes
+from genopt.engines.vllm_reader import EXTENSION
+from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
+from genopt.models.trust import trusted
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+
+KERNELS: Mapping[str | None, Mapping[str, str]] = {None: {}, "humming": {"quantization": "humming"}, "marlin": {"linear_backend": "marlin"}}
+"""How vLLM is asked for the kernels that multiply by compressed weights."""
+LOOKED_UP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+"""Tokens of the text's end that are looked for further up."""
+
+
+class EngineLoop:
+    """An engine that is asked from one thread and answers in another.
+
+    Args:
+        engine: vLLM's; all that it does from now on it does in the loop.
+    """
+
+    def __init__(self, engine: AsyncLLM) -> None:
+        self.engine = engine
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._closing = threading.Event()
+        self._thread.start()
+        threading.Thread(target=self._watch, name="vllm-process", daemon=True).start()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Starts work in the loop; cancelling the future cancels it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Waits for work in the loop."""
+        return self.begin(work).result()
+
+    def ask_worker(self, method: str, *arguments: Any) -> Any:
+        """The result of a method of `genopt.engines.vllm_reader.TextReader`."""
+        (found,) = self.run(self.engine.collective_rpc(method, args=arguments))
+        return found
+
+    def _watch(self) -> None:
+        """Ends this process with vLLM's: whoever watches over a session must see that it can answer no more."""
+        connection.wait([child.sentinel for child in multiprocessing.active_children()])
+        if not self._closing.is_set():
+            print("vLLM's process ended.", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def close(self) -> None:
+        """Ends vLLM's process and the thread."""
+        self._closing.set()
+        self.run(self._shut_down())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _shut_down(self) -> None:
+        self.engine.shutdown()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
+    """Starts vLLM.
+
+    Args:
+        folder: Artifact with the trait `hf`.
+        options: Runtime options.
+
+    Raises:
+        InfeasibleError: vLLM does not know the architecture or the options' combination.
+        OutOfMemoryError: Weights, keys and values do not fit.
+        StageError: It failed otherwise.
+    """
+    _require_possible(folder, options)
+    # Read when vLLM is imported: no reports to its makers, room for keys and values on CPUs, one process beside this one instead of two, and
+    # none that is forked while threads hold locks.
+    settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    os.environ.update({**settings, "VLLM_CPU_KVCACHE_SPACE": str(options.cache_gib)})
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)  # vLLM's process takes as many
+    with logged_causes() as causes:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = _arguments(AsyncEngineArgs, folder, options)
+        try:
+            return EngineLoop(AsyncLLM.from_engine_args(arguments))
+        except Exception as error:
+            raise _refusal(causes.first() or Cause.of(error)) from error
+
+
+def _require_possible(folder: Path, options: VllmOptions) -> None:
+    """Refuses what is known to fail before the seconds are spent that importing vLLM takes."""
+    if options.kernels is not None and "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise InfeasibleError("Kernels are chosen for compressed checkpoints, which this is not; leave kernels out.")
+    if options.draft_tokens and options.lookahead:
+        raise InfeasibleError("vLLM guesses in one way at a time; give lookahead or draft_tokens.")
+    if options.draft_tokens and not (folder / DRAFT).is_dir():
+        raise InfeasibleError(f"{folder} brings no smaller model that could guess; attach one with the technique attach_draft.")
+
+
+def _arguments(kind: type[AsyncEngineArgs], folder: Path, options: VllmOptions) -> AsyncEngineArgs:
+    named: dict[str, Any] = {"max_model_len": options.max_context, "quantization": options.quantization}
+    if options.cache_type is not None:
+        named["kv_cache_dtype"] = options.cache_type
+    named |= KERNELS[options.kernels]
+    if options.lookahead:
+        named["speculative_config"] = {"method": "ngram", "num_speculative_tokens": options.lookahead, **LOOKED_UP}
+    if options.draft_tokens:
+        named["speculative_config"] = {"method": "draft_model", "model": str(folder / DRAFT), "num_speculative_tokens": options.draft_tokens}
+    if torch.cuda.is_available():
+        # Others hold memory of the same GPU, such as the references that a candidate is compared with.
+        free, total = torch.cuda.mem_get_info()
+        named["gpu_memory_utilization"] = options.memory_share * free / total
+    return kind(
+        model=str(folder), skip_tokenizer_init=True, dtype=options.precision or "auto", max_num_seqs=options.max_streams,
+        max_num_batched_tokens=options.max_batched_tokens, enable_chunked_prefill=True, enable_prefix_caching=options.prefix_caching,
+        enforce_eager=not options.graphs, trust_remote_code=trusted(), disable_log_stats=True, worker_extension_cls=EXTENSION, **named,
+    )  # fmt: skip
+
+
+def _refusal(cause: Cause) -> InfeasibleError | OutOfMemoryError | StageError:
+    if "OutOfMemoryError" in cause.kinds:
+        return OutOfMemoryError("vLLM found no room for the weights; use fewer bits or a larger GPU.")
+    if {"ValueError", "NotImplementedError"}.isdisjoint(cause.kinds):
+        return StageError(f"vLLM did not start ({cause.kinds[0]}: {cause.message}); see the session's log for the cause.")
+    if "memory" in cause.message or "KV cache" in cause.message:
+        return OutOfMemoryError(f"vLLM has too little room for keys and values ({cause.message}); lower max_context.")
+    return InfeasibleError(f"vLLM cannot take this model ({cause.message}); use another engine for it.")
