@@ -45,15 +45,21 @@ class Window(Record):
     Attributes:
         latest_start: After this it could no longer be done in time, and does not begin.
         deadline: It is stopped then.
+        longest_s: Or when it has worked for so long; None is no limit. What it waits for does not count.
     """
 
     latest_start: Moment
     deadline: Moment
+    longest_s: float | None = None
 
     @classmethod
-    def until(cls, deadline: float, needed_s: float = 0.0) -> Window:
+    def until(cls, deadline: float, needed_s: float = 0.0, longest_s: float | None = None) -> Window:
         """A window that closes at a deadline on this machine's clock, and takes in nothing that needs longer."""
-        return cls(latest_start=Moment.of(deadline - needed_s), deadline=Moment.of(deadline))
+        return cls(latest_start=Moment.of(deadline - needed_s), deadline=Moment.of(deadline), longest_s=longest_s)
+
+    def closes(self, begun: float) -> float:
+        """When a stage that began at `begun` is stopped, both on this machine's clock."""
+        return self.deadline.here() if self.longest_s is None else min(self.deadline.here(), begun + self.longest_s)
 
 
 def _machine() -> str:

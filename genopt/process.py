@@ -273,7 +273,9 @@ class EngineProcess:
             answer = self.receive(max(deadline - time.monotonic(), 0.01))
             if answer is None:
                 self.close()
-                raise StageTimeoutError(f"The engine did not answer {method!r} within {max(0.0, deadline - began):.0f} s and was stopped.")
+                if deadline == self._ends:
+                    raise StageTimeoutError(f"The engine did not answer {method!r} before its time was over, and was stopped; give it more time.")
+                raise StageTimeoutError(f"The engine did not answer {method!r} within {self.timeout_s:.1f} s and was stopped.")
             if "error" in answer:
                 raise from_wire(answer["error"])
             if "result" in answer:

@@ -117,8 +117,7 @@ class FanOut:
         if ends > admit_until:
             return False
         # This process stops what runs at the deadline; the node does so a little later, in case this process cannot.
-        limit = min(deadline + GRACE_S, free + max(LEAST_PATIENCE_S, PATIENCE * expected))
-        window = Window.until(limit, min(expected, self._guard_s))
+        window = Window.until(deadline + GRACE_S, min(expected, self._guard_s), max(LEAST_PATIENCE_S, PATIENCE * expected))
         # A second attempt is built where it is measured: what failed may have been the other node's.
         built = submit_build(plan, self._facts, window, node if whole or self._attempts[plan.identity()] else None, whole=whole)
         self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slot, whole)

@@ -112,7 +112,7 @@ def build_task(plan: dict[str, Any], facts: dict[str, Any], window: dict[str, An
     needed = BuildFacts.model_validate(facts)
     try:
         with parts.pinned(needed.parts):
-            artifact = build(Plan.model_validate(plan), needed, allowed.deadline.here())
+            artifact = build(Plan.model_validate(plan), needed, allowed.closes(started))
         answer: dict[str, Any] = {"artifact": artifact.model_dump(mode="json")}
     except GenoptError as error:
         answer = {"error": to_wire(error)}
@@ -361,8 +361,8 @@ def evaluate_task(benches: dict[str, ActorHandle[Any]], plan: dict[str, Any], bu
         return ended.model_copy(update={"candidate": lost, "again": "now"}).model_dump(mode="json")
     bench = benches[gpu]
     try:
-        left = allowed.deadline.here() - clock.now()
-        answer = held(bench.evaluate.remote(plan, built["artifact"], window["deadline"]), left + GRACE_S)
+        ends = allowed.closes(started)
+        answer = held(bench.evaluate.remote(plan, built["artifact"], Moment.of(ends).model_dump(mode="json")), ends - clock.now() + GRACE_S)
         found = Evaluation.model_validate(answer)
     except TimeoutError:
         ray.kill(bench)  # whatever it waits for, it would not measure another one

@@ -29,6 +29,14 @@ def test_a_window_takes_in_what_can_be_done() -> None:
     assert window.deadline.here() - clock.now() == pytest.approx(60, abs=1)
 
 
+def test_a_stage_is_stopped_by_how_long_it_works_and_not_by_how_long_it_waited() -> None:
+    deadline = clock.now() + 60
+    window = Window.until(deadline, longest_s=20)
+    assert window.closes(deadline - 50) == pytest.approx(deadline - 30)
+    assert window.closes(deadline - 5) == pytest.approx(deadline)
+    assert Window.until(deadline).closes(deadline - 1000) == pytest.approx(deadline)
+
+
 def test_time_goes_on() -> None:
     before = clock.now()
     time.sleep(0.01)

@@ -216,7 +216,7 @@ def test_an_engine_that_does_not_answer_is_stopped(tmp_path: Path, plugins: dict
     with SessionProcess("fake", tmp_path, options, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins) as session:
         process = Path("/proc", str(session.pid))
         session.timeout_s = 0.2
-        with pytest.raises(StageTimeoutError, match="did not answer 'generate'"):
+        with pytest.raises(StageTimeoutError, match=r"did not answer 'generate' within 0\.2 s"):
             session.generate(ask(1))
         assert not process.exists()
 
@@ -225,6 +225,6 @@ def test_an_engine_is_stopped_at_the_end_of_its_lifetime(tmp_path: Path, plugins
     options: dict[str, Any] = {"delay_ms": 60_000.0}
     closed = SessionProcess("fake", tmp_path, options, log=tmp_path / "session.log", timeout_s=60.0, lifetime_s=6.0, environment=plugins)
     began = time.monotonic()
-    with closed as session, pytest.raises(StageTimeoutError, match=r"did not answer 'generate' within [0-6] s"):
+    with closed as session, pytest.raises(StageTimeoutError, match="did not answer 'generate' before its time was over"):
         session.generate(ask(1))
     assert time.monotonic() - began < 12
