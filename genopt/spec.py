@@ -17,19 +17,23 @@ Objective = Literal["latency", "throughput", "memory", "balanced"]
 ArrivalKind = Literal["poisson", "fixed"]
 Reuse = Literal["nothing", "quality", "everything"]
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = (3600.0, 60.0, 1.0, 0.001)
+"""Seconds of an hour, a minute, a second and a millisecond."""
 
 
 def duration_s(text: str) -> float:
-    """Seconds of `90s`, `10m`, `1.5h`, `300ms` or a plain number of seconds.
+    """Seconds of `90s`, `10m`, `1.5h`, `300ms`, `1h30m` or a plain number of seconds.
 
     Raises:
         ValueError: It is none of these.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h)?\s*", text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m or 1h")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    number = r"\d+(?:\.\d+)?"
+    if re.fullmatch(number, text.strip()):
+        return float(text)
+    parts = re.fullmatch(rf"(?:({number})h)?\s*(?:({number})m)?\s*(?:({number})s)?\s*(?:({number})ms)?", re.sub(r"\s+(?=[hms])", "", text.strip()))
+    if parts is None or not any(parts.groups()):
+        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m, 1h or 1h30m")
+    return sum(float(part) * unit for part, unit in zip(parts.groups(), _UNITS, strict=True) if part)
 
 
 def parse_duration(value: object) -> object:

@@ -16,7 +16,18 @@ from genopt.errors import SpecError
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90.0), ("60m", 3600.0), ("1.5h", 5400.0), ("300ms", 0.3), ("45", 45.0), (" 2 m ", 120.0), (30, 30.0)]
+    ("text", "seconds"),
+    [
+        ("90s", 90.0),
+        ("60m", 3600.0),
+        ("1.5h", 5400.0),
+        ("300ms", 0.3),
+        ("45", 45.0),
+        (" 2 m ", 120.0),
+        (30, 30.0),
+        ("1h30m", 5400.0),
+        ("8m 50s", 530.0),
+    ],
 )
 def test_durations(text: object, seconds: float) -> None:
     assert spec.build({"model": "m", "budget": text}).budget == pytest.approx(seconds)
@@ -35,7 +46,8 @@ def test_limits_of_latency() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({}, "model"), ({"model": ""}, "model"), ({"model": "m", "budget": "soon"}, "budget"), ({"model": "m", "budget": 0}, "budget"),
+        ({}, "model"), ({"model": ""}, "model"), ({"model": "m", "budget": "soon"}, "budget"), ({"model": "m", "budget": "30s1m"}, "1h30m"),
+        ({"model": "m", "budget": 0}, "budget"),
         ({"model": "m", "budget": -1}, "budget"), ({"model": "m", "quality": "101%"}, "quality"), ({"model": "m", "quality": "high"}, "quality"),
         ({"model": "m", "slo": "ttft_p99"}, "ttft_p99=300ms"), ({"model": "m", "slo": "p99=1s"}, "slo"),
         ({"model": "m", "objective": "speed"}, "objective"), ({"model": "m", "concurrency": []}, "concurrency"),
