@@ -7,6 +7,7 @@ that its environment is there for.
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
@@ -28,6 +29,4 @@ def lend(package: Path) -> None:
 if __name__ in ("__main__", "__mp_main__"):  # the latter in processes that `multiprocessing` spawns, such as vLLM's
     lend(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
-    from genopt.worker import main
-
-    raise SystemExit(main(sys.argv[1:]))
+    runpy.run_module("genopt.worker", run_name="__main__")  # without `alter_sys`: what is spawned looks for this file
