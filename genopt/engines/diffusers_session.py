@@ -24,6 +24,8 @@ from genopt.models.pipeline_prompts import prompts_of
 ATTENTION_STEPS, ATTENTION_EVERY = (100, 850), 2
 """Pyramid Attention Broadcast: between which timesteps, and how often attention is computed there."""
 
+UNCACHEABLE = ("SD3Transformer2DModel",)
+"""Denoisers whose last block gives no text back, which diffusers' First-Block Cache subtracts from."""
 NO_KERNEL = "No available kernel"
 """What PyTorch says where the attention kernels that it may choose from know no such shapes."""
 
@@ -66,6 +68,8 @@ class DiffusersSession(PipelineSession):
         from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
         if self._options.cache == "first_block":
+            if type(self._denoiser).__name__ in UNCACHEABLE:
+                raise InfeasibleError(f"diffusers' First-Block Cache does not fit {type(self._denoiser).__name__}; leave it out.")
             try:
                 apply_first_block_cache(self._denoiser, FirstBlockCacheConfig(threshold=self._options.cache_threshold))
             except (ValueError, KeyError, IndexError):
@@ -82,8 +86,9 @@ class DiffusersSession(PipelineSession):
 
     def _lay_out(self) -> None:
         if self._options.fuse_projections:
+            whole = hasattr(self._pipeline, "fuse_qkv_projections")  # some leave it to their denoiser
             try:
-                self._pipeline.fuse_qkv_projections()
+                (self._pipeline if whole else self._denoiser).fuse_qkv_projections()
             except AttributeError:
                 raise InfeasibleError(f"{type(self._pipeline).__name__} has no projections that diffusers can fuse; leave the option out.") from None
         if self._options.channels_last:

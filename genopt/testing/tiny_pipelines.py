@@ -15,7 +15,7 @@ from genopt.testing.clip_tokenizer import clip_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTokenizer, T5Tokenizer
+    from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
 WORDS = ("a", "an", "of", "handwritten", "digit", "photo")
 CONTEXT = 16
@@ -80,17 +80,68 @@ def write_tiny_pixart(folder: Path) -> Path:
     """
     import torch
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
+    from transformers import T5EncoderModel
 
     torch.manual_seed(0)
     tokenizer = letter_tokenizer(CONTEXT)
-    text = T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=2 * WIDTH, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
     transformer = PixArtTransformer2DModel(
         num_attention_heads=4, attention_head_dim=8, num_layers=2, cross_attention_dim=32, caption_channels=WIDTH, sample_size=SAMPLE, patch_size=2,
         in_channels=4, out_channels=8, norm_num_groups=8, use_additional_conditions=False,
     )  # fmt: skip
     pipeline = PixArtAlphaPipeline(
-        tokenizer=tokenizer, text_encoder=T5EncoderModel(text), vae=_vae(), transformer=transformer, scheduler=DPMSolverMultistepScheduler(**_NOISE)
+        tokenizer=tokenizer, text_encoder=T5EncoderModel(_t5(tokenizer, WIDTH)), vae=_vae(), transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(**_NOISE),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_sd3(folder: Path) -> Path:
+    """Writes a pipeline in the layout of Stable Diffusion 3 in float32, with its three text encoders, and returns its folder.
+
+    Args:
+        folder: Created if missing.
+    """
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+    torch.manual_seed(0)
+    clip, letters = _clip_tokenizer(), letter_tokenizer(CONTEXT)
+    transformer = SD3Transformer2DModel(
+        sample_size=SAMPLE, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=2 * WIDTH, caption_projection_dim=32, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=SAMPLE,
+    )  # fmt: skip
+    encoders = [CLIPTextModelWithProjection(_clip_text(clip)) for _ in range(2)]
+    pipeline = StableDiffusion3Pipeline(
+        vae=_vae(shift_factor=0.06, scaling_factor=1.5), text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=clip, tokenizer_2=clip,
+        text_encoder_3=T5EncoderModel(_t5(letters, 2 * WIDTH)), tokenizer_3=letters, transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_flux(folder: Path) -> Path:
+    """Writes a pipeline in the layout of FLUX.1 in float32, and returns its folder; its images have 256 x 256 pixels unless others are asked for.
+
+    Args:
+        folder: Created if missing.
+    """
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    torch.manual_seed(0)
+    clip, letters = _clip_tokenizer(), letter_tokenizer(CONTEXT)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    pipeline = FluxPipeline(
+        vae=_vae(shift_factor=0.1, scaling_factor=0.36), text_encoder=CLIPTextModel(_clip_text(clip)), tokenizer=clip,
+        text_encoder_2=T5EncoderModel(_t5(letters, WIDTH)), tokenizer_2=letters, transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     )  # fmt: skip
     pipeline.save_pretrained(folder)
     return folder
@@ -167,6 +218,8 @@ def letter_tokenizer(context: int) -> T5Tokenizer:
 WRITERS: Mapping[str, Callable[[Path], Path]] = {
     "stable-diffusion": write_tiny_stable_diffusion,
     "stable-diffusion-xl": write_tiny_sdxl,
+    "stable-diffusion-3": write_tiny_sd3,
+    "flux": write_tiny_flux,
     "pixart": write_tiny_pixart,
     "dit": write_tiny_dit,
 }
@@ -176,12 +229,12 @@ _NOISE: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_sch
 """The noise of Stable Diffusion 1, from its published configuration."""
 
 
-def _vae() -> AutoencoderKL:
+def _vae(**options: Any) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, norm_num_groups=8, sample_size=2 * SAMPLE,
+        latent_channels=4, norm_num_groups=8, sample_size=2 * SAMPLE, **options,
     )  # fmt: skip
 
 
@@ -193,6 +246,12 @@ def _unet(**options: Any) -> UNet2DConditionModel:
         attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         **options,
     )  # fmt: skip
+
+
+def _t5(tokenizer: T5Tokenizer, width: int) -> T5Config:
+    from transformers import T5Config
+
+    return T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
 
 
 def _clip_tokenizer() -> CLIPTokenizer:

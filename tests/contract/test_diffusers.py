@@ -32,7 +32,14 @@ from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8We
 from genopt.techniques.diffusers_magnitude_prune import DenoiserMagnitudePrune
 from genopt.techniques.diffusers_rounding import PipelineRoundingParams
 from genopt.testing.image_contracts import check_image_engine
-from genopt.testing.tiny_pipelines import write_tiny_dit, write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion
+from genopt.testing.tiny_pipelines import (
+    write_tiny_dit,
+    write_tiny_flux,
+    write_tiny_pixart,
+    write_tiny_sd3,
+    write_tiny_sdxl,
+    write_tiny_stable_diffusion,
+)
 
 STEPS = 4
 ASKED = ImageRequest(prompt="a digit", seed=3, steps=STEPS)
@@ -61,7 +68,7 @@ def sizes_of_calls(session: DiffusersSession, request: ImageRequest = ASKED) -> 
     return found
 
 
-@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl])
+@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_sd3])
 def test_guidance_ends_after_its_share_of_the_steps(write: Callable[[Path], Path], tmp_path: Path) -> None:
     session = opened(write(tmp_path), guidance_end=0.5)
     assert sizes_of_calls(session) == [2, 2, 1, 1]
@@ -130,7 +137,7 @@ def test_prompts_are_the_classes_where_there_are_classes(classes: Path, tmp_path
         prepare({**data, "eval_data": str(listed)}, 60.0)
 
 
-@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_pixart, write_tiny_dit])
+@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sdxl, write_tiny_sd3, write_tiny_flux, write_tiny_pixart, write_tiny_dit])
 def test_a_seed_is_the_same_noise_in_every_precision(write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch 2.11 draws other numbers in bfloat16 than in float32."""
     draw = torch.randn
@@ -143,6 +150,33 @@ def test_a_seed_is_the_same_noise_in_every_precision(write: Callable[[Path], Pat
     folder = write(tmp_path / "pipeline")
     (single,), (reduced,) = (opened(folder, dtype=dtype).generate([ASKED]) for dtype in ("float32", "bfloat16"))
     assert ssim(single.pixels(), reduced.pixels()) > 0.99
+
+
+@pytest.mark.parametrize("options", [{}, {"fuse_projections": True}, {"attention": "math"}])
+def test_stable_diffusion_3_holds_the_contract(options: dict[str, Any], tmp_path: Path) -> None:
+    check_image_engine("diffusers", write_tiny_sd3(tmp_path), {"threads": 1, "num_inference_steps": STEPS, **options})
+
+
+def test_what_stable_diffusion_3_cannot_do_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_sd3(tmp_path)
+    with pytest.raises(InfeasibleError, match="First-Block Cache does not fit SD3Transformer2DModel"):
+        opened(folder, cache="first_block")
+    with pytest.raises(InfeasibleError, match="does not say which of its blocks repeat"):
+        opened(folder, compile="regional")
+
+
+def test_flux_makes_images_as_it_is_and_in_fewer_bits(tmp_path: Path) -> None:
+    source, rounded = write_tiny_flux(tmp_path / "flux"), tmp_path / "rounded"
+    rounded.mkdir()
+    context = TransformContext(original=str(source), calibration=None, seed=0, threads=1, time_limit_s=60)
+    PipelineInt8WeightOnly.apply(source, rounded, {}, context, lambda _: None)
+    small = ASKED.model_copy(update={"width": 64, "height": 32})
+    (plain, again), (fewer,) = opened(source).generate([small, small]), opened(rounded).generate([small])
+    assert plain.png == again.png != fewer.png
+    assert plain.pixels().shape == (32, 64, 3)
+    assert ssim(plain.pixels(), fewer.pixels()) > 0.99
+    (compiled,) = opened(source, compile="regional", fuse_projections=True, num_inference_steps=2).generate([small.model_copy(update={"steps": 2})])
+    assert ssim(compiled.pixels(), opened(source).generate([small.model_copy(update={"steps": 2})])[0].pixels()) > 0.99
 
 
 @pytest.mark.parametrize("kernels", ["math", "flash"])
@@ -165,13 +199,20 @@ def test_graphs_replay_what_is_compiled() -> None:
 
 def test_what_a_pipeline_cannot_do_is_infeasible_with_the_reason(pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(InfeasibleError, match="has no projections that diffusers can fuse"):
-        opened(write_tiny_pixart(tmp_path / "pixart"), fuse_projections=True)
+        opened(write_tiny_dit(tmp_path / "dit"), fuse_projections=True)
     with pytest.raises(InfeasibleError, match=r"takes ddim, pndm"):
         opened(pipeline, scheduler="flow_euler")
     with pytest.raises(InfeasibleError, match="transformer blocks"):
         opened(pipeline, cache="first_block")
     with pytest.raises(InfeasibleError, match="guidance_end"):
         opened(write_tiny_pixart(tmp_path), guidance_end=0.5)
+
+
+@pytest.mark.parametrize("write", [write_tiny_stable_diffusion, write_tiny_sd3, write_tiny_flux, write_tiny_pixart])
+def test_fused_projections_make_the_same_image(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder, small = write(tmp_path), ASKED.model_copy(update={"width": 32, "height": 32})
+    (plain,), (fused,) = (opened(folder, fuse_projections=fuse).generate([small]) for fuse in (False, True))
+    assert ssim(plain.pixels(), fused.pixels()) > 0.999
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ from genopt.models.pipeline_loading import load_pipeline
 from genopt.models.resolve import resolve
 from genopt.testing.tiny_pipelines import WRITERS
 
-DENOISERS = {"stable-diffusion": "unet", "stable-diffusion-xl": "unet", "pixart": "transformer", "dit": "transformer"}
-OPTIONS: dict[str, dict[str, Any]] = {"pixart": {"use_resolution_binning": False, "clean_caption": False}}
+DENOISERS = {
+    "stable-diffusion": "unet", "stable-diffusion-xl": "unet", "stable-diffusion-3": "transformer", "flux": "transformer",
+    "pixart": "transformer", "dit": "transformer",
+}  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {"pixart": {"use_resolution_binning": False, "clean_caption": False}, "flux": {"width": 32, "height": 32}}
 
 
 def test_every_family_has_an_expectation() -> None:
