@@ -23,7 +23,7 @@ IN_FLIGHT = 2
 """Candidates per bench: one is measured while the next one waits or is built on a node with room."""
 TICK_S = 1.0
 PATIENCE = 4.0
-"""A candidate is stopped after this many times the expected time, so that one that hangs cannot eat the budget."""
+"""A build or a measurement is stopped after this many times the candidate's expected time, so that one that hangs cannot eat the budget."""
 LEAST_PATIENCE_S = 120.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,7 @@ class DiffusersSession(PipelineSession):
 
     def _lay_out(self) -> None:
         if self._options.fuse_projections:
-            whole = hasattr(self._pipeline, "fuse_qkv_projections")  # some leave it to their denoiser
-            try:
-                (self._pipeline if whole else self._denoiser).fuse_qkv_projections()
-            except AttributeError:
-                raise InfeasibleError(f"{type(self._pipeline).__name__} has no projections that diffusers can fuse; leave the option out.") from None
+            self._fuse_projections()
         if self._options.channels_last:
             for part in (self._denoiser, self._pipeline.vae):
                 part.to(memory_format=torch.channels_last)
@@ -98,6 +94,13 @@ class DiffusersSession(PipelineSession):
             self._pipeline.vae.enable_slicing()
         if self._options.vae_tiling:
             self._pipeline.vae.enable_tiling()
+
+    def _fuse_projections(self) -> None:
+        for part in (self._pipeline, self._denoiser):  # some pipelines leave it to their denoiser
+            with suppress(AttributeError):
+                part.fuse_qkv_projections()
+                return
+        raise InfeasibleError(f"{type(self._pipeline).__name__} has no projections that diffusers can fuse; leave the option out.")
 
     def _set_attention(self) -> None:
         """Only the denoiser's: those of a text encoder and a VAE have masks and widths that some kernels do not know."""

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genopt.engines.distribution import Distributions, Floats, Wanted, distributions
+
+Piece = Callable[[Floats, NDArray[np.int64], Wanted], list[Distributions]]
+"""Normalizes some rows."""
+
+
+class NormalizedText:
+    """What is known of a text so far.
+
+    Args:
+        piece: Normalizes rows.
+        targets: See `Normalizer.text`.
+        wanted: Likewise.
+
+    Attributes:
+        missing: Rows that are still to come.
+    """
+
+    def __init__(self, piece: Piece, targets: Sequence[int], wanted: Wanted) -> None:
+        self._piece, self._targets, self._wanted = piece, np.asarray(targets, np.int64), wanted
+        self._found: list[Distributions] = []
+        self.missing = len(self._targets)
+
+    def take(self, logits: Floats) -> None:
+        """Normalizes the next rows; there may be none."""
+        if not len(logits):
+            return
+        done = len(self._targets) - self.missing
+        part = slice(done, done + len(logits))
+        self._found += self._piece(logits, self._targets[part], self._wanted if isinstance(self._wanted, int) else self._wanted[part])
+        self.missing -= len(logits)
+
+    def distributions(self) -> Distributions:
+        """Those of all rows that came; at least one."""
+        return Distributions.joined(self._found)
 
 
 class Normalizer:
@@ -30,19 +64,16 @@ class Normalizer:
             targets: The text without its first token.
             wanted: See `genopt.engines.distribution.distributions`.
         """
-        following = np.asarray(targets, np.int64)
-        found: list[Distributions] = []
-        done = 0
+        text = self.begin(targets, wanted)
         for logits in pieces:
-            part = slice(done, done + len(logits))
-            found += self.piece(logits, following[part], wanted if isinstance(wanted, int) else wanted[part])
-            done += len(logits)
-        return Distributions.joined(found)
+            text.take(logits)
+        return text.distributions()
 
-    def piece(self, logits: Floats, targets: NDArray[np.int64], wanted: Wanted) -> list[Distributions]:
-        """See `genopt.engines.distribution.distributions`; in consecutive parts. An empty piece has none."""
-        if not len(logits):
-            return []
+    def begin(self, targets: Sequence[int], wanted: Wanted) -> NormalizedText:
+        """The same for pieces that come when they come; arguments as for `text`."""
+        return NormalizedText(self._piece, targets, wanted)
+
+    def _piece(self, logits: Floats, targets: NDArray[np.int64], wanted: Wanted) -> list[Distributions]:
         share = -(-len(logits) // self._workers)
         cuts = [slice(start, start + share) for start in range(0, len(logits), share)]
         asked = [wanted if isinstance(wanted, int) else wanted[cut] for cut in cuts]

@@ -74,10 +74,10 @@ class _Text:
     """
 
     def __init__(self, following: list[int], wanted: Wanted, vocabulary: int, threads: int) -> None:
-        self._following, self._wanted, self._vocabulary = np.asarray(following, np.int64), wanted, vocabulary
+        self._vocabulary, self._whole = vocabulary, len(following)
         self._normalizer = Normalizer(threads)
-        self._found: list[Distributions] = []
-        self._done, self._first = 0, True
+        self._text = self._normalizer.begin(following, wanted)
+        self._first = True
 
     def begin_step(self) -> None:
         self._first = True
@@ -86,16 +86,13 @@ class _Text:
         if self._first:
             self._first = False
             return
-        piece = logits[: len(self._following) - self._done, : self._vocabulary].float().cpu().numpy()
-        part = slice(self._done, self._done + len(piece))
-        self._found += self._normalizer.piece(piece, self._following[part], self._wanted if isinstance(self._wanted, int) else self._wanted[part])
-        self._done = part.stop
+        self._text.take(logits[: self._text.missing, : self._vocabulary].float().cpu().numpy())
 
     def end(self) -> bytes:
         self._normalizer.close()
         file = io.BytesIO()
-        if self._found:
-            np.savez(file, **vars(Distributions.joined(self._found)))
+        if self._text.missing < self._whole:
+            np.savez(file, **vars(self._text.distributions()))
         return file.getvalue()
 
 

@@ -62,19 +62,21 @@ class ClassPipeline(DiTPipeline):
         """
         scheduler = self.scheduler
         scale, advance = scheduler.scale_model_input, scheduler.step
-        begun: list[Tensor] = []
+        begun = 0
+        unscaled = noise
 
         def begin(latents: Tensor, timestep: Any) -> Any:
+            nonlocal begun, unscaled
             if not begun:
                 first = (noise * scheduler.init_noise_sigma).to(latents.dtype)
                 latents = first.repeat(len(latents) // len(first), 1, 1, 1)
-            begun.append(latents)
+            begun, unscaled = begun + 1, latents
             return scale(latents, timestep)
 
         def end(output: Tensor, timestep: Any, _: Tensor, **named: Any) -> Any:
-            found = advance(output, timestep, begun[-1], **named)
+            found = advance(output, timestep, unscaled, **named)
             if on_step_end is not None:
-                on_step_end(self, len(begun) - 1, timestep, {"latents": found.prev_sample[: len(noise)]})
+                on_step_end(self, begun - 1, timestep, {"latents": found.prev_sample[: len(noise)]})
             return found
 
         scheduler.scale_model_input, scheduler.step = begin, end
