@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from contextlib import nullcontext
 from itertools import pairwise
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from genopt.cli import clusters, deployments, load, people, runs
 from genopt.cli.environments import environments
+from genopt.cli.interruption import interruptible
 from genopt.cli.keys import keys
 from genopt.cli.manifests import manifests
 from genopt.cli.output import document_alone, print_json, say, write_event
@@ -25,7 +24,7 @@ app = typer.Typer(
     help="Makes generative models faster on a Ray cluster, proves that their quality holds, and serves the winner.\n\n"
     "Exit codes: 0 done with a winner; 1 failure; 2 usage; 3 no candidate passed, baseline kept; 4 the budget ended before a baseline; "
     "5 deployment refused or rolled back; 130 interrupted, report written.",
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 
 for _verb in (
     runs.quickstart, runs.optimize, runs.resume, runs.plan, runs.profile, runs.report, runs.export, people.compare, deployments.deploy,
@@ -47,17 +46,6 @@ def _globals(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
     """Taken out by `main`, and declared here so that `--help` shows it."""
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    """The first signal interrupts, the second waits for the report, the third gives up."""
-    signal.signal(number, _on_second_signal)
-    raise KeyboardInterrupt
-
-
-def _on_second_signal(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    say("Still ending and writing the report; once more to give up.")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code.
 
@@ -68,10 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     own = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:own]
     words = [word for place, word in enumerate(words) if place >= own or word != "--debug"]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
     try:
-        with document_alone() if "--json" in words[:own] else nullcontext():
+        with interruptible(), document_alone() if "--json" in words[:own] else nullcontext():
             app(args=words, prog_name="genopt")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genopt.cli import options
+from genopt.cli.interruption import wait_for_interruption
 from genopt.cli.output import print_json, say
 from genopt.errors import NoWinnerError, SpecError
 
@@ -211,8 +211,8 @@ def _api(endpoint: Endpoint) -> Api:
 
 def serve_until_interrupted(endpoint: Endpoint) -> None:
     """Waits for Ctrl-C."""
-    say(f"Serving {endpoint.variant} at {endpoint.url}/v1 until Ctrl-C.")
     try:
-        signal.pause()
+        say(f"Serving {endpoint.variant} at {endpoint.url}/v1 until Ctrl-C.")
+        wait_for_interruption()
     except KeyboardInterrupt:
         say("Ending the deployment.")
