@@ -23,6 +23,12 @@ class _StruckWhileItEnds:
         signal.raise_signal(signal.SIGINT)
 
 
+def empty_and_wait(held: list[object]) -> None:
+    """Lets go of what is held, where the interruption is dropped, and then waits for it to come again."""
+    held.clear()
+    threading.Event().wait(LONGEST_S)
+
+
 def test_a_signal_interrupts_what_waits_for_it() -> None:
     with interruptible():
         threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM)).start()
@@ -31,20 +37,16 @@ def test_a_signal_interrupts_what_waits_for_it() -> None:
 
 
 def test_an_interruption_that_strikes_in_a_destructor_is_not_lost() -> None:
-    with interruptible():
-        struck = _StruckWhileItEnds()
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it is raised after what lost it
-            del struck
-            threading.Event().wait(LONGEST_S)
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        empty_and_wait([_StruckWhileItEnds()])
 
 
 def test_an_interruption_that_strikes_in_a_callback_is_not_lost() -> None:
     with interruptible():
-        watched = _Quiet()
-        kept = weakref.ref(watched, lambda _: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it is raised after what lost it
-            del watched
-            threading.Event().wait(LONGEST_S)
+        watched: list[object] = [_Quiet()]
+        kept = weakref.ref(watched[0], lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            empty_and_wait(watched)
         assert kept() is None
 
 
