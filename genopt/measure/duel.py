@@ -11,7 +11,8 @@ from genopt.measure.repeats import Repeats, Row
 from genopt.measure.statistics import half_width as relative_half_width
 from genopt.plan import Metric, Ratio
 
-ROLES = ("candidate", "baseline")
+ROLES: tuple[str, ...] = ("candidate", "baseline")
+CANDIDATE = ROLES[:1]
 BATCH_REPEATS = 3
 
 Clock = Callable[[], float]
@@ -24,7 +25,7 @@ class Comparison:
 
     Attributes:
         candidate_metrics: By name, of the task's own.
-        baseline_metrics: Likewise.
+        baseline_metrics: Likewise; without throughputs where only the candidate's batches were timed.
         ratio: Baseline's time per unit of work over the candidate's: above 1 the candidate is faster.
         decided: Whether the ratio's interval became as narrow as was asked for.
         discarded: Disturbed rounds that were measured again.
@@ -41,9 +42,9 @@ class Comparison:
     raw: tuple[Row, ...]
 
 
-def order(index: int) -> tuple[str, ...]:
+def order(index: int, roles: tuple[str, ...] = ROLES) -> tuple[str, ...]:
     """The roles in the order of a round: AB, BA, AB, ..., so that drift of the machine hits both alike."""
-    return ROLES[::-1] if index % 2 else ROLES
+    return roles[::-1] if index % 2 else roles
 
 
 def rounds_until_known(
@@ -99,21 +100,22 @@ class Duel(Protocol):
     def alone(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> Ratio:
         """Single requests until the ratio is known."""
 
-    def batch(self, count: int, *, deadline: float, clock: Clock) -> None:
-        """Batches of `count` requests on both sides."""
+    def batch(self, count: int, roles: tuple[str, ...], *, deadline: float, clock: Clock) -> None:
+        """Batches of `count` requests on the sides that are named."""
 
     def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
         """The metrics of one side."""
 
 
 def settle(
-    duel: Duel, concurrency: Sequence[int], *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock
+    duel: Duel, concurrency: Sequence[int], *, batched: tuple[str, ...], seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock
 ) -> Comparison:  # fmt: skip
     """Warm-up, single requests until the ratio is known, then batches.
 
     Args:
         duel: The two sides.
         concurrency: Sizes of batches; 1 is what single requests tell.
+        batched: Sides whose batches are timed.
         seed: Seed of the intervals' resampling.
         half_width: Enough rounds are done when the ratio's relative half-width is at most this.
         max_rounds: Upper bound of rounds.
@@ -124,7 +126,7 @@ def settle(
     ratio = duel.alone(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
     for count in concurrency:
         if count > 1:
-            duel.batch(count, deadline=deadline, clock=clock)
+            duel.batch(count, batched, deadline=deadline, clock=clock)
     repeats = duel.repeats
     return Comparison(
         candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
@@ -135,7 +137,7 @@ def settle(
 def repeated_batches(
     repeats: Repeats, measure: Callable[[int], Found], take: Callable[[Found], None], *, deadline: float, clock: Clock
 ) -> None:  # fmt: skip
-    """A few batches on both sessions, in alternating order, while the time suffices; one at least.
+    """A few batches of each session, in alternating order, while the time suffices; one at least.
 
     Args:
         repeats: Watches each.

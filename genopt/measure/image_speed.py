@@ -85,14 +85,15 @@ class _Duel:
         )  # fmt: skip
         return ratio
 
-    def batch(self, count: int, *, deadline: float, clock: Clock) -> None:
-        """Batches of `count` images on both sessions."""
+    def batch(self, count: int, roles: tuple[str, ...], *, deadline: float, clock: Clock) -> None:
+        """Batches of `count` images on sessions."""
 
         def take(found: dict[str, list[Timing]]) -> None:
             for role, timings in found.items():
                 self.rates.setdefault((role, count), []).append(1e3 * count / max(timing.latency_ms for timing in timings))
 
-        repeated_batches(self.repeats, partial(self._round, phase="throughput", count=count), take, deadline=deadline, clock=clock)
+        measure = partial(self._round, phase="throughput", count=count, roles=roles)
+        repeated_batches(self.repeats, measure, take, deadline=deadline, clock=clock)
 
     def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
         """The metrics of one session."""
@@ -110,16 +111,17 @@ class _Duel:
             "step_ms": summary([timing.step_ms for timing in timings], "ms"),
         }
         for count in self._workload.concurrency:
-            rates = [1e3 / timing.latency_ms for timing in timings] if count == 1 else self.rates[role, count]
-            found[f"images_per_s@{count}"] = summary(rates, "images/s", count)
+            rates = [1e3 / timing.latency_ms for timing in timings] if count == 1 else self.rates.get((role, count))
+            if rates is not None:
+                found[f"images_per_s@{count}"] = summary(rates, "images/s", count)
         return found
 
     def _ratio(self, seed: int) -> Ratio:
         candidate, baseline = ([timing.latency_ms for timing in self.timings[role]] for role in ROLES)
         return log_ratio_interval(candidate, baseline, seed=seed)
 
-    def _round(self, index: int, *, phase: str, count: int) -> dict[str, list[Timing]]:
-        return {role: self._run(role, phase=phase, round_index=index, turn=turn, count=count) for turn, role in enumerate(order(index))}
+    def _round(self, index: int, *, phase: str, count: int, roles: tuple[str, ...] = ROLES) -> dict[str, list[Timing]]:
+        return {role: self._run(role, phase=phase, round_index=index, turn=turn, count=count) for turn, role in enumerate(order(index, roles))}
 
     def _run(self, role: str, *, phase: str, round_index: int, turn: int, count: int) -> list[Timing]:
         """One call for `count` images, recorded."""
@@ -145,6 +147,7 @@ def compare(
     half_width: float,
     max_rounds: int,
     time_cap_s: float,
+    batched: tuple[str, ...] = ROLES,
     watch: Watch | None = None,
     clock: Clock = time.monotonic,
 ) -> Comparison:
@@ -160,6 +163,7 @@ def compare(
         half_width: Enough rounds are done when the ratio's relative half-width is at most this.
         max_rounds: Upper bound of rounds.
         time_cap_s: Seconds after which nothing optional is started.
+        batched: Sides whose batches are timed: those of a baseline that was compared with the original are known.
         watch: Notices what else happens on the node.
         clock: Monotonic clock in seconds.
 
@@ -169,7 +173,7 @@ def compare(
     """
     repeats = Repeats(watch or Unwatched(), clock, time_cap_s)
     return settle(
-        _Duel(candidate, baseline, workload, repeats), workload.concurrency, seed=seed, half_width=half_width, max_rounds=max_rounds,
+        _Duel(candidate, baseline, workload, repeats), workload.concurrency, batched=batched, seed=seed, half_width=half_width, max_rounds=max_rounds,
         deadline=clock() + time_cap_s, clock=clock,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from genopt.engines.base import Generates, Generation, GenerationRequest
 from genopt.errors import StageError
-from genopt.measure.duel import Clock, Comparison, order, repeated_batches, rounds_until_known, settle
+from genopt.measure.duel import ROLES, Clock, Comparison, order, repeated_batches, rounds_until_known, settle
 from genopt.measure.exclusivity import Unwatched, Watch
 from genopt.measure.gpu import described
 from genopt.measure.repeats import Repeats, Row
@@ -111,20 +111,20 @@ class _Duel:
             role: self._run(role, phase="single", round_index=index, turn=turn, streams=1) for turn, role in enumerate(order(index))
         }  # fmt: skip
 
-    def batch(self, count: int, *, deadline: float, clock: Clock) -> None:
-        """Batches of `count` requests on both sessions; repeated in the other order while the time suffices."""
+    def batch(self, count: int, roles: tuple[str, ...], *, deadline: float, clock: Clock) -> None:
+        """Batches of `count` requests on sessions; repeated in the other order while the time suffices."""
 
         def take(found: dict[str, list[Timing]]) -> None:
             for role, timings in found.items():
                 seconds = max(timing.e2el_ms for timing in timings) / 1e3
                 self.batches.setdefault((role, count), []).append(sum(timing.tokens for timing in timings) / seconds)
 
-        repeated_batches(self.repeats, partial(self._batch, streams=count), take, deadline=deadline, clock=clock)
+        repeated_batches(self.repeats, partial(self._batch, streams=count, roles=roles), take, deadline=deadline, clock=clock)
 
-    def _batch(self, index: int, streams: int) -> dict[str, list[Timing]]:
+    def _batch(self, index: int, streams: int, roles: tuple[str, ...]) -> dict[str, list[Timing]]:
         return {
             role: self._run(role, phase="throughput", round_index=index, turn=turn, streams=streams)
-            for turn, role in enumerate(order(index))
+            for turn, role in enumerate(order(index, roles))
         }  # fmt: skip
 
     def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
@@ -144,8 +144,9 @@ class _Duel:
             "decode_tok_s": summary([1e3 / timing.tpot_ms for timing in timings], "tok/s"),
         }
         for streams in self._workload.concurrency:
-            rates = [1e3 * timing.tokens / timing.e2el_ms for timing in timings] if streams == 1 else self.batches[role, streams]
-            found[f"throughput_tok_s@{streams}"] = summary(rates, "tok/s", streams)
+            rates = [1e3 * timing.tokens / timing.e2el_ms for timing in timings] if streams == 1 else self.batches.get((role, streams))
+            if rates is not None:
+                found[f"throughput_tok_s@{streams}"] = summary(rates, "tok/s", streams)
         return found
 
     def _ratio(self, seed: int) -> Ratio:
@@ -183,6 +184,7 @@ def compare(
     half_width: float,
     max_rounds: int,
     time_cap_s: float,
+    batched: tuple[str, ...] = ROLES,
     watch: Watch | None = None,
     clock: Clock = time.monotonic,
 ) -> Comparison:
@@ -199,6 +201,7 @@ def compare(
         half_width: Enough rounds are done when the ratio's relative half-width is at most this.
         max_rounds: Upper bound of rounds.
         time_cap_s: Seconds after which nothing optional is started.
+        batched: Sides whose batches are timed: those of a baseline that was compared with the original are known.
         watch: Notices what else happens on the node.
         clock: Monotonic clock in seconds.
 
@@ -208,7 +211,7 @@ def compare(
     """
     repeats = Repeats(watch or Unwatched(), clock, time_cap_s)
     return settle(
-        _Duel(candidate, baseline, workload, repeats), workload.concurrency, seed=seed, half_width=half_width, max_rounds=max_rounds,
+        _Duel(candidate, baseline, workload, repeats), workload.concurrency, batched=batched, seed=seed, half_width=half_width, max_rounds=max_rounds,
         deadline=clock() + time_cap_s, clock=clock,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from genopt import clock
 from genopt.image_calls import ImageProcess
-from genopt.measure.duel import Comparison
+from genopt.measure.duel import CANDIDATE, ROLES, Comparison
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.image_speed import ImageWorkload, compare, measure_aa
 from genopt.measure.statistics import combine
@@ -50,7 +50,7 @@ class ImageBench:
         )  # fmt: skip
         original, baseline = self._sessions["original"], self._sessions["baseline"]
         progress("timing baseline against original")
-        found = self._compared(baseline, original, ROUNDS, SECONDS_OF_REFERENCES)
+        found = self._compared(baseline, original, ROUNDS, SECONDS_OF_REFERENCES, ROLES)
         progress("timing the baseline against itself (A/A)")
         aa = measure_aa(
             baseline, self._workload, seed=self._config.seed, half_width=self._config.precision, time_cap_s=SECONDS_OF_AA, watch=self._watch
@@ -81,10 +81,12 @@ class ImageBench:
             metrics=self._sessions.under_conditions(role, metrics | self._sessions.loading(role, folder)), quality=quality, speedup=speedup,
         )  # fmt: skip
 
-    def _compared(self, candidate: ImageProcess, baseline: ImageProcess, rounds: int, time_cap_s: float) -> Comparison:
+    def _compared(
+        self, candidate: ImageProcess, baseline: ImageProcess, rounds: int, time_cap_s: float, batched: tuple[str, ...]
+    ) -> Comparison:  # fmt: skip
         return compare(
             candidate, baseline, self._workload, seed=self._config.seed, half_width=self._config.precision, max_rounds=rounds,
-            time_cap_s=time_cap_s, watch=self._watch,
+            time_cap_s=time_cap_s, batched=batched, watch=self._watch,
         )  # fmt: skip
 
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
@@ -100,7 +102,7 @@ class ImageBench:
         lost = self._judge.first_look(case, progress).verdict in ("reject", "anomalous")
         progress("timing against the baseline")
         cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - clock.now()))
-        found = self._compared(session, self._sessions["baseline"], ROUNDS_OF_LOST if lost else ROUNDS, cap)
+        found = self._compared(session, self._sessions["baseline"], ROUNDS_OF_LOST if lost else ROUNDS, cap, CANDIDATE)
         quality = self._judge.verdict(case, deadline, progress)
         status, reason = outcome(quality, found, self._config.quality)
         candidate = Candidate(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genopt import clock
-from genopt.measure.duel import Comparison
+from genopt.measure.duel import CANDIDATE, Comparison
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
@@ -119,7 +119,7 @@ class TextBench:
         cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - clock.now()))
         found = compare(
             session, self._sessions["baseline"], self._workload, seed=self._config.seed, half_width=self._config.precision,
-            max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, watch=self._watch,
+            max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, batched=CANDIDATE, watch=self._watch,
         )  # fmt: skip
         patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - clock.now()))
         queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)

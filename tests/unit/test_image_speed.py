@@ -9,6 +9,7 @@ import pytest
 
 from genopt.engines.images import GeneratedImage, ImageRequest, OnStep, require_shape
 from genopt.errors import SpecError, StageError
+from genopt.measure.duel import CANDIDATE
 from genopt.measure.image_speed import ImageWorkload, Timing, compare, measure_aa
 
 MS = 1_000_000
@@ -52,6 +53,13 @@ def test_both_sessions_get_the_same_prompts_and_seeds_in_alternating_order() -> 
     assert [(item.prompt, item.seed) for item in one.asked] == [(item.prompt, item.seed) for item in other.asked]
     singles = [(row["round"], row["session"]) for row in found.raw if row["phase"] == "single"]
     assert singles[:4] == [(0, "candidate"), (0, "baseline"), (1, "baseline"), (1, "candidate")]
+
+
+def test_a_baseline_whose_batches_are_known_makes_single_images_only() -> None:
+    one, other = Clocked(10), Clocked(20)
+    found = compare(one, other, WORKLOAD, seed=0, half_width=0.5, max_rounds=4, time_cap_s=5, batched=CANDIDATE)
+    assert {row["session"] for row in found.raw if row["phase"] == "throughput"} == {"candidate"}
+    assert set(found.candidate_metrics) - set(found.baseline_metrics) == {"images_per_s@4"}
 
 
 def test_a_session_against_itself_is_as_fast() -> None:

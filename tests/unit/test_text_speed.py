@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores
 from genopt.errors import StageError
+from genopt.measure.duel import CANDIDATE
 from genopt.measure.exclusivity import Disturbance
 from genopt.measure.text_speed import TextWorkload, compare, measure_aa
 
@@ -99,6 +100,17 @@ def test_metrics_follow_their_definitions_and_leave_the_warm_up_out() -> None:
     warm = [row for row in found.raw if row["phase"] == "warmup"]
     assert [row["session"] for row in warm] == ["candidate", "baseline"]
     assert warm[0]["tpot_ms"] == pytest.approx(500.0)
+
+
+def test_a_baseline_whose_batches_are_known_is_timed_alone_only() -> None:
+    world = World()
+    found = compare(
+        session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
+        seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, batched=CANDIDATE, clock=world.clock,
+    )  # fmt: skip
+    assert "".join(name for name, _ in world.calls) == "AB" + "ABBAABBAAB" + "AAA"
+    assert set(found.candidate_metrics) - set(found.baseline_metrics) == {"throughput_tok_s@4"}
+    assert found.candidate_metrics["throughput_tok_s@4"].n == 3
 
 
 def test_rows_are_flat_and_alike() -> None:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/gpu/fan_out.py OUT [--shape llama-1b] [--vllm /opt/vllm/bin/python] [--gpus 1,2] [--include torchao,vllm]
 
-The same candidates of a model with random weights (see whole_job.py), none searched, nothing taken over, with a store of its own each
-time. OUT holds a run folder per number of GPUs; another call with the other number goes on from there. Prints, for each, the time from
+The same candidates of a model with random weights (see whole_job.py), none searched, nothing taken over, with a store and caches of its own
+each time. OUT holds a run folder per number of GPUs; another call with the other number goes on from there. Prints, for each, the time from
 the run's start to its end, that from the start of the first candidate's first stage to the end of the last one's last, and how many
 candidates were measured at once at most, which must not be more than there are GPUs; then the ratios.
 
@@ -34,6 +34,7 @@ def optimize(asked: argparse.Namespace, model: Path, gpus: int) -> None:
     scratch = asked.out / f"scratch-{gpus}"
     environment = {
         **os.environ, "CUDA_VISIBLE_DEVICES": ",".join(visible[:gpus]), "GENOPT_STORE": str(scratch / "store"), "GENOPT_ENVS": str(scratch / "envs"),
+        "VLLM_CACHE_ROOT": str(scratch / "vllm"), "TRITON_CACHE_DIR": str(scratch / "triton"),
     }  # fmt: skip
     genopt = [sys.executable, "-m", "genopt"]
     if asked.vllm is not None:
