@@ -1,7 +1,12 @@
-"""Models with a real shape and random weights: speed depends on the shape alone, quality means nothing."""
+"""Models with a real shape and random weights: speed depends on the shape alone, quality means nothing.
+
+python -m genopt.testing.random_models SHAPE FOLDER
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,22 @@ LLAMA_SHAPES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """The shapes of Llama 3.2 1B and Llama 3 8B, from their published configurations."""
 CONTEXT = 8192
+
+
+def provide_random_llama(folder: Path, shape: str) -> Path:
+    """Writes a model as `write_random_llama` does, unless it is there.
+
+    Another process does it: one that has used a GPU holds a part of it to its end, and who measures there afterwards would not be alone.
+
+    Args:
+        folder: Where; it appears when all of the model is written.
+        shape: A key of `LLAMA_SHAPES`.
+    """
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        subprocess.run([sys.executable, "-m", "genopt.testing.random_models", shape, str(partial)], check=True)
+        partial.rename(folder)
+    return folder
 
 
 def write_random_llama(folder: Path, shape: str) -> Path:
@@ -45,3 +66,7 @@ def write_random_llama(folder: Path, shape: str) -> Path:
     finally:
         torch.set_default_dtype(before)
     return folder
+
+
+if __name__ == "__main__":
+    write_random_llama(Path(sys.argv[2]), sys.argv[1])

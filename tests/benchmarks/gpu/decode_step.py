@@ -39,7 +39,7 @@ from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession
 from genopt.plan import JsonValue
 from genopt.techniques.base import TransformContext
-from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
+from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 WAYS: Mapping[str, str] = {
     "eager": "", "compiled": "", "int8": "torchao_int8_weight_only", "float8": "torchao_float8_weight_only",
@@ -121,7 +121,7 @@ def main() -> int:
     )
     for shape in asked.shapes.split(","):
         with tempfile.TemporaryDirectory(prefix="genopt-gpu-") as scratch:
-            compare(write_random_llama(Path(scratch) / shape, shape), shape, asked)
+            compare(provide_random_llama(Path(scratch) / shape, shape), shape, asked)
     return 0
 
 

@@ -21,7 +21,7 @@ import results
 
 from genopt.techniques.data_parallel import Team, run, visible_gpus
 from genopt.techniques.distill import DistillParams
-from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
+from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 WARM, STEPS = 4, 24
 
@@ -75,7 +75,7 @@ def main() -> int:
         folder = Path(scratch)
         model = folder / "model"
         if gpus:
-            write_random_llama(model, asked.shape)
+            provide_random_llama(model, asked.shape)
         else:
             tiny(model)
         for tokens in map(int, asked.tokens.split(",")):

@@ -25,7 +25,7 @@ from pathlib import Path
 import results
 
 from genopt.store.run_folder import RunFolder
-from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
+from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 
 def optimize(asked: argparse.Namespace, model: Path, gpus: int) -> None:
@@ -76,9 +76,7 @@ def main() -> int:
     results.add_argument(parser)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    model = asked.out / asked.shape
-    if not model.exists():
-        write_random_llama(asked.out / "partial", asked.shape).rename(model)
+    model = provide_random_llama(asked.out / asked.shape, asked.shape)
     counts = [int(count) for count in asked.gpus.split(",")]
     for count in counts:
         optimize(asked, model, count)

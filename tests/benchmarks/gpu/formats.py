@@ -52,7 +52,7 @@ from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession
 from genopt.plan import JsonValue
 from genopt.techniques.base import TransformContext
-from genopt.testing.random_models import LLAMA_SHAPES, write_random_llama
+from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 READS: dict[str, JsonValue] = {"max_batched_tokens": 8192}
 LIBRARY = "library"
@@ -177,7 +177,7 @@ def main() -> int:
         return 0
     if not asked.model.exists():
         assert asked.model.name in LLAMA_SHAPES, f"{asked.model} is neither a model nor one of {', '.join(LLAMA_SHAPES)}"
-        write_random_llama(asked.model.with_name("partial"), asked.model.name).rename(asked.model)
+        provide_random_llama(asked.model, asked.model.name)
     print("| way | streams | TPOT ms | tok/s | prefill tok/s | opened in s |\n| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     same = ["--streams", asked.streams, "--prompt-tokens", str(asked.prompt_tokens), "--new", str(asked.new)]
     same += ["--scratch", str(asked.scratch)] if asked.scratch else []
