@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from genopt import catalog
+from genopt import catalog, clock
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.engines.distribution import Distributions, Wanted
 from genopt.environments import place
@@ -113,7 +113,7 @@ def run_stage(
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="genopt-stage-") as folder, log.open("ab") as output:
         request, result = Path(folder, "request.json"), Path(folder, "result.json")
-        request.write_text(json.dumps({"kind": kind, "payload": dict(payload), "time_limit_s": timeout_s}), encoding="utf-8")
+        request.write_text(json.dumps({"kind": kind, "payload": dict(payload), "ends": clock.now() + timeout_s}), encoding="utf-8")
         process = subprocess.Popen(
             [*command, "stage", str(request), str(result)], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             env=variables if where is None else place.without_our_paths(variables),

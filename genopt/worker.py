@@ -1,6 +1,7 @@
 """The process that does the heavy work: `python -m genopt.worker stage|session`.
 
-`stage REQUEST RESULT` runs one stage of `STAGES` and writes its result or error as JSON.
+`stage REQUEST RESULT` runs one stage of `STAGES` and writes its result or error as JSON. A stage is told when it will be killed, on `clock.now`,
+so that what importing takes is not counted as time that it has.
 `session [CPUS]` opens an engine and answers calls as JSON lines on standard input and output, on these processors; everything
 that libraries print goes to standard error instead. Needs pydantic and the standard library, plus whatever the stage or engine
 imports (a session numpy, and pyarrow where it is compared): an engine's environment may hold nothing else.
@@ -37,7 +38,7 @@ def run_stage_file(request: Path, result: Path) -> None:
     asked = json.loads(request.read_text(encoding="utf-8"))
     try:
         module, _, function = STAGES[asked["kind"]].partition(":")
-        value = vars(importlib.import_module(module))[function](asked["payload"], asked["time_limit_s"])
+        value = vars(importlib.import_module(module))[function](asked["payload"], asked["ends"])
         answer: dict[str, Any] = {"result": value}
     except Exception as error:  # noqa: BLE001 - every failure of a stage crosses the boundary as data
         traceback.print_exc()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from genopt import clock
 from genopt.plan import Record
 from genopt.search.precision import BITS, Part, Sensitivity
 
@@ -46,12 +46,12 @@ class SensitivityRequest(Record):
     share: tuple[int, int] = (0, 1)
 
 
-def measure(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
+def measure(payload: dict[str, Any], ends: float) -> dict[str, Any]:
     """Measures a share of a model's parts, families first, as far as the time goes.
 
     Args:
         payload: A `SensitivityRequest`.
-        time_limit_s: Seconds after which the stage is killed; it ends before.
+        ends: When the stage is killed, on `clock.now`; it ends before.
 
     Returns:
         A `Sensitivity`; families that are missing did not fit the time.
@@ -60,12 +60,11 @@ def measure(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     from genopt.engines.torch_session import TorchSession
     from genopt.techniques.calibration import calibration_sequences
 
-    ends = time.monotonic() + time_limit_s
     asked = SensitivityRequest.model_validate(payload)
     sequences = calibration_sequences(asked.calibration, asked.tokens)
     session = TorchSession(Path(asked.model), TorchOptions(dtype="float32", threads=asked.threads))
     with tempfile.TemporaryDirectory(prefix="genopt-sensitivity-") as scratch:
-        found = sensitivity(session, sequences, Path(scratch), asked.share, lambda: ends - time.monotonic())
+        found = sensitivity(session, sequences, Path(scratch), asked.share, lambda: ends - clock.now())
     return found.model_dump(mode="json")
 
 

@@ -61,7 +61,7 @@ class ImageSet(Record):
     calibration_digest: str
 
 
-def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
+def prepare(payload: dict[str, Any], _ends: float) -> dict[str, Any]:
     """Chooses prompts and seeds; writes `image_set.json` and `calibration.parquet`.
 
     Args:
@@ -177,7 +177,7 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def profile(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
+def profile(payload: dict[str, Any], _ends: float) -> dict[str, Any]:
     """Profiles the original; see `genopt.profiling.images.profile_pipeline`.
 
     Args:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from jinja2 import TemplateError
 from pydantic import Field
 
+from genopt import clock
 from genopt.errors import DataError, ModelError
 from genopt.measure.prompts import Message, read_prompts
 from genopt.plan import Record
@@ -77,7 +78,7 @@ def stop_token_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def prepare(payload: dict[str, Any], _time_limit_s: float) -> dict[str, Any]:
+def prepare(payload: dict[str, Any], _ends: float) -> dict[str, Any]:
     """Tokenizes evaluation, calibration and prompt texts; writes `text_set.json` and `calibration.parquet`.
 
     Args:
@@ -194,13 +195,13 @@ def _path(value: str | None) -> Path | None:
     return Path(value).expanduser() if value is not None else None
 
 
-def profile(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
+def profile(payload: dict[str, Any], ends: float) -> dict[str, Any]:
     """Profiles the original; see `genopt.profiling.text.profile_text`.
 
     Args:
         payload: `model` (folder), `data` (the prepare stage's file), `threads`, `concurrency`, `trace_folder`, `ceilings` (folder of their
             cache).
-        time_limit_s: Seconds it may take.
+        ends: When the stage is killed, on `clock.now`; it ends before.
     """
     from genopt.profiling.ceiling_cache import CeilingCache
     from genopt.profiling.text import profile_text
@@ -208,7 +209,7 @@ def profile(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
     prompt = TextSet.model_validate_json(Path(payload["data"]).read_text(encoding="utf-8")).prompts[0]
     found = profile_text(
         Path(payload["model"]), threads=payload["threads"], prompt_ids=prompt, decode_steps=16,
-        time_limit_s=time_limit_s, progress=_print, trace_folder=Path(payload["trace_folder"]), streams=tuple(payload["concurrency"]),
+        time_limit_s=ends - clock.now(), progress=_print, trace_folder=Path(payload["trace_folder"]), streams=tuple(payload["concurrency"]),
         cache=CeilingCache(Path(payload["ceilings"])),
     )  # fmt: skip
     content: dict[str, Any] = found.model_dump(mode="json")

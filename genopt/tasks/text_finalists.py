@@ -79,18 +79,18 @@ class TaskRequest(Record):
     fresh: str = ""
 
 
-def score_tasks(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
+def score_tasks(payload: dict[str, Any], ends: float) -> dict[str, Any]:
     """Scores a model on all tasks: `{"tasks": [...]}`, the user's own first.
 
     Args:
         payload: A `TaskRequest`.
-        time_limit_s: Time after which the stage is killed.
+        ends: When the stage is killed, on `clock.now`.
 
     Raises:
         GenoptError: The questions, a task or its data cannot be used, or the engine refuses.
     """
     request = TaskRequest.model_validate(payload)
-    scorer = _Scorer(request, time_limit_s)
+    scorer = _Scorer(request, ends)
     try:
         found = [scorer.own(read_items(Path(request.items)))] if request.items is not None else []
         found += [scorer.harness(name) for name in request.tasks]
@@ -104,12 +104,12 @@ class _Scorer:
 
     Args:
         request: What is asked.
-        time_limit_s: Time after which the stage is killed.
+        ends: When the stage is killed, on `clock.now`.
     """
 
-    def __init__(self, request: TaskRequest, time_limit_s: float) -> None:
+    def __init__(self, request: TaskRequest, ends: float) -> None:
         self._request = request
-        self._ends = clock.now() + time_limit_s
+        self._ends = ends
         self._store = open_store(request.store)
         self._stop_ids = TextSet.model_validate_json(Path(request.data).read_text(encoding="utf-8")).stop_ids
         self._session: TextSession | None = None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from genopt import catalog
+from genopt import catalog, clock
 from genopt.errors import InfeasibleError
 from genopt.plan import JsonValue
 from genopt.techniques.base import Transform, TransformContext
@@ -15,19 +15,19 @@ QUANTIZED = "quantized"
 """Trait of artifacts whose weights were rounded."""
 
 
-def run_transform(payload: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
+def run_transform(payload: dict[str, Any], ends: float) -> dict[str, Any]:
     """Applies the transform that `payload` names to a folder.
 
     Args:
         payload: `technique`, `source`, `destination`, `params`, and `context` (see `TransformContext`).
-        time_limit_s: Time after which the stage is killed.
+        ends: When the stage is killed, on `clock.now`.
 
     Returns:
         `{}`; the result is the filled destination folder.
     """
     transform = catalog.load("techniques", payload["technique"])
     source, destination = Path(payload["source"]), Path(payload["destination"])
-    context = TransformContext.model_validate({**payload["context"], "time_limit_s": time_limit_s})
+    context = TransformContext.model_validate({**payload["context"], "time_limit_s": ends - clock.now()})
     check_transform(transform, source, payload["params"])
     transform.apply(source, destination, payload["params"], context, _print)
     return {}

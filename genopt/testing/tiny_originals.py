@@ -12,12 +12,11 @@ from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
 ORIGINALS = {"hf": write_tiny_llama, "diffusers": write_tiny_stable_diffusion}
 
 
-def write_original(payload: Mapping[str, Any], time_limit_s: float) -> dict[str, Any]:
+def write_original(payload: Mapping[str, Any], _ends: float) -> dict[str, Any]:
     """The stage `tiny_original`.
 
     Args:
         payload: The `trait`, and the `destination`: a folder that is made.
-        time_limit_s: Unused; it takes a second.
     """
     ORIGINALS[payload["trait"]](Path(payload["destination"]))
     return {}

@@ -15,6 +15,7 @@ import torch
 from torchao.quantization import Int8Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen3Config
 
+from genopt import clock
 from genopt.engines.base import GenerationRequest
 from genopt.engines.torch_engine import TorchEngine
 from genopt.errors import DataError, InfeasibleError, SpecError
@@ -272,7 +273,7 @@ def test_a_quantized_model_is_not_quantized_again(technique: str, tmp_path: Path
     (source / "config.json").write_text(json.dumps(config))
     payload = {"technique": technique, "source": str(source), "destination": str(made), "params": {}, "context": context().model_dump()}
     with pytest.raises(InfeasibleError, match=rf"already quantized \(gptq\) and {technique} needs its weights as they were trained; .*--exclude"):
-        run_transform(payload, 60)
+        run_transform(payload, clock.now() + 60)
     assert not made.exists()
 
 

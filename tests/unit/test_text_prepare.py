@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from genopt import clock
 from genopt.errors import DataError, InfeasibleError
 from genopt.quality.task_scoring import Text
 from genopt.tasks.base import Prepared
@@ -115,10 +116,10 @@ def test_the_stage_marks_questions_with_a_real_engine_once(model: Path, tmp_path
         "tasks": [], "limit": 15, "context": 512, "data": str(tmp_path / "data" / "text_set.json"), "seed": 0, "store": str(tmp_path / "store"),
         "libraries": {},
     }  # fmt: skip
-    first = score_tasks(payload, 60)
+    first = score_tasks(payload, clock.now() + 60)
     assert first["tasks"][0]["scores"] == [float(number % 2) for number in range(15)]
     assert first["tasks"][0]["task"] == "q.jsonl"
-    assert score_tasks(payload, 60) == first
+    assert score_tasks(payload, clock.now() + 60) == first
     assert len(opened) == 1, "scores are kept"
 
 

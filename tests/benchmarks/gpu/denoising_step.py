@@ -19,8 +19,10 @@ number. Half of FLUX.1 eager 83.7, compiled 66.2 (56 %), with graphs 63.2, float
 Where FLUX's step goes (a day later, four pipelines open at once, kernels by PyTorch's profiler, the decoder's 4 ms left out): compiled 60 ms, of
 which products 39 and attention 12, which PyTorch gives to cuDNN by itself; float8 44 ms (1.36x), of which products 21 (1.9x), attention 11 and
 finding scales and rounding 8. One scale per tensor instead of per token makes products 21 and scales 10. By the clock of the wall the step takes
-53, with CUDA graphs too, so it is not the host; whether the GPU's power slows it was not measured. Without any rounding of activations 1.5x would
-be left: attention in 8 bits, which none of these libraries has, would have to bring more.
+53, with CUDA graphs too, so it is not the host but the GPU's power: while steps follow one another, nvidia-smi names the power cap as what slows the
+clock, from 1,980 to between 1,650 and 1,965 MHz, where the profiler's pauses leave it higher. With q, k and v as one product the step takes 55.1 to
+57.7 ms where it took 58.1 to 62.9 and bf16 64.8 to 72.0 (three turns, tests on the same GPU); that is an experiment, as rounded projections cannot be
+fused here. Without any rounding of activations 1.5x would be left: attention in 8 bits, which none of these libraries has, would have to bring more.
 """
 
 from __future__ import annotations
