@@ -44,8 +44,8 @@ from genopt.store.shared import open_store
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, fits, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
-PROFILE_LIMIT_S = 60.0
-"""The profile is stopped after this many seconds; it needs a fraction of them."""
+PROFILE_LIMIT_S = 120.0
+"""The profile is stopped after this many seconds; on a quiet machine it needs a tenth of them."""
 
 
 def start_run(spec: RunSpec, listener: Listener) -> RunFolder:

@@ -75,16 +75,16 @@ def time_phases(generation: Generation, decode_steps: int, deadline: float) -> T
     """
     warm_up, _ = generation.run(WARM_UP_TOKENS)
     left_s = deadline - time.monotonic()
-    count = _fitting(0.2 * left_s, statistics.median(warm_up[1:]), 2, decode_steps)
+    count = _fitting(0.1 * left_s, statistics.median(warm_up[1:]), 2, decode_steps)
     prefills: list[float] = []
     decode_s = math.inf
     for _ in range(ATTEMPTS):
         (prefill_s, *steps), cache = generation.run(1 + count)
         prefills.append(prefill_s)
         decode_s = min(decode_s, statistics.median(steps))
-        if statistics.median(steps) < UNDISTURBED * min(steps) or deadline - time.monotonic() < 0.5 * left_s:
+        if statistics.median(steps) < UNDISTURBED * min(steps) or deadline - time.monotonic() < 0.8 * left_s:
             break
-    prefills += [generation.run(1)[0][0] for _ in range(_fitting(0.1 * left_s, min(prefills), 1, PREFILLS))]
+    prefills += [generation.run(1)[0][0] for _ in range(_fitting(0.05 * left_s, min(prefills), 1, PREFILLS))]
     return Timings(prefill_s=statistics.median(prefills), decode_s=decode_s, steps=count, cache=cache_size(cache))
 
 
