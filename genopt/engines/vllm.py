@@ -68,7 +68,7 @@ class VllmEngine:
         Tunable(name="cache_type", choices=(None, "fp8"), words=("", "kv-fp8")),
         Tunable(name="max_batched_tokens", choices=(2048, 8192), words=("", "8k-steps")),
         Tunable(name="lookahead", choices=(0, 4), words=("", "lookahead-4")),
-        Tunable(name="kernels", choices=(None, "humming", "marlin"), words=("", "humming", "marlin")),
+        Tunable(name="kernels", choices=(None, "humming", "marlin"), words=("", "humming", "marlin"), requires=frozenset({"compressed_tensors"})),
     )
     environment: str | None = "vllm"
     layer_overhead_s = 1e-5

@@ -30,6 +30,7 @@ class Tunable(Record):
         choices: Its values; the first one is what it is without a reason for another.
         words: How a candidate's name spells each of them; an empty word leaves it out.
         when: (parameter of the same owner, value): asked for only where one of these was chosen; always where there are none.
+        requires: Asked for only where what is changed, or opened, carries these traits.
         family: The module family whose bits it sets, in the words of `genopt.search.precision`; empty where it sets no such thing.
         gpu: Whether choices other than the first one work on GPUs alone.
     """
@@ -38,6 +39,7 @@ class Tunable(Record):
     choices: tuple[Choice, ...]
     words: tuple[str, ...]
     when: tuple[tuple[str, Choice], ...] = ()
+    requires: frozenset[str] = frozenset()
     family: str = ""
     gpu: bool = False
 
@@ -126,9 +128,9 @@ class Space(Record):
                 point[owner.name] = choose(self._usages[owner.name])
                 used = bool(point[owner.name])
             if used:
-                self._tune(owner, point, choose)
+                self._tune(owner, traits, point, choose)
                 traits, phase = rule.after(traits), rule.phase
-        self._tune(engine, point, choose)
+        self._tune(engine, traits, point, choose)
         return point
 
     def _options(self, place: int, traits: frozenset[str], phase: int, accepts: frozenset[str]) -> tuple[bool, bool]:
@@ -158,9 +160,10 @@ class Space(Record):
         owners = (*self.techniques, *self.engines)
         return {owner.name: tuple((tunable, owner.dimension(tunable)) for tunable in owner.tunables) for owner in owners}
 
-    def _tune(self, owner: Owner, point: Point, choose: Choose) -> None:
+    def _tune(self, owner: Owner, traits: frozenset[str], point: Point, choose: Choose) -> None:
         for tunable, dimension in self._parameters[owner.name]:
-            if not tunable.when or any(point.get(f"{owner.name}.{name}") == value for name, value in tunable.when):
+            chosen = not tunable.when or any(point.get(f"{owner.name}.{name}") == value for name, value in tunable.when)
+            if chosen and tunable.requires <= traits:
                 point[dimension.name] = choose(dimension)
 
     def dimensions(self) -> tuple[Dimension, ...]:

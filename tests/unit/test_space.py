@@ -57,6 +57,14 @@ def test_only_what_can_be_put_together_is_asked_for() -> None:
     assert len(exported) == 3 * (1 + 1 + 2)
 
 
+def test_options_that_need_a_trait_are_asked_for_only_where_it_is_carried() -> None:
+    kernels = Tunable(name="kernels", choices=(None, "fast"), words=("", "fast"), requires=QUANTIZED)
+    space = Space(engines=(owner("plain", kernels, accepts=HF),), techniques=SPACE.techniques[1:2])
+    points = list(space.points())
+    assert all(("plain.kernels" in point) == point["round"] for point in points)
+    assert len(points) == 1 + 2
+
+
 def test_a_step_that_is_needed_is_taken_unasked() -> None:
     plan = SPACE.plan(SPACE.complete({"engine": "exported", "mix": True, "mix.bits": 4}))
     assert plan.steps == (Step(technique="export"), Step(technique="mix", params={"bits": 4, "edges": None}))
