@@ -15,6 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,6 +27,8 @@ from genopt.store.lease import Lease
 
 POLL_S = 0.2
 """How often one who waits looks whether another has built a step."""
+HASHED_AT_ONCE = 4
+"""Files: large checkpoints come in parts, and one processor hashes 1 to 2 GB a second."""
 
 
 def default_root() -> Path:
@@ -50,11 +53,12 @@ def step_key(parent: str, technique: str, version: int, params: Mapping[str, obj
 
 def folder_digest(folder: Path) -> tuple[str, int]:
     """Digest over the sorted list of (relative name, sha256) of a folder's files, and their total size in bytes."""
-    digest, size = hashlib.sha256(), 0
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
-        size += path.stat().st_size
-    return digest.hexdigest(), size
+    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        for path, found in zip(files, pool.map(file_sha256, files), strict=True):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{found}\n".encode())
+    return digest.hexdigest(), sum(path.stat().st_size for path in files)
 
 
 class ArtifactStore:
