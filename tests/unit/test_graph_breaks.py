@@ -77,6 +77,7 @@ def test_a_break_has_its_reason_and_its_place_and_equal_layers_are_traced_once(t
 def test_tracing_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("genopt.profiling.graph_breaks.START_S", 0.0)
     monkeypatch.setattr("genopt.profiling.graph_breaks.MODULE_S", 0.0)
+    monkeypatch.setattr("genopt.profiling.graph_breaks.AGAIN_S", 0.05)  # so small a model is traced in half a second
     found = find_graph_breaks(llama(), CPU, left_s=0.05)
     assert found.count is None
     assert found.note.startswith("not found out: tracing was stopped")
