@@ -45,7 +45,7 @@ from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Tas
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
 PROFILE_LIMIT_S = 120.0
-"""The profile is stopped after this many seconds; on a quiet machine it needs a tenth of them."""
+"""The profile is stopped after this many seconds; that of a small model needs a tenth of them on a quiet machine."""
 
 
 def start_run(spec: RunSpec, listener: Listener) -> RunFolder:

@@ -46,8 +46,8 @@ def speed(report: Report) -> str:
     return (
         "Every candidate was timed in turns with the baseline in the same run, so that drift of the machine hits both alike. A speedup is the "
         f"baseline's median {unit}, over the candidate's, with a bootstrap 95% interval; above 1 is faster. Speed against the original is that "
-        "ratio times the baseline's own. Throughput of several at once was timed once: of a candidate at its turn, of the baseline beside the "
-        "original."
+        "ratio times the baseline's own. Throughput of several at once is a candidate's at its own turn, and the baseline's when it was timed "
+        "beside the original."
     )
 
 

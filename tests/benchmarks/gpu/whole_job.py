@@ -9,7 +9,8 @@ weights quality means nothing, and nothing is asked of it (`--quality off`); a m
 
 On one H200 (2026-11-28, 8B shape, --budget 20m, vLLM 0.22): done in 18 minutes, of which 1:16 to the end of the profile, 5:43 for the references
 (opening the compiled baseline 2:19, timing both 2:15) and about 3:40 for each candidate in vLLM (writing 9 GB 1:17, opening 1:10 to 1:40,
-timing 0:42); six others did not fit. One stream, in tok/s: original 38, baseline 176, FP8 282, FP8 with an 8-bit cache 274, W8A8 265, W4A16 265.
+timing 0:42, with the baseline's batches again, which are left out since, and with rounds repeated, as this script itself held a part of the GPU);
+six others did not fit. One stream, in tok/s: original 38, baseline 176, FP8 282, FP8 with an 8-bit cache 274, W8A8 265, W4A16 265.
 128 prompts of 512 tokens with answers of 128, begun together: 936, 931, 8,359, 8,094, 8,747, 5,948. W8A8 won, and was served.
 """
 
@@ -27,6 +28,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import results
 
 from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
@@ -54,6 +57,19 @@ def deployed(run: Path, port: int) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(READY_S)
+
+
+def save(asked: argparse.Namespace) -> None:
+    """Adds the figures of the run and of all that was measured in it to the results."""
+    path, subject = asked.out / "run" / "report.json", asked.model or asked.shape
+    if asked.only == "serve" or not path.exists():
+        return
+    report = json.loads(path.read_text(encoding="utf-8"))
+    measured = [one for one in report["candidates"] if one["metrics"]]
+    tried = len({one["name"] for one in measured} - {"original", "baseline"})
+    results.save(asked.save, "whole_job", subject, "run", {"candidates": tried, "run s": report["budget"]["spent_s"]})
+    for one in measured:
+        results.save(asked.save, "whole_job", subject, one["name"], {name: metric["value"] for name, metric in one["metrics"].items()})
 
 
 def table(report: dict[str, Any], streams: list[str]) -> Iterator[str]:
@@ -88,6 +104,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--scratch", type=Path, help="keep model and artifacts there; another call with the same folders goes on")
     parser.add_argument("--only", choices=("optimize", "serve"), help="do half of it")
+    results.add_argument(parser)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="genopt-gpu-") as temporary:
@@ -95,7 +112,10 @@ def main() -> int:
         os.environ.setdefault("GENOPT_STORE", f"{scratch}/store")
         os.environ.setdefault("GENOPT_ENVS", f"{scratch}/envs")
         code = 0 if asked.only == "serve" else optimize(asked, scratch)
-        return code if code or asked.only == "optimize" else serve(asked)
+        if code == 0 and asked.only != "optimize":
+            code = serve(asked)
+    save(asked)  # last, since who asks for the GPU's name holds a part of it from then on
+    return code
 
 
 def optimize(asked: argparse.Namespace, scratch: Path) -> int:
