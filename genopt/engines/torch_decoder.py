@@ -12,10 +12,9 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from genopt.engines.rows import Logits
+from genopt.engines.torch_step import Decode
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
-Step = Callable[[Tensor, Tensor, StaticCache], tuple[Tensor, Tensor]]
-"""Token, position and cache in, logits and the greedy choice out."""
 CHUNK = 256
 
 
@@ -29,7 +28,7 @@ class Compiled:
         settings: Under which the step runs.
     """
 
-    def __init__(self, step: Step, cache: StaticCache, length: int, settings: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, step: Decode, cache: StaticCache, length: int, settings: Callable[[], AbstractContextManager[None]]) -> None:
         self.cache = cache
         self.length = length
         self._step = step

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._inductor.config
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
@@ -20,8 +19,9 @@ from genopt.engines.distribution import BLOCKS, Distributions, Wanted, require_r
 from genopt.engines.process_memory import process_memory
 from genopt.engines.readback import Readback
 from genopt.engines.rows import Row, require_fit
-from genopt.engines.torch_decoder import Compiled, Step, TorchDecoder, as_rows
+from genopt.engines.torch_decoder import Compiled, TorchDecoder, as_rows
 from genopt.engines.torch_engine import TorchOptions
+from genopt.engines.torch_step import CompiledStep
 from genopt.models import products
 from genopt.models.checkpoint import load_model
 from genopt.models.kv_cache import cache_size
@@ -49,7 +49,7 @@ class TorchSession:
         config = self._model.config.get_text_config(decoder=True)
         self._vocabulary: int = config.vocab_size
         self._context = min(config.max_position_embeddings, options.max_context or config.max_position_embeddings)
-        self._step: Step | None = None
+        self._step: CompiledStep | None = None
         self._held = cache_size(None)
         self._slow = products.are_slow_in(self._model)
         self._cache_tokens = min(options.cache_tokens or CACHE_TOKENS[self._device.type], self._context)
@@ -57,8 +57,7 @@ class TorchSession:
         self._readback = Readback() if self._device.type == "cuda" else None
         if options.compile:
             self._cache = StaticCache(config=self._model.config, max_cache_len=self._cache_tokens)
-            mode = "reduce-overhead" if self._device.type == "cuda" else None
-            self._step = torch.compile(self._decode, fullgraph=True, dynamic=False, mode=mode)
+            self._step = CompiledStep(self._model, self._decode, options.attention, frozen=self._device.type == "cpu")
 
     @property
     def model(self) -> PreTrainedModel:
@@ -93,7 +92,7 @@ class TorchSession:
         """See `Joinable.running_batch`; a compiled step on a GPU works ahead of the host, which a batch that others may join cannot."""
         if not TorchDecoder.takes(self._model) or (self._step is not None and self._readback is not None):
             return None
-        compiled = None if self._step is None else Compiled(self._step, self._cache, self._cache_tokens, self._fast)
+        compiled = None if self._step is None else Compiled(self._step, self._cache, self._cache_tokens, self._step.settings)
         decoder = TorchDecoder(self._model, compiled, lambda: self._around(self._slow and compiled is not None))
         return DecodingBatch(decoder, self._check)
 
@@ -119,7 +118,7 @@ class TorchSession:
         logits: Tensor = output.logits[:, -1].float()
         return logits, logits.argmax(-1, keepdim=True)
 
-    def _run_compiled(self, row: Row, step: Step, on_token: OnToken | None) -> None:
+    def _run_compiled(self, row: Row, step: CompiledStep, on_token: OnToken | None) -> None:
         """Eager prefill and compiled steps on the one static cache, whose tensors stay in place between requests."""
         self._cache.reset()
         prompt = torch.tensor([row.request.prompt_ids], device=self._device)
@@ -128,7 +127,7 @@ class TorchSession:
         row.take(as_rows(output.logits[:, -1])[0], on_token)
         token = torch.zeros((1, 1), dtype=torch.long, device=self._device)  # the same strides each time, or the step is compiled again
         position = torch.full_like(token, prompt.shape[1] - 1)
-        with self._fast():
+        with step.settings():
             if self._readback is not None and row.is_greedy:
                 self._run_ahead(row, step, self._readback, token, position, on_token)
             while not row.finish_reason:
@@ -137,7 +136,7 @@ class TorchSession:
                 row.take(as_rows(step(token, position, self._cache)[0])[0], on_token)
         self._held = cache_size(self._cache)
 
-    def _run_ahead(self, row: Row, step: Step, readback: Readback, token: Tensor, position: Tensor, on_token: OnToken | None) -> None:
+    def _run_ahead(self, row: Row, step: CompiledStep, readback: Readback, token: Tensor, position: Tensor, on_token: OnToken | None) -> None:
         """Greedy steps, each begun before the host has read the token of the one before, so that the GPU never waits for it.
 
         One step in vain follows a token that ends the answer early.
@@ -156,27 +155,6 @@ class TorchSession:
             following = begin() if len(row.tokens) + 1 < row.request.max_new_tokens else None
             row.accept(readback.take(current), on_token)
             current = following
-
-    @contextmanager
-    def _fast(self) -> Iterator[None]:
-        """Settings under which a compiled step runs fastest; all must hold whenever it may be compiled.
-
-        On CPUs, freezing lays the weights out for their kernels: 8.3 instead of 13.6 ms per token in matrix products of a 135M
-        model. Plain attention, which Inductor fuses, takes the place of the kernel made for prompts, which cost 6.6 ms
-        with a cache of 512 tokens.
-
-        On GPUs, tuning by coordinate descent turns products with one row into reductions that read weights at the memory's speed
-        (Inductor, decomposition.py): 6.5 instead of 7.6 ms per token of an 8B model on an H100, and 6.3 ms with plain attention.
-        """
-        usual = self._model.config._attn_implementation
-        if self._attention is None:
-            self._model.set_attn_implementation("eager")
-        try:
-            # Dynamo asks the global setting, not the options of `torch.compile`.
-            with torch._inductor.config.patch("freezing" if self._device.type == "cpu" else "coordinate_descent_tuning", True):
-                yield
-        finally:
-            self._model.set_attn_implementation(usual)
 
     def _run_eager(self, rows: Sequence[Row], on_token: OnToken | None) -> None:
         """A batch, padded on the left; rows that have ended are computed on until all have."""
