@@ -68,15 +68,16 @@ class Causes:
 
 @contextlib.contextmanager
 def logged_causes() -> Iterator[Causes]:
-    """Has vLLM, which must not be imported yet, log warnings to standard error, and exceptions where they can be read."""
+    """Has vLLM, which must not be imported yet, log what it does and when to standard error, and exceptions where they can be read."""
     with tempfile.TemporaryDirectory(prefix="genopt-vllm-") as folder:
         config, path = Path(folder) / "logging.json", Path(folder) / "causes.jsonl"
         handlers = {
-            "console": {"class": "logging.StreamHandler", "level": "WARNING"},
+            "console": {"class": "logging.StreamHandler", "formatter": "timed"},
             "causes": {"()": f"{__name__}.{CauseHandler.__name__}", "path": str(path)},
         }
-        loggers = {"vllm": {"handlers": list(handlers), "level": "WARNING", "propagate": False}}
-        said = {"version": 1, "disable_existing_loggers": False, "handlers": handlers, "loggers": loggers}
+        formatters = {"timed": {"format": "%(asctime)s %(levelname)s %(message)s"}}
+        loggers = {"vllm": {"handlers": list(handlers), "level": "INFO", "propagate": False}}
+        said = {"version": 1, "disable_existing_loggers": False, "formatters": formatters, "handlers": handlers, "loggers": loggers}
         config.write_text(json.dumps(said), encoding="utf-8")
         os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
         try:
