@@ -11,7 +11,9 @@ On an H100 (2026-11-28, torch 2.11, 8B shape) the step took 7.58 ms (59 % of the
 tuning by coordinate descent, and 6.30 ms (71 %) with plain attention besides, which is how the engine compiles it since (then set
 from outside, by Inductor's environment variable); eager it took 33.2 ms, on another H100.
 On one H200 each (2026-11-28, --bandwidth 4.8, as the engine compiles it now), side by side with eager transformers: 8B shape 5.17 ms,
-61 %, 5.30x, opened in 141 s; 1B shape 1.23 ms against 16.55 ms, 42 %, 13.4x, opened in 96 s.
+61 %, 5.30x, opened in 141 s; 1B shape 1.23 ms against 16.55 ms, 42 %, 13.4x, opened in 96 s. Since then, layers that are alike are compiled once:
+the 1B shape opened in 41 to 52 s where it had taken 82, with steps of 1.36 to 1.41 ms where they had taken 1.41 (2026-11-29, as the baseline of
+`fan_out.py`).
 With roundings, on one H200 beside other work on other GPUs of the host (2026-11-28, torchao 0.17, 8B shape): eager bf16 28.7 ms; compiled bf16
 5.26 ms, opened in 111 s; float8 weights 4.69 ms, 113 s; int4 (tinygemm, HQQ) 8.38 ms, 76 s; int8 weights 9.06 ms, 626 s; float8 with
 activations 9.61 ms, 106 s. So of torchao's formats only float8 weights gain at one stream there, 1.12x; prompts are read eagerly and take 2.8x
