@@ -15,6 +15,8 @@ from genopt.plan import Record
 
 OTHER_CORES = 0.2
 """Processors' worth of time that others may use: Ray's own daemons need a tenth of it."""
+ROOM, SPARED = 0.5, 0.05
+"""Where at least the first share of the processors is idle, others may use the second one besides: they need none that we do."""
 STEAL = 0.05
 """Share of its processors' time that a virtual machine may lose to others."""
 LEAST_S = 0.05
@@ -28,6 +30,8 @@ class Disturbance(Record):
         seconds: Wall time that was watched.
         other_cores: Processor time of processes that are not ours, per second.
         steal: Share of the processors' time that the hypervisor gave to others.
+        processors: How many there are for us and others.
+        idle: Share of their time in which they did nothing.
         foreign_gpu_processes: Processes on our GPUs that are not ours.
         gpus: How the GPUs ran at its end: clocks, temperature, power, and why they were throttled.
     """
@@ -35,13 +39,16 @@ class Disturbance(Record):
     seconds: float
     other_cores: float
     steal: float
+    processors: float = 0.0
+    idle: float = 0.0
     foreign_gpu_processes: int = 0
     gpus: tuple[GpuState, ...] = ()
 
     @property
     def contended(self) -> bool:
         """Whether what was measured meanwhile should be measured again."""
-        others = self.other_cores > OTHER_CORES and self.other_cores * self.seconds > LEAST_S
+        harmless = max(OTHER_CORES, SPARED * self.processors if self.idle >= ROOM else 0.0)
+        others = self.other_cores > harmless and self.other_cores * self.seconds > LEAST_S
         stolen = self.steal > STEAL and self.steal * self.seconds > LEAST_S
         return others or stolen or self.foreign_gpu_processes > 0
 
@@ -99,10 +106,11 @@ class NodeWatch:
             raise RuntimeError("end() without begin()")
         seconds = max(1e-9, now.wall - before.wall)
         others = (now.busy - before.busy) - (now.ours - before.ours)
-        steal = (now.stolen - before.stolen) / max(1e-9, now.total - before.total)
+        total = max(1e-9, now.total - before.total)
+        stolen, busy = (now.stolen - before.stolen) / total, (now.busy - before.busy) / total
         return Disturbance(
-            seconds=seconds, other_cores=max(0.0, others / seconds), steal=min(1.0, max(0.0, steal)),
-            foreign_gpu_processes=foreign_processes(_with_children(ours)), gpus=states(),
+            seconds=seconds, other_cores=max(0.0, others / seconds), steal=min(1.0, max(0.0, stolen)), processors=total / seconds,
+            idle=min(1.0, max(0.0, 1 - busy - stolen)), foreign_gpu_processes=foreign_processes(_with_children(ours)), gpus=states(),
         )  # fmt: skip
 
 

@@ -28,8 +28,8 @@ def watched(before: Counters, after: Counters) -> NodeWatch:
     return watch
 
 
-def counters(wall: float, *, busy: float = 0.0, ours: float = 0.0, stolen: float = 0.0) -> Counters:
-    return Counters(wall=wall, busy=busy, ours=ours, stolen=stolen, total=2 * wall)
+def counters(wall: float, *, busy: float = 0.0, ours: float = 0.0, stolen: float = 0.0, processors: int = 2) -> Counters:
+    return Counters(wall=wall, busy=busy, ours=ours, stolen=stolen, total=processors * wall)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,9 @@ def counters(wall: float, *, busy: float = 0.0, ours: float = 0.0, stolen: float
         (counters(1, busy=1.5, ours=1), True),
         (counters(0.1, busy=0.03), False),  # within the counters' resolution
         (counters(1, busy=1, ours=1, stolen=0.3), True),
+        (counters(1, busy=2.5, ours=2, processors=16), False),  # most processors are idle
+        (counters(1, busy=3, ours=2, processors=16), True),
+        (counters(1, busy=10.5, ours=10, processors=16), True),  # most are busy
     ],
 )
 def test_others_and_the_hypervisor_disturb(after: Counters, contended: bool) -> None:
@@ -51,6 +54,7 @@ def test_shares_are_never_negative(busy: float, ours: float, stolen: float, wall
     found = watched(counters(0), counters(wall, busy=busy, ours=ours, stolen=stolen)).end()
     assert found.other_cores >= 0
     assert 0 <= found.steal <= 1
+    assert 0 <= found.idle <= 1
 
 
 def test_a_child_counts_as_ours_and_a_stranger_does_not() -> None:
