@@ -266,6 +266,7 @@ class _Run:
             concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
             threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
             store=self._location, shared=self._shared, libraries=self._computing, run=str(self._folder.path.absolute()), reuse=spec.reuse,
+            batches_decide=spec.objective in ("throughput", "balanced"),
         )  # fmt: skip
 
     def _original(self) -> Artifact:

@@ -13,7 +13,8 @@ from genopt.plan import Metric, Ratio
 
 ROLES: tuple[str, ...] = ("candidate", "baseline")
 CANDIDATE = ROLES[:1]
-BATCH_REPEATS = 3
+BATCH_REPEATS, LEAST_OF_DECIDING = 3, 2
+"""Batches of each number of streams while the time suffices, and those that are measured in any case where they decide: one alone has no interval."""
 
 Clock = Callable[[], float]
 Found = TypeVar("Found")
@@ -100,15 +101,16 @@ class Duel(Protocol):
     def alone(self, *, seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock) -> Ratio:
         """Single requests until the ratio is known."""
 
-    def batch(self, count: int, roles: tuple[str, ...], *, deadline: float, clock: Clock) -> None:
-        """Batches of `count` requests on the sides that are named."""
+    def batch(self, count: int, roles: tuple[str, ...], *, least: int, deadline: float, clock: Clock) -> None:
+        """Batches of `count` requests on the sides that are named, `least` of them in any case."""
 
     def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
         """The metrics of one side."""
 
 
 def settle(
-    duel: Duel, concurrency: Sequence[int], *, batched: tuple[str, ...], seed: int, half_width: float, max_rounds: int, deadline: float, clock: Clock
+    duel: Duel, concurrency: Sequence[int], *, batched: tuple[str, ...], batches_decide: bool, seed: int, half_width: float, max_rounds: int,
+    time_cap_s: float, clock: Clock,
 ) -> Comparison:  # fmt: skip
     """Warm-up, single requests until the ratio is known, then batches.
 
@@ -116,17 +118,24 @@ def settle(
         duel: The two sides.
         concurrency: Sizes of batches; 1 is what single requests tell.
         batched: Sides whose batches are timed.
+        batches_decide: Whether the largest batches decide who wins: then half of the time is theirs, and there are several of them.
         seed: Seed of the intervals' resampling.
         half_width: Enough rounds are done when the ratio's relative half-width is at most this.
         max_rounds: Upper bound of rounds.
-        deadline: When nothing optional is started any more, on `clock`.
+        time_cap_s: Seconds after which nothing optional is started any more.
         clock: Monotonic clock in seconds.
     """
+    deadline, largest = clock() + time_cap_s, max(concurrency)
+    deciding = batches_decide and largest > 1
     duel.warm_up()
-    ratio = duel.alone(seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline, clock=clock)
+    left = deadline - clock()
+    ratio = duel.alone(
+        seed=seed, half_width=half_width, max_rounds=max_rounds, deadline=deadline - (left / 2 if deciding else 0.0), clock=clock
+    )  # fmt: skip
     for count in concurrency:
         if count > 1:
-            duel.batch(count, batched, deadline=deadline, clock=clock)
+            least = LEAST_OF_DECIDING if deciding and count == largest else 1
+            duel.batch(count, batched, least=least, deadline=deadline, clock=clock)
     repeats = duel.repeats
     return Comparison(
         candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
@@ -135,14 +144,15 @@ def settle(
 
 
 def repeated_batches(
-    repeats: Repeats, measure: Callable[[int], Found], take: Callable[[Found], None], *, deadline: float, clock: Clock
+    repeats: Repeats, measure: Callable[[int], Found], take: Callable[[Found], None], *, least: int, deadline: float, clock: Clock
 ) -> None:  # fmt: skip
-    """A few batches of each session, in alternating order, while the time suffices; one at least.
+    """A few batches of each session, in alternating order, while the time suffices.
 
     Args:
         repeats: Watches each.
         measure: Runs the batches of a number.
         take: Told what undisturbed ones found.
+        least: Batches in any case.
         deadline: When they should be done, on `clock`.
         clock: Monotonic clock in seconds.
     """
@@ -153,5 +163,5 @@ def repeated_batches(
         if found is not None:
             take(found)
             done += 1
-        if done and 2 * clock() - started > deadline:
+        if done >= least and 2 * clock() - started > deadline:
             break

@@ -85,7 +85,7 @@ class _Duel:
         )  # fmt: skip
         return ratio
 
-    def batch(self, count: int, roles: tuple[str, ...], *, deadline: float, clock: Clock) -> None:
+    def batch(self, count: int, roles: tuple[str, ...], *, least: int, deadline: float, clock: Clock) -> None:
         """Batches of `count` images on sessions."""
 
         def take(found: dict[str, list[Timing]]) -> None:
@@ -93,7 +93,7 @@ class _Duel:
                 self.rates.setdefault((role, count), []).append(1e3 * count / max(timing.latency_ms for timing in timings))
 
         measure = partial(self._round, phase="throughput", count=count, roles=roles)
-        repeated_batches(self.repeats, measure, take, deadline=deadline, clock=clock)
+        repeated_batches(self.repeats, measure, take, least=least, deadline=deadline, clock=clock)
 
     def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
         """The metrics of one session."""
@@ -148,6 +148,7 @@ def compare(
     max_rounds: int,
     time_cap_s: float,
     batched: tuple[str, ...] = ROLES,
+    batches_decide: bool = False,
     watch: Watch | None = None,
     clock: Clock = time.monotonic,
 ) -> Comparison:
@@ -164,6 +165,7 @@ def compare(
         max_rounds: Upper bound of rounds.
         time_cap_s: Seconds after which nothing optional is started.
         batched: Sides whose batches are timed: those of a baseline that was compared with the original are known.
+        batches_decide: Whether the largest batches decide who wins; see `genopt.measure.duel.settle`.
         watch: Notices what else happens on the node.
         clock: Monotonic clock in seconds.
 
@@ -173,8 +175,8 @@ def compare(
     """
     repeats = Repeats(watch or Unwatched(), clock, time_cap_s)
     return settle(
-        _Duel(candidate, baseline, workload, repeats), workload.concurrency, batched=batched, seed=seed, half_width=half_width, max_rounds=max_rounds,
-        deadline=clock() + time_cap_s, clock=clock,
+        _Duel(candidate, baseline, workload, repeats), workload.concurrency, batched=batched, batches_decide=batches_decide, seed=seed,
+        half_width=half_width, max_rounds=max_rounds, time_cap_s=time_cap_s, clock=clock,
     )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class _Duel:
             role: self._run(role, phase="single", round_index=index, turn=turn, streams=1) for turn, role in enumerate(order(index))
         }  # fmt: skip
 
-    def batch(self, count: int, roles: tuple[str, ...], *, deadline: float, clock: Clock) -> None:
+    def batch(self, count: int, roles: tuple[str, ...], *, least: int, deadline: float, clock: Clock) -> None:
         """Batches of `count` requests on sessions; repeated in the other order while the time suffices."""
 
         def take(found: dict[str, list[Timing]]) -> None:
@@ -119,7 +119,7 @@ class _Duel:
                 seconds = max(timing.e2el_ms for timing in timings) / 1e3
                 self.batches.setdefault((role, count), []).append(sum(timing.tokens for timing in timings) / seconds)
 
-        repeated_batches(self.repeats, partial(self._batch, streams=count, roles=roles), take, deadline=deadline, clock=clock)
+        repeated_batches(self.repeats, partial(self._batch, streams=count, roles=roles), take, least=least, deadline=deadline, clock=clock)
 
     def _batch(self, index: int, streams: int, roles: tuple[str, ...]) -> dict[str, list[Timing]]:
         return {
@@ -185,6 +185,7 @@ def compare(
     max_rounds: int,
     time_cap_s: float,
     batched: tuple[str, ...] = ROLES,
+    batches_decide: bool = False,
     watch: Watch | None = None,
     clock: Clock = time.monotonic,
 ) -> Comparison:
@@ -202,6 +203,7 @@ def compare(
         max_rounds: Upper bound of rounds.
         time_cap_s: Seconds after which nothing optional is started.
         batched: Sides whose batches are timed: those of a baseline that was compared with the original are known.
+        batches_decide: Whether the largest batches decide who wins; see `genopt.measure.duel.settle`.
         watch: Notices what else happens on the node.
         clock: Monotonic clock in seconds.
 
@@ -211,8 +213,8 @@ def compare(
     """
     repeats = Repeats(watch or Unwatched(), clock, time_cap_s)
     return settle(
-        _Duel(candidate, baseline, workload, repeats), workload.concurrency, batched=batched, seed=seed, half_width=half_width, max_rounds=max_rounds,
-        deadline=clock() + time_cap_s, clock=clock,
+        _Duel(candidate, baseline, workload, repeats), workload.concurrency, batched=batched, batches_decide=batches_decide, seed=seed,
+        half_width=half_width, max_rounds=max_rounds, time_cap_s=time_cap_s, clock=clock,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ class BenchConfig(Record):
         shared: Folders of the driver's machine that others may lack, as artifacts of the store, by path.
         run: The run's folder.
         reuse: What may be taken over from earlier runs; see `RunSpec.reuse`.
+        batches_decide: Whether throughput counts for the choice of the winner.
     """
 
     original: str
@@ -60,6 +61,7 @@ class BenchConfig(Record):
     shared: dict[str, Artifact] = {}
     run: str = ""
     reuse: Reuse = "nothing"
+    batches_decide: bool = False
 
 
 Again = Literal["no", "now", "later"]

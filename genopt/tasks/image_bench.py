@@ -86,7 +86,7 @@ class ImageBench:
     ) -> Comparison:  # fmt: skip
         return compare(
             candidate, baseline, self._workload, seed=self._config.seed, half_width=self._config.precision, max_rounds=rounds,
-            time_cap_s=time_cap_s, batched=batched, watch=self._watch,
+            time_cap_s=time_cap_s, batched=batched, batches_decide=self._config.batches_decide, watch=self._watch,
         )  # fmt: skip
 
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:

@@ -67,7 +67,7 @@ class TextBench:
         precision = self._config.precision
         found = compare(
             baseline, original, self._workload, seed=seed, half_width=precision, max_rounds=ROUNDS, time_cap_s=SECONDS_OF_REFERENCES,
-            watch=self._watch,
+            batches_decide=self._config.batches_decide, watch=self._watch,
         )  # fmt: skip
         progress("timing the baseline against itself (A/A)")
         aa = measure_aa(baseline, self._workload, seed=seed, half_width=precision, time_cap_s=SECONDS_OF_AA, watch=self._watch)
@@ -119,7 +119,8 @@ class TextBench:
         cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - clock.now()))
         found = compare(
             session, self._sessions["baseline"], self._workload, seed=self._config.seed, half_width=self._config.precision,
-            max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, batched=CANDIDATE, watch=self._watch,
+            max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, batched=CANDIDATE,
+            batches_decide=self._config.batches_decide, watch=self._watch,
         )  # fmt: skip
         patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - clock.now()))
         queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)

@@ -113,6 +113,30 @@ def test_a_baseline_whose_batches_are_known_is_timed_alone_only() -> None:
     assert found.candidate_metrics["throughput_tok_s@4"].n == 3
 
 
+@pytest.mark.parametrize(("decide", "count"), [(False, 1), (True, 2)])
+def test_batches_that_decide_have_an_interval_however_short_the_time(decide: bool, count: int) -> None:
+    world = World()
+    found = compare(
+        session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
+        seed=0, half_width=0.02, max_rounds=8, time_cap_s=0.0, batches_decide=decide, clock=world.clock,
+    )  # fmt: skip
+    metric = found.candidate_metrics["throughput_tok_s@4"]
+    assert (metric.n, metric.ci_low is not None) == (count, decide)
+
+
+def test_single_streams_take_half_of_the_time_where_batches_decide() -> None:
+    spent = []
+    for decide in (False, True):
+        world = World()
+        compare(
+            session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
+            seed=0, half_width=-1.0, max_rounds=1000, time_cap_s=20.0, batches_decide=decide, clock=world.clock,
+        )  # fmt: skip
+        spent.append(sum(len(requests) == 1 for _, requests in world.calls))
+    assert spent[0] > 100
+    assert spent[1] == pytest.approx(spent[0] / 2, abs=4)
+
+
 def test_rows_are_flat_and_alike() -> None:
     world = World()
     found = compare(
