@@ -144,7 +144,7 @@ def optimize(asked: argparse.Namespace, scratch: Path) -> int:
 def serve(asked: argparse.Namespace) -> int:
     """Serves the winner and loads it."""
     with deployed(asked.out / "run", asked.port) as url:
-        load = genopt("bench", url, "--concurrency", asked.streams, "--requests", "256", "--prompt-tokens", asked.prompt_tokens,
+        load = genopt("bench", url, "--concurrency", asked.streams, "--duration", "15s", "--prompt-tokens", asked.prompt_tokens,
                       "--max-tokens", asked.output_tokens, "--out", str(asked.out / "load.json"))  # fmt: skip
         return subprocess.run(load, check=False).returncode
 
