@@ -14,6 +14,8 @@ from genopt.errors import SpecError
 from genopt.plan import Plan, Record
 
 Objective = Literal["latency", "throughput", "memory", "balanced"]
+BY_THROUGHPUT: tuple[Objective, ...] = ("throughput", "balanced")
+"""Objectives for which the largest batches count."""
 ArrivalKind = Literal["poisson", "fixed"]
 Reuse = Literal["nothing", "quality", "everything"]
 

@@ -18,6 +18,7 @@ from genopt.plan import Candidate, Record
 from genopt.report import earlier, wording
 from genopt.report.model import REFERENCES, Report
 from genopt.search.estimate import Forecast
+from genopt.spec import BY_THROUGHPUT
 
 ROWS = 18
 """Rows of the live table: more would push the budget off a small terminal. The summary has them all."""
@@ -166,12 +167,15 @@ def _summary_table(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     table.add_column("candidate", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for heading in ("vs original", "vs baseline", "tok/s" if report.model.modality == "text" else "latency", "quality", "size"):
+    streams = max((count for one in report.candidates for count in one.rates), default=1) if report.objective in BY_THROUGHPUT else 1
+    many = [f"at {streams}"] if streams > 1 else []
+    for heading in ("vs original", "vs baseline", "tok/s" if report.model.modality == "text" else "latency", *many, "quality", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for candidate in report.candidates:
         state = _state(candidate, report.winner)
         cells = [earlier.name(candidate), state, *(wording.ratio(candidate.speedup.get(key)) for key in ("vs_original", "vs_baseline")),
-                 _pace(candidate), _quality(candidate), wording.size(candidate.artifact.bytes) if candidate.artifact else wording.NONE]  # fmt: skip
+                 _pace(candidate), *(wording.metric(candidate.rates.get(streams)) for _ in many), _quality(candidate),
+                 wording.size(candidate.artifact.bytes) if candidate.artifact else wording.NONE]  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells), style=STYLES["winner"] if state == "winner" else None)
     return table
 

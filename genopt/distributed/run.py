@@ -38,7 +38,7 @@ from genopt.search import precision
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
 from genopt.search.predict import runtime_of
-from genopt.spec import RunSpec
+from genopt.spec import BY_THROUGHPUT, RunSpec
 from genopt.store.run_folder import RunFolder
 from genopt.store.shared import open_store
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, fits, session_options
@@ -266,7 +266,7 @@ class _Run:
             concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
             threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
             store=self._location, shared=self._shared, libraries=self._computing, run=str(self._folder.path.absolute()), reuse=spec.reuse,
-            batches_decide=spec.objective in ("throughput", "balanced"),
+            batches_decide=spec.objective in BY_THROUGHPUT,
         )  # fmt: skip
 
     def _original(self) -> Artifact:

@@ -45,8 +45,8 @@ def candidate(name: str, status: str = "accepted", speed: float = 4.1) -> Candid
     })  # fmt: skip
 
 
-def report(tmp_path: Path, *found: Candidate, references: bool = True, interrupted: bool = False) -> Report:
-    run = RunFolder.create(tmp_path / "run", dump(build({"model": "smollm2-135m"})), {})
+def report(tmp_path: Path, *found: Candidate, references: bool = True, interrupted: bool = False, objective: str = "latency") -> Report:
+    run = RunFolder.create(tmp_path / "run", dump(build({"model": "smollm2-135m", "objective": objective})), {})
     run.append("run_started", budget_s=600.0, cluster={})
     run.append("model_resolved", model={"id": "smollm2-135m", "modality": "text"})
     if references:
@@ -160,6 +160,16 @@ def test_the_summary_says_who_won_and_where_the_reports_are(tmp_path: Path) -> N
     assert row.split()[:4] == ["ort-int8", "winner", "4.10×", "2.56×"]
     assert "→ Deploy ort-int8: genopt deploy" in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(("objective", "shown"), [("latency", False), ("throughput", True)])
+def test_the_summary_shows_the_throughput_that_decided(tmp_path: Path, objective: str, shown: bool) -> None:
+    console, stream = screen(terminal=False, width=140)
+    busy = candidate("ort-int8")
+    busy = busy.model_copy(update={"metrics": {**busy.metrics, "throughput_tok_s@8": Metric(value=289.0, unit="tok/s", ci_low=280.0, ci_high=300.0)}})
+    print_summary(report(tmp_path, busy, objective=objective), console)
+    assert ("at 8" in stream.getvalue()) is shown
+    assert ("289 tok/s" in stream.getvalue()) is shown
 
 
 def test_the_summary_of_a_run_without_baseline(tmp_path: Path) -> None:
