@@ -57,7 +57,7 @@ class CompiledStep:
         """Runs it, within `settings`."""
         try:
             return self._step(token, position, cache)
-        except (torch._dynamo.exc.TorchDynamoException, AssertionError):
+        except (torch._dynamo.exc.TorchDynamoException, AssertionError):  # Dynamo lets assertions of its own through
             if not self._layers:
                 raise
             self._end_regions()

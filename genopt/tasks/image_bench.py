@@ -50,7 +50,7 @@ class ImageBench:
         )  # fmt: skip
         original, baseline = self._sessions["original"], self._sessions["baseline"]
         progress("timing baseline against original")
-        found = self._compared(baseline, original, ROUNDS, SECONDS_OF_REFERENCES, ROLES)
+        found = self._compared(baseline, original, ROUNDS, SECONDS_OF_REFERENCES, ROLES, decide=self._config.batches_decide)
         progress("timing the baseline against itself (A/A)")
         aa = measure_aa(
             baseline, self._workload, seed=self._config.seed, half_width=self._config.precision, time_cap_s=SECONDS_OF_AA, watch=self._watch
@@ -82,11 +82,11 @@ class ImageBench:
         )  # fmt: skip
 
     def _compared(
-        self, candidate: ImageProcess, baseline: ImageProcess, rounds: int, time_cap_s: float, batched: tuple[str, ...]
+        self, candidate: ImageProcess, baseline: ImageProcess, rounds: int, time_cap_s: float, batched: tuple[str, ...], *, decide: bool
     ) -> Comparison:  # fmt: skip
         return compare(
             candidate, baseline, self._workload, seed=self._config.seed, half_width=self._config.precision, max_rounds=rounds,
-            time_cap_s=time_cap_s, batched=batched, batches_decide=self._config.batches_decide, watch=self._watch,
+            time_cap_s=time_cap_s, batched=batched, batches_decide=decide, watch=self._watch,
         )  # fmt: skip
 
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
@@ -102,7 +102,9 @@ class ImageBench:
         lost = self._judge.first_look(case, progress).verdict in ("reject", "anomalous")
         progress("timing against the baseline")
         cap = min(SECONDS_OF_LOST if lost else SECONDS, max(2.0, deadline - clock.now()))
-        found = self._compared(session, self._sessions["baseline"], ROUNDS_OF_LOST if lost else ROUNDS, cap, CANDIDATE)
+        found = self._compared(
+            session, self._sessions["baseline"], ROUNDS_OF_LOST if lost else ROUNDS, cap, CANDIDATE, decide=self._config.batches_decide and not lost
+        )
         quality = self._judge.verdict(case, deadline, progress)
         status, reason = outcome(quality, found, self._config.quality)
         candidate = Candidate(

@@ -120,7 +120,7 @@ class TextBench:
         found = compare(
             session, self._sessions["baseline"], self._workload, seed=self._config.seed, half_width=self._config.precision,
             max_rounds=ROUNDS_OF_LOST if lost else ROUNDS, time_cap_s=cap, batched=CANDIDATE,
-            batches_decide=self._config.batches_decide, watch=self._watch,
+            batches_decide=self._config.batches_decide and not lost, watch=self._watch,
         )  # fmt: skip
         patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - clock.now()))
         queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)
