@@ -22,6 +22,7 @@ from genopt.serving.manifest import autoscaling, serve_config
 from genopt.spec import build, load
 from genopt.store.files import write_atomically
 from genopt.store.run_folder import RunFolder
+from genopt.store.shared import compiled_folder
 from genopt.tasks.base import session_options
 
 APPLICATION = "genopt"
@@ -71,7 +72,7 @@ def write_serve_config(
         # So little that a canary, or the next version during an update, has room beside it on two processors.
         num_cpus=min(1.0, 0.4 * shape["cpus"]), num_gpus=min(1.0, shape["gpus"]), log_folder=folder.logs,
         keys=None if where.keys is None else Path(where.keys).expanduser(), modality=report.model.modality,
-        trust_remote_code=spec.trust_remote_code,
+        trust_remote_code=spec.trust_remote_code, compiled_folder=compiled_folder(spec.store),
     )  # fmt: skip
     path = folder.path / name
     write_atomically(path, yaml.safe_dump(config, sort_keys=False))

@@ -40,7 +40,7 @@ from genopt.search.estimate import expected_s
 from genopt.search.predict import runtime_of
 from genopt.spec import BY_THROUGHPUT, RunSpec
 from genopt.store.run_folder import RunFolder
-from genopt.store.shared import open_store
+from genopt.store.shared import compiled_folder, open_store
 from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, fits, session_options
 from genopt.tasks.text_finalists import TaskRequest, TaskScores
 
@@ -258,7 +258,7 @@ class _Run:
 
     def _bench_config(self, node: cluster.Node) -> BenchConfig:
         model, spec, prepared = self._model, self._spec, self._prepared
-        environment = {"TORCHINDUCTOR_CACHE_DIR": str(self._store / "inductor"), "HF_HUB_OFFLINE": "1", **self._trust}
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(compiled_folder(self._location)), "HF_HUB_OFFLINE": "1", **self._trust}
         if node.gpus == 0:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return BenchConfig(

@@ -43,6 +43,7 @@ class ServeArguments(Record):
         call_limit_s: Limit of opening the engine and of one batch.
         stall_s: Longest accepted time without a token before a busy replica counts as stuck.
         trust_remote_code: Run Python code that comes with the model.
+        compiled_folder: What TorchInductor compiled during the run; machines that lack the folder compile anew.
     """
 
     model_id: str = Field(min_length=1)
@@ -62,10 +63,14 @@ class ServeArguments(Record):
     call_limit_s: float = Field(default=LONGEST_STREAM_S, gt=0)
     stall_s: float = Field(default=60.0, gt=0)
     trust_remote_code: bool = False
+    compiled_folder: str | None = None
 
     def variables(self) -> dict[str, str]:
-        """Environment variables of the engine's process."""
-        return {**trust.variables(self.trust_remote_code), **({} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""})}
+        """Environment variables of the engine's process on this machine."""
+        found = {**trust.variables(self.trust_remote_code), **({} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""})}
+        if self.compiled_folder is not None and Path(self.compiled_folder).is_dir():
+            found["TORCHINDUCTOR_CACHE_DIR"] = self.compiled_folder
+        return found
 
 
 class Scaling(Record):
@@ -127,6 +132,7 @@ def serve_config(
     pythonpath: str | None = None,
     modality: str = "text",
     trust_remote_code: bool = False,
+    compiled_folder: Path | None = None,
 ) -> dict[str, Any]:
     """A Serve config (Ray's `ServeDeploySchema`) with one application.
 
@@ -150,12 +156,13 @@ def serve_config(
         pythonpath: Set for replicas where genopt runs from a checkout and is not installed.
         modality: See `ServeArguments`.
         trust_remote_code: See `ServeArguments`.
+        compiled_folder: See `ServeArguments`.
     """
     arguments = ServeArguments(
         model_id=model_id, modality=modality, variant=variant, artifact=str(artifact.absolute()), model_folder=str(model_folder.absolute()),
         log_folder=None if log_folder is None else str(log_folder.absolute()), threads=threads, num_cpus=num_cpus, num_gpus=num_gpus,
         max_batch=scaling.target_ongoing_requests, keys=None if keys is None else str(keys.absolute()),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, compiled_folder=None if compiled_folder is None else str(compiled_folder.absolute()),
     )  # fmt: skip
     entry: dict[str, Any] = {
         "name": application,

@@ -44,13 +44,20 @@ def open_root(location: str | None) -> Path:
     """
     if is_shared(location) and location is not None:
         Remote(location).write(".writable", b"")
-        root = default_root()
     elif location is not None and "://" in location and not location.startswith("file://"):
         raise StorageError(f"The store {location} is neither a folder nor an s3://, gs:// or file:// URI; give one of these.")
-    else:
-        root = Path(location.removeprefix("file://")).expanduser().absolute() if location else default_root()
+    root = _root(location)
     write_atomically(root / ".writable", b"")
     return root
+
+
+def _root(location: str | None) -> Path:
+    return default_root() if not location or is_shared(location) else Path(location.removeprefix("file://")).expanduser().absolute()
+
+
+def compiled_folder(location: str | None) -> Path:
+    """Where TorchInductor keeps what it compiled, in this machine's folder for a store: who opens a candidate again need not wait for it."""
+    return _root(location) / "inductor"
 
 
 def open_store(location: str | None) -> ArtifactStore:

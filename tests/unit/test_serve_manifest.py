@@ -69,6 +69,15 @@ def test_limits_can_change_without_changing_the_arguments_beyond_the_batch() -> 
     assert other["deployments"][0]["autoscaling_config"] == {"target_ongoing_requests": 4, "min_replicas": 2, "max_replicas": 5}
 
 
+def test_an_engine_takes_over_what_the_run_compiled_where_that_is_at_hand(tmp_path: Path) -> None:
+    config = _config(compiled_folder=tmp_path / "inductor")
+    arguments = ServeArguments.model_validate(config["applications"][0]["args"])
+    assert "TORCHINDUCTOR_CACHE_DIR" not in arguments.variables()
+    (tmp_path / "inductor").mkdir()
+    assert arguments.variables()["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in ServeArguments.model_validate(_config()["applications"][0]["args"]).variables()
+
+
 def test_a_checkout_is_made_importable() -> None:
     assert _config(pythonpath="/src")["applications"][0]["runtime_env"] == {"env_vars": {"PYTHONPATH": "/src"}}
 
