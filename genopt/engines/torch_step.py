@@ -23,6 +23,7 @@ Decode = Callable[[Tensor, Tensor, StaticCache], tuple[Tensor, Tensor]]
 
 
 def _layer(self: Module, *arguments: Any, **named: Any) -> Any:
+    """What a layer does; a function of our own, as PyTorch marks the one that is to be a region, which should not be the library's."""
     return type(self).forward(self, *arguments, **named)
 
 

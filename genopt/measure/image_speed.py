@@ -154,7 +154,7 @@ def compare(
 ) -> Comparison:
     """Measures two sessions interleaved: warm-up, single images until the ratio of latencies is known, then batches.
 
-    Four rounds and one batch per concurrency are always measured; the time cap governs all beyond.
+    Four rounds and one batch per concurrency, two of the largest where batches decide, are always measured; the time cap governs all beyond.
 
     Args:
         candidate: What is judged.

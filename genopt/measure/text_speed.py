@@ -191,8 +191,8 @@ def compare(
 ) -> Comparison:
     """Measures two sessions interleaved: warm-up, single streams until the ratio is known, then batches.
 
-    Five rounds of single streams and one batch per concurrency are always measured; the time cap governs all beyond.
-    Requests are greedy and have no stop tokens, so that both sessions generate equally many tokens.
+    Five rounds of single streams and one batch per concurrency, two of the largest where batches decide, are always measured; the time cap
+    governs all beyond. Requests are greedy and have no stop tokens, so that both sessions generate equally many tokens.
 
     Args:
         candidate: What is judged.

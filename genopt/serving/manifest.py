@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class ServeArguments(Record):
         call_limit_s: Limit of opening the engine and of one batch.
         stall_s: Longest accepted time without a token before a busy replica counts as stuck.
         trust_remote_code: Run Python code that comes with the model.
-        compiled_folder: What TorchInductor compiled during the run; machines that lack the folder compile anew.
+        compiled_folder: What TorchInductor compiled during the run; machines that lack the folder, or may not write it, compile anew.
     """
 
     model_id: str = Field(min_length=1)
@@ -68,7 +69,7 @@ class ServeArguments(Record):
     def variables(self) -> dict[str, str]:
         """Environment variables of the engine's process on this machine."""
         found = {**trust.variables(self.trust_remote_code), **({} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""})}
-        if self.compiled_folder is not None and Path(self.compiled_folder).is_dir():
+        if self.compiled_folder is not None and os.access(self.compiled_folder, os.W_OK):
             found["TORCHINDUCTOR_CACHE_DIR"] = self.compiled_folder
         return found
 

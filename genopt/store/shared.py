@@ -52,6 +52,7 @@ def open_root(location: str | None) -> Path:
 
 
 def _root(location: str | None) -> Path:
+    """The folder as such, whether it can be used or not."""
     return default_root() if not location or is_shared(location) else Path(location.removeprefix("file://")).expanduser().absolute()
 
 
@@ -66,10 +67,8 @@ def open_store(location: str | None) -> ArtifactStore:
     Raises:
         StorageError: It cannot be used.
     """
-    if location is None or not location:
-        return ArtifactStore(default_root())
-    if not is_shared(location):
-        return ArtifactStore(Path(location.removeprefix("file://")).expanduser().absolute())
+    if location is None or not is_shared(location):
+        return ArtifactStore(_root(location))
     return SharedStore(Remote(location), default_root() / "cache", limit_bytes())
 
 
