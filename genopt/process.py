@@ -7,79 +7,26 @@ so that memory is truly released and a crash or hang is a typed error. It also e
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import queue
-import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from genopt import catalog, clock
+from genopt import clock
+from genopt.child import child_environment, death_error, kill_tree, worker_command
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.engines.distribution import Distributions, Wanted
 from genopt.environments import place
-from genopt.errors import OutOfMemoryError, StageCrashedError, StageError, StageTimeoutError, from_wire
-from genopt.guardian import PARENT, SWEEP_S
+from genopt.errors import StageError, StageTimeoutError, from_wire
 from genopt.measure import gpu
 from genopt.measure.process_tree import TreeMemory, TreePeak, below
 from genopt.plan import JsonValue
 from genopt.quality.reference import Compared
-
-
-def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: explicit thread count, no hub or tokenizer chatter."""
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    environment = {**os.environ, **quiet, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    environment.update(extra or {})
-    return environment
-
-
-def worker_command(environment: str | None) -> list[str]:
-    """Starts `genopt.worker` with the interpreter of an environment, None being ours; its arguments follow.
-
-    Raises:
-        InfeasibleError: The environment is not built here.
-    """
-    return [sys.executable, "-m", "genopt.worker"] if environment is None else place.worker_command(environment)
-
-
-def environment_of(engine: str) -> str | None:
-    """The environment of an engine; ours for one that only children know, who then say what is wrong with it."""
-    known = engine in catalog.names("engines")
-    found: str | None = catalog.load("engines", engine).environment if known else None
-    return found
-
-
-def kill_tree(process: subprocess.Popen[Any]) -> None:
-    """Kills a child and all that it started, and reaps the child.
-
-    Its guardian does it, because it alone finds what left the child's process group. It goes on where the child itself is
-    already dead or does not end in time.
-    """
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=SWEEP_S + 1)
-    process.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
-
-
-def _death_error(what: str, code: int, log: Path) -> StageError:
-    if code == -signal.SIGKILL:
-        return OutOfMemoryError(f"{what} was killed, most likely for lack of memory; free memory or use a smaller model (log: {log.name}).")
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return StageCrashedError(f"{what} {how}; see {log.name} in the run's logs for the cause.")
+from genopt.session_worker import SessionWorker, Setting
 
 
 def run_stage(
@@ -125,7 +72,7 @@ def run_stage(
         finally:
             kill_tree(process)
         if not result.exists():
-            raise _death_error(f"The stage {kind!r}", code, log)
+            raise death_error(f"The stage {kind!r}", code, log)
         answer = json.loads(result.read_text(encoding="utf-8"))
     if "error" in answer:
         raise from_wire(answer["error"])
@@ -166,49 +113,35 @@ class EngineProcess:
         cpus: Sequence[int] | None = None,
     ) -> None:
         self._ends = None if lifetime_s is None else time.monotonic() + lifetime_s
-        self._engine, self._artifact, self._options = engine, str(artifact), dict(options)
-        self._log = log
+        self._artifact, self._options, self._log = str(artifact), dict(options), log
         self.timeout_s = timeout_s
-        self._environment = child_environment(threads, environment)
         self.threads, self.cpus = threads, tuple(cpus) if cpus is not None else None
-        self._process: subprocess.Popen[str] | None = None
+        self.setting = Setting(engine, child_environment(threads, environment), self.cpus)
+        self._worker: SessionWorker | None = None
         self._tree = TreeMemory(0)
-        self._lines: queue.Queue[str | None] = queue.Queue()
         self.load_s = 0.0
 
-    def open(self) -> Self:
-        """Starts the process and loads the artifact; `load_s` is the wall time of both.
+    def open(self, ready: SessionWorker | None = None) -> Self:
+        """Starts the process and loads the artifact; `load_s` is the wall time of both, whenever it was started.
+
+        Args:
+            ready: A process with this session's setting, ready before; None starts one.
 
         Raises:
             GenoptError: The engine refused, failed, died or took too long.
         """
-        where = environment_of(self._engine)
-        command = worker_command(where)
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, "session", *([",".join(map(str, self.cpus))] if self.cpus else [])],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, start_new_session=True, text=True,
-                env=self._environment if where is None else place.without_our_paths(self._environment),
-            )  # fmt: skip
-        threading.Thread(target=self._pump, args=(self._process.stdout, self._lines), daemon=True).start()
-        self._tree = TreeMemory(self._process.pid)
+        began = time.monotonic()
+        worker = self._worker = SessionWorker(self.setting, self._log).start() if ready is None else ready
+        worker.log = self._log
+        self._tree = TreeMemory(worker.pid)
         try:
             with self._tree.watched():
-                self.call("open", engine=self._engine, artifact=self._artifact, options=self._options)
+                self.call("open", engine=self.setting.engine, artifact=self._artifact, options=self._options, log=str(self._log))
         except BaseException:
             self.close()
             raise
-        self.load_s = time.monotonic() - started
+        self.load_s = worker.preparation_s + time.monotonic() - began
         return self
-
-    @staticmethod
-    def _pump(stream: IO[str] | None, lines: queue.Queue[str | None]) -> None:
-        if stream is not None:
-            for line in stream:
-                lines.put(line)
-        lines.put(None)
 
     @property
     def pid(self) -> int:
@@ -218,51 +151,24 @@ class EngineProcess:
     @property
     def alive(self) -> bool:
         """Whether the session is open and its process still there."""
-        return self._process is not None and self._process.poll() is None
+        return self._worker is not None and self._worker.alive
 
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None:
+    def _running(self) -> SessionWorker:
+        if self._worker is None:
             raise StageError("The engine session is closed; open it first.")
-        return self._process
+        return self._worker
 
     def wait(self) -> int:
         """Waits until the process has ended, for whatever reason, and returns its exit status."""
         return self._running().wait()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Sends one message to the engine's process; `genopt.worker` says which there are.
-
-        Raises:
-            StageError: The process is gone.
-        """
-        process = self._running()
-        try:
-            if process.stdin is not None:
-                process.stdin.write(json.dumps(message) + "\n")
-                process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            raise self._died() from None
-
-    def _died(self) -> StageError:
-        process = self._running()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=2)
-        return _death_error("The engine's process", process.returncode if process.returncode is not None else -signal.SIGKILL, self._log)
+        """See `SessionWorker.send`."""
+        self._running().send(message)
 
     def receive(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next message of the engine's process; None where none came in time.
-
-        Raises:
-            StageError: The process is gone.
-        """
-        try:
-            line = self._lines.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if line is None:
-            raise self._died()
-        message: dict[str, Any] = json.loads(line)
-        return message
+        """See `SessionWorker.receive`."""
+        return self._running().receive(timeout_s)
 
     def call(self, method: str, *, on_event: OnEvent | None = None, **arguments: Any) -> Any:
         """Calls a method of the remote session and waits for its result."""
@@ -299,16 +205,12 @@ class EngineProcess:
 
     def close(self) -> None:
         """Kills the process and all that it started; safe to call twice."""
-        if self._process is not None:
-            kill_tree(self._process)
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError, ValueError):
-                        stream.close()
-            self._process = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def __enter__(self) -> Self:
-        return self.open() if self._process is None else self
+        return self.open() if self._worker is None else self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()

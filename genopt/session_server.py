@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +74,9 @@ class SessionServer:
 
     def serve(self) -> None:
         """Answers until the other side closes its end; what is under way advances between two calls."""
+        session = self._opened()
+        if session is None:
+            return
         threading.Thread(target=self._read, daemon=True).start()
         while True:
             if self._messages.empty() and self._calls is not None and self._calls.advance():
@@ -82,14 +87,19 @@ class SessionServer:
                 if self._calls is not None:
                     self._calls.tell(message)
                 continue
-            try:
-                answer: dict[str, Any] = {"result": self._answer(message)}
-            except Exception as error:  # noqa: BLE001 - every failure of a call crosses the boundary as data
-                traceback.print_exc()
-                answer = {"error": to_wire(error)}
-            self._channel.write(answer)
-        if self._session is not None:
-            self._session.close()
+            self._channel.write(self._answered(message))
+        session.close()
+
+    def _opened(self) -> Session | None:
+        """Answers until a session is open; None where the other side closes its end before.
+
+        In the only thread: vLLM forks while it opens, which is safe where no other thread can hold a lock.
+        """
+        for line in self._incoming:
+            self._channel.write(self._answered(json.loads(line)))
+            if self._session is not None:
+                return self._session
+        return None
 
     def _read(self) -> None:
         for line in self._incoming:
@@ -100,9 +110,20 @@ class SessionServer:
                 self._messages.put(message)
         self._messages.put(None)
 
+    def _answered(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return {"result": self._answer(message)}
+        except Exception as error:  # noqa: BLE001 - every failure of a call crosses the boundary as data
+            traceback.print_exc()
+            return {"error": to_wire(error)}
+
     def _answer(self, message: Mapping[str, Any]) -> Any:
         method, arguments = message["method"], message["arguments"]
+        if method == "prepare":
+            catalog.load("engines", arguments["engine"]).prepare()
+            return time.monotonic()
         if method == "open":
+            _log_to(arguments["log"])
             engine = catalog.load("engines", arguments["engine"])
             engine.check(arguments["options"])
             self._session = engine.open(Path(arguments["artifact"]), arguments["options"])
@@ -113,3 +134,10 @@ class SessionServer:
         if method == "memory":
             return self._session.memory().model_dump(mode="json")
         return self._calls.answer(method, arguments, message["stream"])
+
+
+def _log_to(path: str) -> None:
+    """Sends to a file what libraries print from now on: a process that was started ahead belongs to a candidate only now."""
+    with open(path, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -219,5 +219,9 @@ class Engine(Protocol):
         """
 
     @staticmethod
+    def prepare() -> None:
+        """Imports what `open` needs, whatever it opens, and touches no device: a process that is made ready so waits for its artifact."""
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> Session:
         """Loads an artifact. Expensive; warm-up is part of it."""

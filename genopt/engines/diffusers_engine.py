@@ -83,6 +83,11 @@ class DiffusersEngine:
         require_kernels(found.attention)
 
     @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        from genopt.engines import diffusers_session  # noqa: F401 - imported for all that it imports
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> DiffusersSession:
         """See `Engine.open`."""
         from genopt.engines.diffusers_session import DiffusersSession

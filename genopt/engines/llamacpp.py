@@ -62,6 +62,11 @@ class LlamaCppEngine:
         parse_settings(LlamaCppOptions, options, "llamacpp")
 
     @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        from genopt.engines import llamacpp_session  # noqa: F401 - imported for all that it imports
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> LlamaCppSession:
         """See `Engine.open`."""
         from genopt.engines.llamacpp_session import LlamaCppSession

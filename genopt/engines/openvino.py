@@ -67,6 +67,11 @@ class OpenVinoEngine:
             raise InfeasibleError("OpenVINO's own state cannot forget wrong guesses; give lookahead together with attention=paged.")
 
     @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        from genopt.engines import openvino_session  # noqa: F401 - imported for all that it imports
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> TextSession:
         """See `Engine.open`."""
         chosen = parse_settings(OpenVinoOptions, options, "openvino")

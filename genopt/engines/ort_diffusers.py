@@ -29,6 +29,11 @@ class OrtDiffusersEngine:
         require_scheduler(parse_settings(PipelineOptions, options, "ort_diffusers"), "ort_diffusers")
 
     @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        from genopt.engines import ort_diffusers_session  # noqa: F401 - imported for all that it imports
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> OrtDiffusersSession:
         """See `Engine.open`."""
         from genopt.engines.ort_diffusers_session import OrtDiffusersSession

@@ -98,6 +98,11 @@ class OrtGenaiEngine:
             raise InfeasibleError("onnxruntime is not installed; install it with: pip install onnxruntime.")
 
     @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        import onnxruntime  # noqa: F401 - imported when it is first used, otherwise
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> OrtGenaiSession:
         """See `Engine.open`."""
         session = OrtGenaiSession(artifact, parse_settings(OrtGenaiOptions, options, "ort_genai"))

@@ -66,6 +66,11 @@ class TorchEngine:
         require_kernels(found.attention)
 
     @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        from genopt.engines import torch_session  # noqa: F401 - imported for all that it imports
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> TorchSession:
         """See `Engine.open`."""
         from genopt.engines.torch_session import TorchSession

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from genopt.errors import InfeasibleError
-from genopt.models.capability import FLOAT8, capability, require_capability
+from genopt.models import nvml
+from genopt.models.capability import FLOAT8, require
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.space import Tunable
 
@@ -77,12 +78,20 @@ class VllmEngine:
     def check(options: dict[str, JsonValue]) -> None:
         """See `Engine.check`."""
         chosen = parse_settings(VllmOptions, options, "vllm")
-        if capability() is None:
+        found = nvml.capability()  # torch would touch the GPU, and what did so cannot be forked
+        if found is None:
             raise InfeasibleError("vLLM's kernels for NVIDIA need a GPU and there is none here; on CPUs use the engine vllm_cpu.")
         if chosen.quantization is not None and chosen.kernels is not None:
             raise InfeasibleError("Kernels are chosen for checkpoints that are compressed; leave kernels out where vLLM itself rounds to fp8.")
         if "fp8" in (chosen.quantization, chosen.cache_type):
-            require_capability(FLOAT8, "8-bit floats")
+            require(found, FLOAT8, "8-bit floats")
+
+    @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        from genopt.engines.vllm_loop import import_vllm
+
+        import_vllm()
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
@@ -108,6 +117,13 @@ class VllmCpuEngine:
             raise InfeasibleError("vLLM has no 8-bit floats on CPUs; use the engine vllm on a GPU of compute capability 8.9 or later.")
         if chosen.kernels is not None:
             raise InfeasibleError("vLLM has no choice of kernels on CPUs; leave kernels out, or use the engine vllm on a GPU.")
+
+    @staticmethod
+    def prepare() -> None:
+        """See `Engine.prepare`."""
+        from genopt.engines.vllm_loop import import_vllm
+
+        import_vllm()
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:

@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
+LOGGING = Path(__file__).with_name("vllm_logging.json")
+"""How vLLM, while it is imported, is told to log: what it does and when to standard error, and exceptions to `CauseHandler`."""
+VARIABLE = "GENOPT_VLLM_CAUSES"
+"""Names the file of a process's exceptions."""
+
 
 class Cause(NamedTuple):
     """An exception of any process.
@@ -31,20 +36,16 @@ class Cause(NamedTuple):
 
 
 class CauseHandler(logging.Handler):
-    """Appends each exception that is logged to a file, as a line of JSON.
+    """Appends each exception that is logged to the file that `VARIABLE` names, if any, as a line of JSON."""
 
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: str) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self._path = path
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`."""
-        if record.exc_info and record.exc_info[1] is not None:
-            with contextlib.suppress(OSError), open(self._path, "a", encoding="utf-8") as file:
+        path = os.environ.get(VARIABLE)
+        if path and record.exc_info and record.exc_info[1] is not None:
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(Cause.of(record.exc_info[1])) + "\n")
 
 
@@ -68,19 +69,11 @@ class Causes:
 
 @contextlib.contextmanager
 def logged_causes() -> Iterator[Causes]:
-    """Has vLLM, which must not be imported yet, log what it does and when to standard error, and exceptions where they can be read."""
+    """Has this process, and those that it starts, log exceptions where they can be read, if they log as `LOGGING` says."""
     with tempfile.TemporaryDirectory(prefix="genopt-vllm-") as folder:
-        config, path = Path(folder) / "logging.json", Path(folder) / "causes.jsonl"
-        handlers = {
-            "console": {"class": "logging.StreamHandler", "formatter": "timed"},
-            "causes": {"()": f"{__name__}.{CauseHandler.__name__}", "path": str(path)},
-        }
-        formatters = {"timed": {"format": "%(asctime)s %(levelname)s %(message)s"}}
-        loggers = {"vllm": {"handlers": list(handlers), "level": "INFO", "propagate": False}}
-        said = {"version": 1, "disable_existing_loggers": False, "formatters": formatters, "handlers": handlers, "loggers": loggers}
-        config.write_text(json.dumps(said), encoding="utf-8")
-        os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
+        path = Path(folder) / "causes.jsonl"
+        os.environ[VARIABLE] = str(path)
         try:
             yield Causes(path)
         finally:
-            del os.environ["VLLM_LOGGING_CONFIG_PATH"]
+            del os.environ[VARIABLE]

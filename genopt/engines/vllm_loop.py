@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from genopt.engines.vllm import DRAFT, VllmOptions
-from genopt.engines.vllm_failure import Cause, logged_causes
+from genopt.engines.vllm_failure import LOGGING, Cause, logged_causes
 from genopt.engines.vllm_reader import EXTENSION
 from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
+from genopt.models import nvml
 from genopt.models.trust import trusted
 
 if TYPE_CHECKING:
@@ -85,6 +86,17 @@ class EngineLoop:
         await asyncio.gather(*others, return_exceptions=True)
 
 
+def import_vllm() -> None:
+    """Imports what opening needs, with the settings that vLLM reads then or later.
+
+    No reports to its makers, its account in our log, and one process beside this one instead of two.
+    """
+    settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_CONFIG_PATH": str(LOGGING)}
+    os.environ.update(settings)
+    import vllm.v1.engine.async_llm
+    import vllm.v1.engine.core  # noqa: F401 - what runs in vLLM's own process
+
+
 def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
     """Starts vLLM.
 
@@ -98,14 +110,14 @@ def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
         StageError: It failed otherwise.
     """
     _require_possible(folder, options)
-    # Read when vLLM is imported: no reports to its makers, room for keys and values on CPUs, one process beside this one instead of two, and
-    # none that is forked while threads hold locks.
-    settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    os.environ.update({**settings, "VLLM_CPU_KVCACHE_SPACE": str(options.cache_gib)})
-    if not torch.cuda.is_available():
+    import_vllm()
+    if torch.cuda.is_available():
+        # Its process is forked, and imports nothing again: this one has a single thread and has not touched the GPU, so that it can be.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    else:
         # vLLM 0.32 cannot load there what it compiled ahead of time, and compiles anew; TorchInductor's own cache it can: a 135M model opens for the
         # second time in 22 seconds instead of 51.
-        os.environ["VLLM_USE_AOT_COMPILE"] = "0"
+        os.environ.update({"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_USE_AOT_COMPILE": "0", "VLLM_CPU_KVCACHE_SPACE": str(options.cache_gib)})
     if options.threads is not None:
         torch.set_num_threads(options.threads)  # vLLM's process takes as many
     with logged_causes() as causes:
@@ -140,7 +152,7 @@ def _arguments(kind: type[AsyncEngineArgs], folder: Path, options: VllmOptions) 
         named["speculative_config"] = {"method": "draft_model", "model": str(folder / DRAFT), "num_speculative_tokens": options.draft_tokens}
     if torch.cuda.is_available():
         # Others hold memory of the same GPU, such as the references that a candidate is compared with.
-        free, total = torch.cuda.mem_get_info()
+        free, total = nvml.memory()
         named["gpu_memory_utilization"] = options.memory_share * free / total
     return kind(
         model=str(folder), skip_tokenizer_init=True, dtype=options.precision or "auto", max_num_seqs=options.max_streams,

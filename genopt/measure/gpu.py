@@ -6,10 +6,10 @@ Everything here is a reading, never an estimate: what the driver does not tell i
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from genopt.models import nvml
 from genopt.plan import Record
 
 _THROTTLED = {
@@ -61,8 +61,8 @@ def _range(values: Sequence[int]) -> str:
 
 def states() -> tuple[GpuState, ...]:
     """The state of every visible GPU; none without a driver."""
-    with _devices() as (nvml, devices):
-        return tuple(_state(nvml, device) for device in devices)
+    with nvml.visible_devices() as (library, devices):
+        return tuple(_state(library, device) for device in devices)
 
 
 def foreign_processes(ours: Collection[int]) -> int:
@@ -70,8 +70,8 @@ def foreign_processes(ours: Collection[int]) -> int:
 
     Inside a container the driver names processes of the host by other numbers; only those that exist here are counted.
     """
-    with _devices() as (nvml, devices):
-        found = {process.pid for device in devices for process in nvml.nvmlDeviceGetComputeRunningProcesses(device)}
+    with nvml.visible_devices() as (library, devices):
+        found = {process.pid for device in devices for process in library.nvmlDeviceGetComputeRunningProcesses(device)}
     return len({pid for pid in found - set(ours) if os.path.exists(f"/proc/{pid}")})
 
 
@@ -81,48 +81,22 @@ def used_by(pids: Collection[int]) -> int | None:
     Returns:
         None where it lists none of them, or not their memory: inside a container it may know them by other numbers.
     """
-    with _devices() as (nvml, devices):
-        every = [process for device in devices for process in nvml.nvmlDeviceGetComputeRunningProcesses(device)]
+    with nvml.visible_devices() as (library, devices):
+        every = [process for device in devices for process in library.nvmlDeviceGetComputeRunningProcesses(device)]
     found = [int(process.usedGpuMemory) for process in every if process.pid in pids and process.usedGpuMemory is not None]
     return sum(found) if found else None
 
 
-def _state(nvml: Any, device: Any) -> GpuState:
-    reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(device)
+def _state(library: Any, device: Any) -> GpuState:
+    reasons = library.nvmlDeviceGetCurrentClocksEventReasons(device)
     try:
-        energy: float | None = nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3
-    except nvml.NVMLError:
+        energy: float | None = library.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3
+    except library.NVMLError:
         energy = None
     return GpuState(
-        name=nvml.nvmlDeviceGetName(device), sm_mhz=nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_SM),
-        memory_mhz=nvml.nvmlDeviceGetClockInfo(device, nvml.NVML_CLOCK_MEM),
-        temperature_c=nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU),
-        power_w=nvml.nvmlDeviceGetPowerUsage(device) / 1e3, throttled=tuple(name for bit, name in _THROTTLED.items() if reasons & bit),
-        energy_j=energy, used_bytes=nvml.nvmlDeviceGetMemoryInfo(device).used,
+        name=library.nvmlDeviceGetName(device), sm_mhz=library.nvmlDeviceGetClockInfo(device, library.NVML_CLOCK_SM),
+        memory_mhz=library.nvmlDeviceGetClockInfo(device, library.NVML_CLOCK_MEM),
+        temperature_c=library.nvmlDeviceGetTemperature(device, library.NVML_TEMPERATURE_GPU),
+        power_w=library.nvmlDeviceGetPowerUsage(device) / 1e3, throttled=tuple(name for bit, name in _THROTTLED.items() if reasons & bit),
+        energy_j=energy, used_bytes=library.nvmlDeviceGetMemoryInfo(device).used,
     )  # fmt: skip
-
-
-@contextmanager
-def _devices() -> Iterator[tuple[Any, list[Any]]]:
-    """NVML and handles of the GPUs in `CUDA_VISIBLE_DEVICES`; all of them where it is not set."""
-    import pynvml
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible == "":
-        yield pynvml, []
-        return
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver
-        yield pynvml, []
-        return
-    try:
-        yield pynvml, [_handle(pynvml, name) for name in (visible.split(",") if visible else range(pynvml.nvmlDeviceGetCount()))]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _handle(nvml: Any, name: str | int) -> Any:
-    """By index or, as in `CUDA_VISIBLE_DEVICES`, by UUID."""
-    text = str(name)
-    return nvml.nvmlDeviceGetHandleByIndex(int(text)) if text.isdigit() else nvml.nvmlDeviceGetHandleByUUID(text)

@@ -27,7 +27,11 @@ def require_capability(least: tuple[int, int], what: str) -> None:
     Raises:
         InfeasibleError: There is no GPU, or an older one.
     """
-    found = capability()
+    require(capability(), least, what)
+
+
+def require(found: tuple[int, int] | None, least: tuple[int, int], what: str) -> None:
+    """As `require_capability`, where the capability is known."""
     if found is None:
         raise InfeasibleError(f"{what} need an NVIDIA GPU and there is none here; choose int8 weights instead.")
     if found < least:

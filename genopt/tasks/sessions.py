@@ -9,14 +9,17 @@ from typing import Generic, TypeVar
 from genopt import clock
 from genopt.errors import StageError
 from genopt.measure.affinity import cpus_for
-from genopt.measure.limits import cpu_list
+from genopt.measure.limits import cpu_list, usable_cpus
 from genopt.measure.page_cache import drop_pages
 from genopt.plan import JsonValue, Metric, Plan
 from genopt.process import EngineProcess
 from genopt.quality.audit import audit
+from genopt.session_worker import ReadyWorker
 from genopt.tasks.base import BenchConfig, session_options
 from genopt.tasks.session_memory import memory_metrics
 
+CPUS_FOR_TWO = 8
+"""Processors from which on one session opens as fast while another process imports what the next one needs."""
 QUICK_LOAD_S = 5.0
 """What loads within this time is loaded twice, from disk and from memory."""
 
@@ -36,6 +39,7 @@ class RoleSessions(Generic[Process]):
         self._process = process
         self._sessions: dict[str, Process] = {}
         self._cold_s: dict[str, float] = {}
+        self._ready = ReadyWorker(Path(config.logs) / "ready.session.log")
 
     def __getitem__(self, role: str) -> Process:
         """The open session of a role."""
@@ -56,7 +60,12 @@ class RoleSessions(Generic[Process]):
             GenoptError: The engine refused, failed or took too long, or the time is up.
         """
         drop_pages(artifact)
-        session = self._session(plan, artifact, deadline).open()
+        session = self._session(plan, artifact, deadline)
+        if len(usable_cpus()) >= CPUS_FOR_TWO:
+            session.open(self._ready.exchange(session.setting))
+            self._ready.settle()
+        else:
+            session.open()
         self._cold_s[role] = session.load_s
         if session.load_s <= QUICK_LOAD_S:
             session.close()
@@ -101,7 +110,9 @@ class RoleSessions(Generic[Process]):
         return {name: found.model_copy(update={"conditions": {**found.conditions, **where}}) for name, found in metrics.items()}
 
     def close(self, *roles: str) -> None:
-        """Ends the sessions of some roles, open or not; all of them where none is named."""
+        """Ends the sessions of some roles, open or not; where none is named, all of them and what was made ready."""
+        if not roles:
+            self._ready.close()
         for role in roles or tuple(self._sessions):
             session = self._sessions.pop(role, None)
             if session is not None:

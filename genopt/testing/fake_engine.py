@@ -189,6 +189,11 @@ class FakeEngine:
             raise InfeasibleError("The fake engine was told that it needs a GPU; leave needs_gpu out.")
 
     @staticmethod
+    def prepare() -> None:
+        """Needs nothing; says so."""
+        print("prepared", flush=True)
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> FakeSession:
         """See `Engine.open`."""
         found = FakeOptions.model_validate(options)

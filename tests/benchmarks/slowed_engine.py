@@ -65,6 +65,10 @@ class SlowedEngine:
         catalog.load("engines", str(options["engine"])).check(_own(options))
 
     @staticmethod
+    def prepare() -> None:
+        """Which engine it slows is told by its options."""
+
+    @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> SlowedSession:
         session = catalog.load("engines", str(options["engine"])).open(artifact, _own(options))
         return SlowedSession(session, Path(str(options["delay"])))

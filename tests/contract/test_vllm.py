@@ -10,11 +10,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from genopt.engines.base import GenerationRequest
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
 from genopt.errors import DataError, GenoptError, InfeasibleError, OutOfMemoryError, SpecError, StageError
+from genopt.models import nvml
 from genopt.plan import JsonValue
 from genopt.process import SessionProcess, run_stage
 from genopt.techniques.attach_draft import AttachDraft
@@ -54,15 +54,14 @@ def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         VllmCpuEngine.check({"kernels": "marlin"})
     with pytest.raises(SpecError, match="precision"):
         VllmCpuEngine.check({"precision": "int8"})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvml, "capability", lambda: None)
     with pytest.raises(InfeasibleError, match="there is none here; on CPUs use the engine vllm_cpu"):
         VllmEngine.check({})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(nvml, "capability", lambda: (8, 0))
     VllmEngine.check({})
     with pytest.raises(InfeasibleError, match=r"compute capability 8\.9"):
         VllmEngine.check({"cache_type": "fp8"})
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(nvml, "capability", lambda: (9, 0))
     VllmEngine.check({"kernels": "humming"})
     with pytest.raises(InfeasibleError, match="leave kernels out where vLLM itself rounds to fp8"):
         VllmEngine.check({"kernels": "humming", "quantization": "fp8"})

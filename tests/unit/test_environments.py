@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from genopt import catalog, process
+from genopt import catalog, process, session_worker
 from genopt.cli import main
 from genopt.environments import build as building
 from genopt.environments import declaration, place
@@ -353,7 +353,7 @@ def test_the_command_line_lists_builds_and_removes(declare: Declare, wheels: Pat
 
 def test_an_engine_of_an_environment_that_is_gone_does_not_open(declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     declare("tiny_engine==1.0\n")
-    monkeypatch.setattr(process, "environment_of", lambda _: "tiny")
+    monkeypatch.setattr(session_worker, "environment_of", lambda _: "tiny")
     with pytest.raises(InfeasibleError, match="genopt env build tiny"):
         process.SessionProcess("torch", tmp_path, {}, log=tmp_path / "log.txt", timeout_s=10).open()
 

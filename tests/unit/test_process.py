@@ -17,6 +17,7 @@ import pytest
 from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageCrashedError, StageError, StageTimeoutError
 from genopt.process import SessionProcess, run_stage
+from genopt.session_worker import ReadyWorker
 from genopt.testing.plugin import write_plugin
 
 TECHNIQUES = """
@@ -230,3 +231,52 @@ def test_an_engine_is_stopped_at_the_end_of_its_lifetime(tmp_path: Path, plugins
     with closed as session, pytest.raises(StageTimeoutError, match="did not answer 'generate' before its time was over"):
         session.generate(ask(1))
     assert time.monotonic() - began < 12
+
+
+def test_a_process_made_ready_opens_what_comes_next_and_another_one_takes_its_place(tmp_path: Path, plugins: dict[str, str]) -> None:
+    ready = ReadyWorker(tmp_path / "ready.log")
+    logs = [tmp_path / "first.log", tmp_path / "second.log", tmp_path / "other.log"]
+    first, second = (SessionProcess("fake", tmp_path, {"text": "abc"}, log=log, timeout_s=30.0, environment=plugins) for log in logs[:2])
+    other = SessionProcess("fake", tmp_path, {"text": "abc"}, log=logs[2], timeout_s=30.0, threads=1, environment=plugins)
+    try:
+        assert ready.exchange(first.setting) is None
+        first.open()
+        ready.settle()
+        assert (tmp_path / "ready.log").read_text() == "prepared\n"
+        worker = ready.exchange(second.setting)
+        assert worker is not None
+        began = time.monotonic()
+        with second.open(worker):
+            assert second.load_s > time.monotonic() - began, "the time before it was asked for counts"
+            assert second.pid == worker.pid != first.pid
+            assert bytes(second.generate(ask(1))[0].token_ids) == b"abca"
+            with pytest.raises(StageError, match="no method 'sing'"):
+                second.call("sing")
+        assert "no method 'sing'" in logs[1].read_text(), "what it says from then on is in the log of what it opened"
+        assert ready.exchange(other.setting) is None, "its threads were settled when it started"
+    finally:
+        ready.close()
+        first.close()
+
+
+def test_a_process_made_ready_that_fails_or_dies_is_no_candidates_fault(tmp_path: Path, plugins: dict[str, str]) -> None:
+    ready = ReadyWorker(tmp_path / "ready.log")
+    unknown = SessionProcess("none", tmp_path, {}, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins)
+    assert ready.exchange(unknown.setting) is None
+    ready.settle()
+    assert ready.exchange(unknown.setting) is None
+    with pytest.raises(SpecError, match="There is no engine 'none'"):
+        unknown.open()
+    session = SessionProcess("fake", tmp_path, {}, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins)
+    ready.exchange(session.setting)
+    ready.settle()
+    gone = psutil.Process().children()
+    for process in gone:
+        process.kill()
+    psutil.wait_procs(gone, timeout=30)
+    try:
+        assert gone
+        assert ready.exchange(session.setting) is None
+    finally:
+        ready.close()
+    assert psutil.Process().children() == []

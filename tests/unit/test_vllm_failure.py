@@ -7,11 +7,10 @@ import logging
 import logging.config
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from genopt.engines.vllm_failure import Cause, logged_causes
+from genopt.engines.vllm_failure import LOGGING, VARIABLE, Cause, logged_causes
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ class NoRoomError(ValueError):
 
 def test_the_first_exception_that_is_logged_is_the_cause(logger: logging.Logger) -> None:
     with logged_causes() as causes:
-        logging.config.dictConfig(json.loads(Path(os.environ["VLLM_LOGGING_CONFIG_PATH"]).read_text()))
+        logging.config.dictConfig(json.loads(LOGGING.read_text()))
         logger.error("no exception")
         assert causes.first() is None
         for error in (NoRoomError("No memory left.\nThe rest."), RuntimeError("Engine core initialization failed.")):
@@ -39,7 +38,7 @@ def test_the_first_exception_that_is_logged_is_the_cause(logger: logging.Logger)
         found = causes.first()
     assert found is not None
     assert (found.kinds[:2], found.message) == (("NoRoomError", "ValueError"), "No memory left")
-    assert "VLLM_LOGGING_CONFIG_PATH" not in os.environ
+    assert VARIABLE not in os.environ
     logger.error("after the start, where the file is gone", exc_info=NoRoomError("late"))
 
 

@@ -1,0 +1,72 @@
+"""Starting processes with the interpreter of the environment that they need, and ending them with all that they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genopt import catalog
+from genopt.environments import place
+from genopt.errors import OutOfMemoryError, StageCrashedError, StageError
+from genopt.guardian import PARENT, SWEEP_S
+
+
+def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child: explicit thread count, no hub or tokenizer chatter."""
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, **quiet, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    environment.update(extra or {})
+    return environment
+
+
+def worker_command(environment: str | None) -> list[str]:
+    """Starts `genopt.worker` with the interpreter of an environment, None being ours; its arguments follow.
+
+    Raises:
+        InfeasibleError: The environment is not built here.
+    """
+    return [sys.executable, "-m", "genopt.worker"] if environment is None else place.worker_command(environment)
+
+
+def environment_of(engine: str) -> str | None:
+    """The environment of an engine; ours for one that only children know, who then say what is wrong with it."""
+    known = engine in catalog.names("engines")
+    found: str | None = catalog.load("engines", engine).environment if known else None
+    return found
+
+
+def kill_tree(process: subprocess.Popen[Any]) -> None:
+    """Kills a child and all that it started, and reaps the child.
+
+    Its guardian does it, because it alone finds what left the child's process group. It goes on where the child itself is
+    already dead or does not end in time.
+    """
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=SWEEP_S + 1)
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+
+
+def death_error(what: str, code: int, log: Path) -> StageError:
+    """What is told of a process that ended by itself.
+
+    Args:
+        what: Names it at the beginning of a sentence.
+        code: Its exit code, or the negative number of the signal that ended it.
+        log: What it wrote.
+    """
+    if code == -signal.SIGKILL:
+        return OutOfMemoryError(f"{what} was killed, most likely for lack of memory; free memory or use a smaller model (log: {log.name}).")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return StageCrashedError(f"{what} {how}; see {log.name} in the run's logs for the cause.")
