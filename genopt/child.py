@@ -11,15 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from genopt import catalog
 from genopt.environments import place
 from genopt.errors import OutOfMemoryError, StageCrashedError, StageError
 from genopt.guardian import PARENT, SWEEP_S
 
+WRITING_S = 0.5
+"""What is asked where it is has this long to write it."""
+
 
 def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: explicit thread count, no hub or tokenizer chatter."""
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    """The environment of a child: explicit thread count, no hub or tokenizer chatter, and a last word on where it was if it dies of a signal."""
+    quiet = {"PYTHONFAULTHANDLER": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     environment = {**os.environ, **quiet, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -41,6 +46,19 @@ def environment_of(engine: str) -> str | None:
     known = engine in catalog.names("engines")
     found: str | None = catalog.load("engines", engine).environment if known else None
     return found
+
+
+def tell_where(process: subprocess.Popen[Any]) -> None:
+    """Ends what hangs below a child so that it writes to its log where (Python's `faulthandler`, at SIGABRT); the rest is for `kill_tree`.
+
+    What was started last goes first: who waits for it would end by its end, and all with them.
+    """
+    with contextlib.suppress(psutil.Error):
+        for guardian in psutil.Process(process.pid).children():
+            for below in reversed(guardian.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    below.send_signal(signal.SIGABRT)
+                    below.wait(timeout=WRITING_S)
 
 
 def kill_tree(process: subprocess.Popen[Any]) -> None:

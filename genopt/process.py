@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from genopt import clock
-from genopt.child import child_environment, death_error, kill_tree, worker_command
+from genopt.child import child_environment, death_error, kill_tree, tell_where, worker_command
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.engines.distribution import Distributions, Wanted
 from genopt.environments import place
@@ -68,6 +68,7 @@ def run_stage(
         try:
             code = process.wait(timeout=max(timeout_s, 0.1))
         except subprocess.TimeoutExpired:
+            tell_where(process)
             raise StageTimeoutError(f"The stage {kind!r} passed its limit of {timeout_s:.0f} s and was stopped; give a larger --budget.") from None
         finally:
             kill_tree(process)
@@ -178,6 +179,7 @@ class EngineProcess:
         while True:
             answer = self.receive(max(deadline - time.monotonic(), 0.01))
             if answer is None:
+                self._running().tell_where()
                 self.close()
                 if deadline == self._ends:
                     raise StageTimeoutError(f"The engine did not answer {method!r} before its time was over, and was stopped; give it more time.")

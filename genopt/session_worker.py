@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
-from genopt.child import death_error, environment_of, kill_tree, worker_command
+from genopt.child import death_error, environment_of, kill_tree, tell_where, worker_command
 from genopt.environments import place
 from genopt.errors import GenoptError, StageError, StageTimeoutError, from_wire
 
@@ -143,6 +143,10 @@ class SessionWorker:
             raise self._died()
         message: dict[str, Any] = json.loads(line)
         return message
+
+    def tell_where(self) -> None:
+        """Has what hangs say where in the log, and ends it by that."""
+        tell_where(self._running())
 
     def close(self) -> None:
         """Kills the process and all that it started; safe to call twice."""

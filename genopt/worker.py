@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ def run_stage_file(request: Path, result: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Entry point of the process."""
     guard()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what hangs is ended by a signal that leaves its memory on disk otherwise
     if arguments[0] == "stage":
         run_stage_file(Path(arguments[1]), Path(arguments[2]))
         return 0

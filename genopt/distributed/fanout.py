@@ -11,9 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from genopt import clock
-from genopt.clock import Window
 from genopt.distributed.parts import Slot, beside
-from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, spreads, submit_build
+from genopt.distributed.stages import BuildFacts, evaluate_on, spreads, submit_build, window_of
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
 
@@ -22,9 +21,6 @@ ATTEMPTS = 2
 IN_FLIGHT = 2
 """Candidates per bench: one is measured while the next one waits or is built on a node with room."""
 TICK_S = 1.0
-PATIENCE = 4.0
-"""A build or a measurement is stopped after this many times the candidate's expected time, so that one that hangs cannot eat the budget."""
-LEAST_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,7 @@ class FanOut:
         ends = free + expected
         if ends > admit_until:
             return False
-        # This process stops what runs at the deadline; the node does so a little later, in case this process cannot.
-        window = Window.until(deadline + GRACE_S, min(expected, self._guard_s), max(LEAST_PATIENCE_S, PATIENCE * expected))
+        window = window_of(expected, deadline, self._guard_s)
         # A second attempt is built where it is measured: what failed may have been the other node's.
         built = submit_build(plan, self._facts, window, node if whole or self._attempts[plan.identity()] else None, whole=whole)
         self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slot, whole)

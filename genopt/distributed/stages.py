@@ -37,6 +37,8 @@ from genopt.techniques.base import GpuUse
 BUILD_CPUS = 1.0
 GRACE_S = 3.0
 """What is stopped at its deadline has this long to say so itself; then it is killed."""
+PATIENCE, LEAST_PATIENCE_S = 4.0, 120.0
+"""A build or a measurement is stopped after so many times the candidate's expected time, so that one that hangs cannot eat the budget."""
 LATE = "it could no longer be done within the budget; give a larger --budget"
 AGAIN: Mapping[str, Again] = {"StorageError": "now", "OutOfMemoryError": "now", "StageTimeoutError": "later"}
 """Failures of a build that say little about the candidate: another node may have the room, and a resumption the time."""
@@ -70,6 +72,17 @@ def node_cpus(node: Node) -> float:
     """
     count = max(1, len(node.parts))
     return max(0.6 * node.cpus, node.cpus - 0.5 / count)
+
+
+def window_of(expected_s: float, deadline: float, guard_s: float) -> Window:
+    """When a candidate may be built, and when it may be measured.
+
+    Args:
+        expected_s: Seconds that it should take.
+        deadline: When it must be done. Who waits for it stops it then; its node does so a little later, in case they cannot.
+        guard_s: Seconds before the deadline in which nothing starts that cannot finish.
+    """
+    return Window.until(deadline + GRACE_S, min(expected_s, guard_s), max(LEAST_PATIENCE_S, PATIENCE * expected_s))
 
 
 def on_node(node: Node) -> NodeAffinitySchedulingStrategy:

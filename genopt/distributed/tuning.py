@@ -19,11 +19,10 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, RayError
 
 from genopt import catalog, clock
-from genopt.clock import Window
 from genopt.distributed.fanout import TICK_S
 from genopt.distributed.parts import Slot, beside
 from genopt.distributed.searcher import LOST, QualityOptunaSearch, SearchRequest
-from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build
+from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build, window_of
 from genopt.plan import Plan
 from genopt.search.propose import VALUES, Pool, values_of
 from genopt.search.space import Choice
@@ -138,7 +137,7 @@ def _trial(config: Mapping[str, Choice], request: SearchRequest, facts: BuildFac
     plan: Plan = catalog.load("tasks", request.task).space().plan(config)
     _, node = benches[int(plan.identity(), 16) % len(benches)]
     deadline = request.deadline.here()
-    window = Window.until(deadline + GRACE_S, min(request.seconds_of(plan), request.guard_s))
+    window = window_of(request.seconds_of(plan), deadline, request.guard_s)
     built = submit_build(plan, facts, window)
     measured = evaluate_on(beside(benches, node), node, plan, built, window)
     try:

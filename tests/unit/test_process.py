@@ -119,6 +119,7 @@ def test_a_stage_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path, 
     with pytest.raises(StageTimeoutError, match="limit of 3 s"):
         transform(tmp_path, plugins, how=how, timeout_s=3.0)
     assert_gone(tmp_path / "made" / "child")
+    assert "scripted_technique.py" in (tmp_path / "logs" / "stage.log").read_text().partition("Aborted")[2], "where it hung"
 
 
 def test_what_a_stage_leaves_running_ends_with_it(tmp_path: Path, plugins: dict[str, str]) -> None:
@@ -222,6 +223,7 @@ def test_an_engine_that_does_not_answer_is_stopped(tmp_path: Path, plugins: dict
         with pytest.raises(StageTimeoutError, match=r"did not answer 'generate' within 0\.2 s"):
             session.generate(ask(1))
         assert not process.exists()
+        assert "fake_engine.py" in (tmp_path / "session.log").read_text().partition("Aborted")[2], "where it hung"
 
 
 def test_an_engine_is_stopped_at_the_end_of_its_lifetime(tmp_path: Path, plugins: dict[str, str]) -> None:
