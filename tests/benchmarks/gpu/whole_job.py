@@ -7,11 +7,18 @@ With `--vllm`, an interpreter that finds vLLM, its candidates take part. Writes 
 Parquet), the load test of the served winner to OUT/load.json, and the figures of every candidate as Markdown to standard output. Of Gaussian
 weights quality means nothing, and nothing is asked of it (`--quality off`); a model that is given must keep 99 %.
 
-On one H200 (2026-11-28, 8B shape, --budget 20m, vLLM 0.22): done in 18 minutes, of which 1:16 to the end of the profile, 5:43 for the references
-(opening the compiled baseline 2:19, timing both 2:15) and about 3:40 for each candidate in vLLM (writing 9 GB 1:17, opening 1:10 to 1:40,
-timing 0:42, with the baseline's batches again, which are left out since, and with rounds repeated, as this script itself held a part of the GPU);
-six others did not fit. One stream, in tok/s: original 38, baseline 176, FP8 282, FP8 with an 8-bit cache 274, W8A8 265, W4A16 265.
-128 prompts of 512 tokens with answers of 128, begun together: 936, 931, 8,359, 8,094, 8,747, 5,948. W8A8 won, and was served.
+On one H200 (2026-11-29, vLLM 0.22, 16 processors; a SmolLM2 as .gguf at the same time on another GPU):
+
+8B shape, --include vllm --streams 1,128 --budget 25m: the original and the baseline were measured after 3:50, of which the hash of 16 GB took 0:15,
+the profile 0:24, opening the compiled baseline 0:52 and timing both 1:27. Five candidates in vLLM took 56 to 70 s each once their files were
+there: 40 to 50 s to open (10 of them importing vLLM in a second process, 21 compiling), 15 to be timed; writing 9 GB took 36 to 55 s. The
+sixth, with Humming's kernels, hung while it opened and took the rest of the budget (what hangs is stopped earlier since). W8A8 won: 9,005 tokens
+a second with 128 streams, where the original wrote 1,222 and the baseline 1,176. It was served within a minute, and wrote 2,471 tokens a second
+in answer to 128 callers at once with prompts of 2,400 tokens.
+
+SmolLM2 (135M, 99 % of the quality, --streams 1,8,32,128 --budget 12m --prompt-tokens 128 --output-tokens 64): done in 11:09. vLLM as it is won, with
+20,347 tokens a second at 128 streams where the original wrote 2,327, and 0.58 of the baseline's pace with one stream; FP8 and W8A8 kept 97 %,
+and were rejected. Served, it wrote 6,243 tokens a second for 128 callers.
 """
 
 from __future__ import annotations
@@ -35,6 +42,10 @@ from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 LEFT_OUT = ("prune", "drop", "ort", "llamacpp", "openvino")
 """Candidates for CPUs, and those of which quality is all that matters."""
+FIGURES = ("ttft_ms", "tpot_ms", "throughput_tok_s", "load_s")
+"""What is kept of a candidate's metrics."""
+SERVED_FIGURES = ("ttft_ms", "tpot_ms", "output_tok_s", "prompt_tokens")
+"""What is kept of a level of the load test."""
 READY_S = 240.0
 
 
@@ -61,7 +72,7 @@ def deployed(run: Path, port: int) -> Iterator[str]:
 
 def save(asked: argparse.Namespace) -> None:
     """Adds the figures of the run and of all that was measured in it to the results."""
-    path, subject = asked.out / "run" / "report.json", asked.model or asked.shape
+    path, subject = asked.out / "run" / "report.json", Path(asked.model).name if asked.model else asked.shape
     if asked.only == "serve" or not path.exists():
         return
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -69,7 +80,12 @@ def save(asked: argparse.Namespace) -> None:
     tried = len({one["name"] for one in measured} - {"original", "baseline"})
     results.save(asked.save, "whole_job", subject, "run", {"candidates": tried, "run s": report["budget"]["spent_s"]})
     for one in measured:
-        results.save(asked.save, "whole_job", subject, one["name"], {name: metric["value"] for name, metric in one["metrics"].items()})
+        figures = {name: metric["value"] for name, metric in one["metrics"].items() if name.startswith(FIGURES)}
+        results.save(asked.save, "whole_job", subject, one["name"], figures)
+    if (load := asked.out / "load.json").exists():
+        for level in json.loads(load.read_text(encoding="utf-8"))["levels"]:
+            figures = {name: level["metrics"][name]["value"] for name in SERVED_FIGURES}
+            results.save(asked.save, "whole_job", subject, f"served, {level['concurrency']} at once", figures)
 
 
 def table(report: dict[str, Any], streams: list[str]) -> Iterator[str]:
