@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from genopt.engines.vllm_session import VllmSession
 
 
+TOKENS, HUMMING_TOKENS = 2048, 512
+"""Tokens of a step. Release 0.1.2 of Humming's kernels, which vLLM 0.22 asks for, shares operands of larger products between multiprocessors without
+waiting for them (mended in 0.1.13, pull request 56 of inclusionAI/humming): results are wrong there, and once on an H200 one never came."""
 DRAFT = "draft"
 """Where an artifact has a smaller model that guesses for it."""
 
@@ -31,7 +34,8 @@ class VllmOptions(Record):
         quantization: Rounds the weights while it loads them, and activations as they come: `fp8` needs a GPU that multiplies them.
         cache_type: Number format of keys and values; None takes that of the arithmetic.
         max_streams: Most requests that are continued at once; more wait.
-        max_batched_tokens: Most tokens of a step, prompts included: longer ones are read in pieces between the steps of others.
+        max_batched_tokens: Most tokens of a step, prompts included: longer ones are read in pieces between the steps of others. None takes 2,048,
+            and for Humming's kernels `HUMMING_TOKENS`.
         lookahead: Tokens of an answer that are guessed from what followed the same words before, in the prompt or the answer, and checked in one
             step (prompt lookup: Saxena, 2023); greedy answers stay what they are. 0 guesses none.
         draft_tokens: Likewise, guessed by the smaller model that the artifact brings (technique `attach_draft`).
@@ -49,7 +53,7 @@ class VllmOptions(Record):
     quantization: Literal["fp8"] | None = None
     cache_type: Literal["fp8"] | None = None
     max_streams: int = Field(default=128, gt=0)
-    max_batched_tokens: int = Field(default=2048, ge=16)
+    max_batched_tokens: int | None = Field(default=None, ge=16)
     lookahead: int = Field(default=0, ge=0, le=16)
     draft_tokens: int = Field(default=0, ge=0, le=16)
     kernels: Literal["humming", "marlin"] | None = None
@@ -67,7 +71,7 @@ class VllmEngine:
     accepts = frozenset({"hf", "compressed_tensors"})
     tunables = (
         Tunable(name="cache_type", choices=(None, "fp8"), words=("", "kv-fp8")),
-        Tunable(name="max_batched_tokens", choices=(2048, 8192), words=("", "8k-steps")),
+        Tunable(name="max_batched_tokens", choices=(None, 8192), words=("", "8k-steps")),
         Tunable(name="lookahead", choices=(0, 4), words=("", "lookahead-4")),
         Tunable(name="kernels", choices=(None, "humming", "marlin"), words=("", "humming", "marlin"), requires=frozenset({"compressed_tensors"})),
     )
@@ -83,6 +87,8 @@ class VllmEngine:
             raise InfeasibleError("vLLM's kernels for NVIDIA need a GPU and there is none here; on CPUs use the engine vllm_cpu.")
         if chosen.quantization is not None and chosen.kernels is not None:
             raise InfeasibleError("Kernels are chosen for checkpoints that are compressed; leave kernels out where vLLM itself rounds to fp8.")
+        if chosen.kernels == "humming" and (chosen.max_batched_tokens or 0) > HUMMING_TOKENS:
+            raise InfeasibleError(f"Humming's kernels err in steps of more than {HUMMING_TOKENS} tokens; leave max_batched_tokens out.")
         if "fp8" in (chosen.quantization, chosen.cache_type):
             require(found, FLOAT8, "8-bit floats")
 

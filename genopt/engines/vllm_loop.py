@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from genopt.engines.vllm import DRAFT, VllmOptions
+from genopt.engines.vllm import DRAFT, HUMMING_TOKENS, TOKENS, VllmOptions
 from genopt.engines.vllm_failure import LOGGING, Cause, logged_causes
 from genopt.engines.vllm_reader import EXTENSION
 from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
@@ -118,6 +118,8 @@ def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
         # vLLM 0.32 cannot load there what it compiled ahead of time, and compiles anew; TorchInductor's own cache it can: a 135M model opens for the
         # second time in 22 seconds instead of 51.
         os.environ.update({"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_USE_AOT_COMPILE": "0", "VLLM_CPU_KVCACHE_SPACE": str(options.cache_gib)})
+    if options.kernels != "humming":
+        os.environ["HUMMING_DISABLE_PARALLEL_BUILD"] = "1"  # vLLM imports it for all compressed checkpoints, and it would build what they do not need
     if options.threads is not None:
         torch.set_num_threads(options.threads)  # vLLM's process takes as many
     with logged_causes() as causes:
@@ -154,9 +156,10 @@ def _arguments(kind: type[AsyncEngineArgs], folder: Path, options: VllmOptions) 
         # Others hold memory of the same GPU, such as the references that a candidate is compared with.
         free, total = nvml.memory()
         named["gpu_memory_utilization"] = options.memory_share * free / total
+    tokens = options.max_batched_tokens or (HUMMING_TOKENS if options.kernels == "humming" else TOKENS)
     return kind(
         model=str(folder), skip_tokenizer_init=True, dtype=options.precision or "auto", max_num_seqs=options.max_streams,
-        max_num_batched_tokens=options.max_batched_tokens, enable_chunked_prefill=True, enable_prefix_caching=options.prefix_caching,
+        max_num_batched_tokens=tokens, enable_chunked_prefill=True, enable_prefix_caching=options.prefix_caching,
         enforce_eager=not options.graphs, trust_remote_code=trusted(), disable_log_stats=True, worker_extension_cls=EXTENSION, **named,
     )  # fmt: skip
 

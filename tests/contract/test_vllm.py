@@ -63,6 +63,8 @@ def test_options_fit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         VllmEngine.check({"cache_type": "fp8"})
     monkeypatch.setattr(nvml, "capability", lambda: (9, 0))
     VllmEngine.check({"kernels": "humming"})
+    with pytest.raises(InfeasibleError, match="err in steps of more than 512 tokens"):
+        VllmEngine.check({"kernels": "humming", "max_batched_tokens": 8192})
     with pytest.raises(InfeasibleError, match="leave kernels out where vLLM itself rounds to fp8"):
         VllmEngine.check({"kernels": "humming", "quantization": "fp8"})
 

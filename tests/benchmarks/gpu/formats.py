@@ -72,7 +72,7 @@ WAYS: Mapping[str, tuple[str, Rounding | None, dict[str, JsonValue]]] = {
     "vllm-fp8-kv8": ("vllm", None, {**READS, "quantization": "fp8", "cache_type": "fp8"}),
     "vllm-w8a8": ("vllm", ("compressed_tensors", {"scheme": "W8A8"}), READS),
     "vllm-w4a16": ("vllm", ("compressed_tensors", {"scheme": "W4A16"}), READS),
-    "vllm-w4a16-humming": ("vllm", ("compressed_tensors", {"scheme": "W4A16"}), {**READS, "kernels": "humming"}),
+    "vllm-w4a16-humming": ("vllm", ("compressed_tensors", {"scheme": "W4A16"}), {"kernels": "humming"}),
     "vllm-w4a16-marlin": ("vllm", ("compressed_tensors", {"scheme": "W4A16"}), {**READS, "kernels": "marlin"}),
     LIBRARY: ("vllm", None, {**READS, "quantization": "fp8"}),
 }
