@@ -93,6 +93,8 @@ def import_vllm() -> None:
     """
     settings = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_CONFIG_PATH": str(LOGGING)}
     os.environ.update(settings)
+    # transformers imports torchao where it is, which touches the GPU while it is imported; what touched it cannot be forked. None hides it.
+    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]
     import vllm.v1.engine.async_llm
     import vllm.v1.engine.core  # noqa: F401 - what runs in vLLM's own process
 
