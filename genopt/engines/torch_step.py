@@ -15,6 +15,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel, StaticCache
 
 from genopt.engines.attention import Kernels
+from genopt.engines.plain_weights import PlainWeights
 from genopt.errors import InfeasibleError
 from genopt.models.decoder import decoder_layers
 
@@ -34,9 +35,10 @@ class CompiledStep:
     token in matrix products of a 135M model.
 
     On GPUs, layers that are alike are compiled once (`torch.compiler.nested_compile_region`), so that compiling takes little longer for
-    many of them, and all of them are one CUDA graph. Layers that cannot be compiled so, such as torchao's, are compiled with
-    all else. Tuning by coordinate descent turns products with one row into reductions that read weights at the memory's speed
-    (Inductor, decomposition.py): 6.5 instead of 7.6 ms per token of an 8B model on an H100, and 6.3 ms with plain attention.
+    many of them, and all of them are one CUDA graph. Weights that torchao rounded are put together inside (`PlainWeights`). What cannot be compiled
+    so is compiled with all else, and then with such weights as they are. Tuning by coordinate descent turns products with one row into
+    reductions that read weights at the memory's speed (Inductor, decomposition.py): 6.5 instead of 7.6 ms per token of an 8B model on an H100,
+    and 6.3 ms with plain attention.
 
     Plain attention, which Inductor fuses, takes the place of the kernel made for prompts, which cost 6.6 ms on a CPU with a cache of 512 tokens.
 
@@ -52,18 +54,25 @@ class CompiledStep:
         self._plain = attention is None
         self._setting = "freezing" if frozen else "coordinate_descent_tuning"
         self._layers: Sequence[Module] = () if frozen else _layers(model)
+        self._weights = None if frozen else PlainWeights(model)
         self._step: Decode = torch.compile(decode, fullgraph=True, dynamic=False, mode=None if frozen else "reduce-overhead")
 
     def __call__(self, token: Tensor, position: Tensor, cache: StaticCache) -> tuple[Tensor, Tensor]:
         """Runs it, within `settings`."""
         try:
             return self._step(token, position, cache)
-        except (torch._dynamo.exc.TorchDynamoException, AssertionError):  # Dynamo lets assertions of its own through
-            if not self._layers:
+        except torch.OutOfMemoryError:
+            raise
+        except (torch._dynamo.exc.TorchDynamoException, AssertionError, RuntimeError):  # Dynamo lets assertions of its own through
+            if not self._layers and self._weights is None:
                 raise
-            self._end_regions()
-            self._layers = ()
-            return self._step(token, position, cache)
+            self._end()
+            if self._layers:
+                self._layers = ()
+            else:
+                self._weights = None
+            self._begin()
+            return self(token, position, cache)
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -71,20 +80,27 @@ class CompiledStep:
         usual = self._model.config._attn_implementation
         if self._plain:
             self._model.set_attn_implementation("eager")
-        region = torch.compiler.nested_compile_region(_layer)
-        for layer in self._layers:
-            layer.forward = MethodType(region, layer)
+        self._begin()
         try:
             # Dynamo asks the global setting, not the options of `torch.compile`.
             with torch._inductor.config.patch(self._setting, True):
                 yield
         finally:
-            self._end_regions()
+            self._end()
             self._model.set_attn_implementation(usual)
 
-    def _end_regions(self) -> None:
+    def _begin(self) -> None:
+        region = torch.compiler.nested_compile_region(_layer)
+        for layer in self._layers:
+            layer.forward = MethodType(region, layer)
+        if self._weights is not None:
+            self._weights.use()
+
+    def _end(self) -> None:
         for layer in self._layers:
             del layer.forward
+        if self._weights is not None:
+            self._weights.end()
 
 
 def _layers(model: PreTrainedModel) -> Sequence[Module]:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import Float8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 from transformers import LlamaForCausalLM, StaticCache
 
+from genopt.engines import plain_weights
 from genopt.engines.torch_step import CompiledStep
 from genopt.testing.tiny_models import write_tiny_llama
 
@@ -23,7 +25,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
-def compared(model: Any) -> float:
+def compared(model: Any, steps: int = STEPS) -> float:
     """How far the logits of a compiled step are from those of the model as it is."""
 
     def decode(token: Tensor, position: Tensor, cache: StaticCache) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,7 @@ def compared(model: Any) -> float:
     furthest = 0.0
     with torch.inference_mode():
         model(input_ids=ids, past_key_values=cache, use_cache=True)
-        for place in range(STEPS):
+        for place in range(steps):
             token = torch.full((1, 1), 20 + place)
             ids = torch.cat([ids, token], dim=1)
             with compiled.settings():
@@ -54,10 +56,42 @@ def test_layers_that_are_alike_are_compiled_once(llama: Path) -> None:
     assert all("forward" not in vars(layer) for layer in model.model.layers)
 
 
-def test_layers_that_cannot_be_compiled_by_themselves_are_compiled_with_all_else(llama: Path) -> None:
+@pytest.mark.parametrize(
+    "scheme", [Int8WeightOnlyConfig(version=2), Int8DynamicActivationInt8WeightConfig(version=2), Float8WeightOnlyConfig(set_inductor_config=False)]
+)
+def test_layers_with_rounded_weights_too_and_nothing_is_taken_apart_in_a_step(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, scheme: AOBaseConfig
+) -> None:
     torch._dynamo.reset()
-    model = LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).eval()
-    quantize_(model.model, Int8WeightOnlyConfig())
+    counters.clear()
+    model: Any = LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16, num_hidden_layers=8).eval()
+    quantize_(model.model, scheme)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    take_apart, taken = type(weight).__tensor_flatten__, [0]
+
+    def counted(self: Any) -> Any:
+        taken[0] += 1
+        return take_apart(self)
+
+    monkeypatch.setattr(type(weight), "__tensor_flatten__", counted)
+    furthest, compiling = compared(model), taken[0]
+    assert furthest < 0.1
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["calls_captured"] < 100
+    assert model.model.layers[0].mlp.up_proj.plain_weight_0.data_ptr() == weight.qdata.data_ptr()
+    assert compared(model, steps=2 * STEPS) < 0.1
+    assert taken[0] - compiling <= compiling, "no more for twice as many steps"
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_what_cannot_be_compiled_so_is_compiled_with_all_else(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Tensor:
+        raise ValueError("a class that is not put together again")
+
+    monkeypatch.setattr(plain_weights, "_put_together", fails)
+    torch._dynamo.reset()
+    model: Any = LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).eval()
+    quantize_(model.model, Int8WeightOnlyConfig(version=2))
     furthest = compared(model)
     assert furthest < 0.1
-    assert all("forward" not in vars(layer) for layer in model.model.layers)
+    assert all("forward" not in vars(module) for module in model.modules())

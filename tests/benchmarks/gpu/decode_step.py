@@ -16,8 +16,9 @@ the 1B shape opened in 41 to 52 s where it had taken 82, with steps of 1.36 to 1
 `fan_out.py`).
 With roundings, on one H200 beside other work on other GPUs of the host (2026-11-28, torchao 0.17, 8B shape): eager bf16 28.7 ms; compiled bf16
 5.26 ms, opened in 111 s; float8 weights 4.69 ms, 113 s; int4 (tinygemm, HQQ) 8.38 ms, 76 s; int8 weights 9.06 ms, 626 s; float8 with
-activations 9.61 ms, 106 s. So of torchao's formats only float8 weights gain at one stream there, 1.12x; prompts are read eagerly and take 2.8x
-to 9x as long in them. vLLM's kernels on checkpoints of 4 and 8 bits took 3.4 to 3.7 ms in the same minutes (`whole_job.py`).
+activations 9.61 ms, 106 s. So of torchao's formats only float8 weights gained at one stream there, 1.12x (each step took their weights apart in
+Python, which it does no more: not measured on a GPU since); prompts are read eagerly and take 2.8x to 9x as long in them. vLLM's kernels on
+checkpoints of 4 and 8 bits took 3.4 to 3.7 ms in the same minutes (`whole_job.py`).
 The products of gate and up reach 92 % of the bandwidth, the head 95 %, down 77 %; smaller products, attention over
 the whole cache and copies of keys and values take the rest.
 """
