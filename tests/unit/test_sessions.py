@@ -1,0 +1,57 @@
+"""The sessions that a bench keeps open: where there are many processors, another process is made ready while one opens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from genopt import clock
+from genopt.engines.base import GenerationRequest
+from genopt.plan import Artifact, Plan
+from genopt.process import SessionProcess
+from genopt.tasks import sessions
+from genopt.tasks.base import BenchConfig
+from genopt.tasks.sessions import CPUS_FOR_TWO, RoleSessions
+from genopt.testing.plugin import write_plugin
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[RoleSessions[SessionProcess]]:
+    write_plugin(tmp_path / "plugins")
+    (tmp_path / "model").mkdir()
+    config = BenchConfig(
+        original=str(tmp_path / "model"), artifact=Artifact(digest="d", path=str(tmp_path / "model"), bytes=1), data="", logs=str(tmp_path / "logs"),
+        quality=0.0, concurrency=(1,), output_tokens=8, threads=1, parameters=1, seed=0,
+        environment={"PYTHONPATH": os.pathsep.join([str(tmp_path / "plugins"), str(Path(__file__).parents[2])])},
+    )  # fmt: skip
+    found = RoleSessions(config, SessionProcess)
+    yield found
+    found.close()
+    assert psutil.Process().children() == []
+
+
+def opens(found: RoleSessions[SessionProcess], role: str, folder: Path) -> SessionProcess:
+    plan = Plan(name=role, steps=(), engine="fake", options={"text": "abc"})
+    session = found.open(role, plan, folder / "model", clock.now() + 60)
+    assert bytes(session.generate([GenerationRequest(prompt_ids=(1,), max_new_tokens=2)])[0].token_ids) == b"ab"
+    return session
+
+
+@pytest.mark.parametrize(("cpus", "ready"), [(CPUS_FOR_TWO, True), (CPUS_FOR_TWO - 1, False)])
+def test_one_process_is_made_ready_where_there_are_many_processors(
+    opened: RoleSessions[SessionProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, ready: bool
+) -> None:
+    monkeypatch.setattr(sessions, "usable_cpus", lambda: tuple(range(cpus)))
+    for role in ("original", "candidate"):
+        session = opens(opened, role, tmp_path)
+        assert session.pid in opened.pids()
+    others = {child.pid for child in psutil.Process().children()} - set(opened.pids())
+    assert len(others) == ready
+    assert (tmp_path / "logs" / "ready.session.log").exists() == ready
+    opened.close("candidate")
+    assert len(psutil.Process().children()) == 1 + ready, "it stays for the next one"
+    assert not opened.lost()
