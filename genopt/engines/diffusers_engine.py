@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -85,7 +86,7 @@ class DiffusersEngine:
     @staticmethod
     def prepare() -> None:
         """See `Engine.prepare`."""
-        from genopt.engines import diffusers_session  # noqa: F401 - imported for all that it imports
+        importlib.import_module("genopt.engines.diffusers_session")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> DiffusersSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,7 +65,7 @@ class LlamaCppEngine:
     @staticmethod
     def prepare() -> None:
         """See `Engine.prepare`."""
-        from genopt.engines import llamacpp_session  # noqa: F401 - imported for all that it imports
+        importlib.import_module("genopt.engines.llamacpp_session")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> LlamaCppSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ class OrtDiffusersEngine:
     @staticmethod
     def prepare() -> None:
         """See `Engine.prepare`."""
-        from genopt.engines import ort_diffusers_session  # noqa: F401 - imported for all that it imports
+        importlib.import_module("genopt.engines.ort_diffusers_session")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> OrtDiffusersSession:

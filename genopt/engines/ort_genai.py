@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ class OrtGenaiEngine:
     @staticmethod
     def prepare() -> None:
         """See `Engine.prepare`."""
-        import onnxruntime  # noqa: F401 - imported when it is first used, otherwise
+        importlib.import_module("onnxruntime")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> OrtGenaiSession:

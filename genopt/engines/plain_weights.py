@@ -35,7 +35,7 @@ class PlainWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers: list[tuple[nn.Linear, Callable[..., Tensor]]] = []
+        self._layers: list[tuple[nn.Module, Callable[..., Tensor]]] = []
         makers: list[tuple[_Plan, Callable[..., Tensor]]] = []
         for module in model.modules():
             if type(module) is nn.Linear and is_traceable_wrapper_subclass(module.weight):
@@ -53,7 +53,7 @@ class PlainWeights:
     def use(self) -> None:
         """From now on these layers multiply by weights that they put together anew."""
         for layer, product in self._layers:
-            layer.forward = MethodType(product, layer)  # type: ignore[method-assign]
+            layer.forward = MethodType(product, layer)
 
     def end(self) -> None:
         """From now on they multiply by their weights again; nothing where they do."""

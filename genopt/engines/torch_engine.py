@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -68,7 +69,7 @@ class TorchEngine:
     @staticmethod
     def prepare() -> None:
         """See `Engine.prepare`."""
-        from genopt.engines import torch_session  # noqa: F401 - imported for all that it imports
+        importlib.import_module("genopt.engines.torch_session")
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> TorchSession:

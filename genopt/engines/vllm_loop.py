@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import multiprocessing
 import os
@@ -95,8 +96,8 @@ def import_vllm() -> None:
     os.environ.update(settings)
     # transformers imports torchao where it is, which touches the GPU while it is imported; what touched it cannot be forked. None hides it.
     sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]
-    import vllm.v1.engine.async_llm
-    import vllm.v1.engine.core  # noqa: F401 - what runs in vLLM's own process
+    for module in ("vllm.v1.engine.async_llm", "vllm.v1.engine.core"):  # the latter runs in vLLM's own process
+        importlib.import_module(module)
 
 
 def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:

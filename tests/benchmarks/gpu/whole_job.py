@@ -7,7 +7,7 @@ With `--vllm`, an interpreter that finds vLLM, its candidates take part. Writes 
 Parquet), the load test of the served winner to OUT/load.json, and the figures of every candidate as Markdown to standard output. Of Gaussian
 weights quality means nothing, and nothing is asked of it (`--quality off`); a model that is given must keep 99 %.
 
-On one H200 (2026-11-29, vLLM 0.22, 16 processors; a SmolLM2 as .gguf at the same time on another GPU):
+On one H200 (night of 2026-11-29, vLLM 0.22, 16 processors; a SmolLM2 as .gguf at the same time on another GPU):
 
 8B shape, --include vllm --streams 1,128 --budget 25m: the original and the baseline were measured after 3:50, of which the hash of 16 GB took 0:15,
 the profile 0:24, opening the compiled baseline 0:52 and timing both 1:27. Five candidates in vLLM took 56 to 70 s each once their files were
