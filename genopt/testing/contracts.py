@@ -28,6 +28,7 @@ from genopt.quality.audit import audit
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
 from genopt.search.rules import objection, rule_of
 from genopt.search.space import Space
+from genopt.session_worker import SessionWorker
 from genopt.store.artifacts import folder_digest
 from genopt.tasks.base import needs_gpu, session_options
 from genopt.techniques.base import TransformContext
@@ -125,7 +126,7 @@ def check_engine(
     here = engine.environment is None and not apart
     with tempfile.TemporaryDirectory(prefix="genopt-contract-") as scratch:
         elsewhere = SessionProcess(name, artifact, options, log=Path(scratch, "log.txt"), timeout_s=300)
-        session: TextSession = engine.open(artifact, options) if here else elsewhere.open()
+        session: TextSession = _opened_here(engine, artifact, options) if here else elsewhere.open(_ready(elsewhere, Path(scratch, "ready.txt")))
         try:
             _check_generation(session, vocabulary, late=0 if here else context - 40)
             batch = session.running_batch(3) if isinstance(session, Joinable) else None
@@ -138,6 +139,20 @@ def check_engine(
             assert 0 < memory.rss_bytes <= memory.peak_rss_bytes
         finally:
             session.close()
+
+
+def _opened_here(engine: Any, artifact: Path, options: dict[str, JsonValue]) -> TextSession:
+    engine.prepare()
+    session: TextSession = engine.open(artifact, options)
+    return session
+
+
+def _ready(session: SessionProcess, log: Path) -> SessionWorker:
+    """A process that was made ready for a session before, as a bench makes the next one's."""
+    worker = SessionWorker(session.setting, log).start()
+    worker.prepare()
+    worker.await_prepared(300)
+    return worker
 
 
 def check_declarations(engine: Any, name: str, options: dict[str, JsonValue]) -> None:
