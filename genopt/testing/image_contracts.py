@@ -32,7 +32,8 @@ def check_image_engine(name: str, artifact: Path, options: dict[str, JsonValue])
     with tempfile.TemporaryDirectory(prefix="genopt-contract-") as scratch:
         elsewhere = ImageProcess(name, artifact, options, log=Path(scratch, "log.txt"), timeout_s=300)
         here = engine.environment is None
-        engine.prepare()
+        if here:
+            engine.prepare()
         _check_session(engine.open(artifact, options) if here else elsewhere.open(), at_once=here)
 
 
