@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -61,6 +62,13 @@ def own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     store = tmp_path_factory.mktemp("store")
     monkeypatch.setenv("GENOPT_STORE", str(store))
     return store
+
+
+@pytest.fixture
+def started() -> Callable[[], set[psutil.Process]]:
+    """The processes that the test has started and that run still: others, such as multiprocessing's tracker, may outlive the tests before it."""
+    before = set(psutil.Process().children())
+    return lambda: set(psutil.Process().children()) - before
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,9 @@ def test_a_process_made_ready_opens_what_comes_next_and_another_one_takes_its_pl
         first.close()
 
 
-def test_a_process_made_ready_that_fails_or_dies_is_no_candidates_fault(tmp_path: Path, plugins: dict[str, str]) -> None:
+def test_a_process_made_ready_that_fails_or_dies_is_no_candidates_fault(
+    tmp_path: Path, plugins: dict[str, str], started: Callable[[], set[psutil.Process]]
+) -> None:
     ready = ReadyWorker(tmp_path / "ready.log")
     unknown = SessionProcess("none", tmp_path, {}, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins)
     assert ready.exchange(unknown.setting) is None
@@ -272,7 +274,7 @@ def test_a_process_made_ready_that_fails_or_dies_is_no_candidates_fault(tmp_path
     session = SessionProcess("fake", tmp_path, {}, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins)
     ready.exchange(session.setting)
     ready.settle()
-    gone = psutil.Process().children()
+    gone = started()
     for process in gone:
         process.kill()
     psutil.wait_procs(gone, timeout=30)
@@ -281,4 +283,4 @@ def test_a_process_made_ready_that_fails_or_dies_is_no_candidates_fault(tmp_path
         assert ready.exchange(session.setting) is None
     finally:
         ready.close()
-    assert psutil.Process().children() == []
+    assert not started()

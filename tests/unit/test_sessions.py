@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,7 @@ from genopt.testing.plugin import write_plugin
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[RoleSessions[SessionProcess]]:
+def opened(tmp_path: Path, started: Callable[[], set[psutil.Process]]) -> Iterator[RoleSessions[SessionProcess]]:
     write_plugin(tmp_path / "plugins")
     (tmp_path / "model").mkdir()
     config = BenchConfig(
@@ -31,7 +31,7 @@ def opened(tmp_path: Path) -> Iterator[RoleSessions[SessionProcess]]:
     found = RoleSessions(config, SessionProcess)
     yield found
     found.close()
-    assert psutil.Process().children() == []
+    assert not started()
 
 
 def opens(found: RoleSessions[SessionProcess], role: str, folder: Path) -> SessionProcess:
@@ -43,15 +43,19 @@ def opens(found: RoleSessions[SessionProcess], role: str, folder: Path) -> Sessi
 
 @pytest.mark.parametrize(("cpus", "ready"), [(CPUS_FOR_TWO, True), (CPUS_FOR_TWO - 1, False)])
 def test_one_process_is_made_ready_where_there_are_many_processors(
-    opened: RoleSessions[SessionProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, ready: bool
+    opened: RoleSessions[SessionProcess],
+    started: Callable[[], set[psutil.Process]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    ready: bool,
 ) -> None:
     monkeypatch.setattr(sessions, "usable_cpus", lambda: tuple(range(cpus)))
     for role in ("original", "candidate"):
         session = opens(opened, role, tmp_path)
         assert session.pid in opened.pids()
-    others = {child.pid for child in psutil.Process().children()} - set(opened.pids())
-    assert len(others) == ready
+    assert len({process.pid for process in started()} - set(opened.pids())) == ready
     assert (tmp_path / "logs" / "ready.session.log").exists() == ready
     opened.close("candidate")
-    assert len(psutil.Process().children()) == 1 + ready, "it stays for the next one"
+    assert len(started()) == 1 + ready, "it stays for the next one"
     assert not opened.lost()
