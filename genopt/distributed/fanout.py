@@ -11,8 +11,10 @@ import ray
 from ray.exceptions import RayError
 
 from genopt import clock
+from genopt.distributed.building import BuildFacts, spreads, submit_build
+from genopt.distributed.measuring import evaluate_on
 from genopt.distributed.parts import Slot, beside
-from genopt.distributed.stages import BuildFacts, evaluate_on, spreads, submit_build, window_of
+from genopt.distributed.stages import window_of
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
 

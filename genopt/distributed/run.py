@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from genopt import catalog, clock
-from genopt.distributed import cluster, rollout, sensitivity, stages
+from genopt.distributed import measuring, rollout, sensitivity, stages
 from genopt.distributed.benches import Benches, budget_error
 from genopt.distributed.earlier import EarlierRuns, measure_finalists
 from genopt.distributed.fanout import TICK_S, FanOut
@@ -26,10 +26,8 @@ from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.search_phase import SearchPhase
 from genopt.distributed.sharing import share
-from genopt.environments.declaration import declared
+from genopt.distributed.stage_inputs import StageInputs
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError
-from genopt.models import trust
-from genopt.models.gguf import original_traits
 from genopt.models.given import digests_of
 from genopt.plan import Artifact, Candidate, Plan, plan_of
 from genopt.progress import Broadcast, Listener
@@ -38,11 +36,11 @@ from genopt.search import precision
 from genopt.search.budget import Budget
 from genopt.search.estimate import expected_s
 from genopt.search.predict import runtime_of
-from genopt.spec import BY_THROUGHPUT, RunSpec
+from genopt.spec import RunSpec
 from genopt.store.run_folder import RunFolder
-from genopt.store.shared import compiled_folder, open_store
-from genopt.tasks.base import BenchConfig, Evaluation, Prepared, References, Task, failed, fits, session_options
-from genopt.tasks.text_finalists import TaskRequest, TaskScores
+from genopt.store.shared import open_store
+from genopt.tasks.base import Evaluation, Prepared, References, Task, failed, fits
+from genopt.tasks.text_finalists import TaskScores
 
 PROFILE_LIMIT_S = 120.0
 """The profile is stopped after this many seconds; that of a small model needs a tenth of them on a quiet machine."""
@@ -102,11 +100,10 @@ class _Run:
         self._spec, self._model, self._folder = prepared.spec, prepared.model, prepared.folder
         self._nodes, self._store, self._location = prepared.nodes, prepared.store, prepared.location
         self._task: Task = catalog.load("tasks", prepared.task)
-        self._given = prepared.given.values()
-        self._first_candidates = self._task.catalogue(digests_of(prepared.given), prepared.spec.budget)
-        self._libraries, self._environments = prepared.libraries, prepared.environments
-        engines = {f"environment {one.name}": self._environments.get(one.name, one.digest())[:12] for one in declared()}
-        self._computing = self._libraries | engines
+        self._inputs = StageInputs(prepared)
+        self._given = digests_of(prepared.given)
+        self._folders = [Path(prepared.model.path), *(Path(one.path) for one in prepared.given.values())]
+        self._first_candidates = self._task.catalogue(self._given, prepared.spec.budget)
         self._hardware, self._cpu = prepared.hardware, prepared.cpu
         self._earlier: EarlierRuns | None = None
         self._metrics = RayMetrics(prepared.folder.path.name)
@@ -114,14 +111,14 @@ class _Run:
         self._outcome = Outcome(prepared.folder)
         self._predictions = Predictions(self._task, self._expected_s)
         self._benches = Benches(
-            lambda node: stages.start_bench(node, self._task.name, self._bench_config(node), self._deadline()), self._references_on
+            lambda node: measuring.start_bench(node, self._task.name, self._inputs.bench(node, self._prepared, self._shared), self._deadline()),
+            self._references_on,
         )  # fmt: skip
         self._references_s = 0.0
-        self._trust = trust.variables(self._spec.trust_remote_code)
-        self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick, self._trust)
+        self._first = FirstNode(self._nodes[0], self._folder.logs, self._tick, self._inputs.variables)
         self._search = SearchPhase(
             self._spec, self._task, self._first_candidates, budget, self._outcome, self._predictions, self._benches,
-            environments=self._environments.keys(), gpus=self._nodes[0].gpus > 0, expected_s=self._expected_s, started=self._started,
+            environments=prepared.environments.keys(), gpus=self._nodes[0].gpus > 0, expected_s=self._expected_s, started=self._started,
             finished=self._ended, tick=self._tick,
         )  # fmt: skip
 
@@ -154,7 +151,7 @@ class _Run:
             order = self._profile(prepared)
         with self._phase("baseline", "measuring the original and the baseline"):
             self._measure_references(prepared)
-        facts = self._build_facts(prepared)
+        facts = self._inputs.build(self._benches.slots[0][1], prepared, self._shared)
         self._earlier = self._earlier_runs(prepared)
         fan_out = FanOut(
             self._benches.slots, facts, estimate=self._expected_s, promise=self._predictions.promise, started=self._started, finished=self._ended,
@@ -194,23 +191,13 @@ class _Run:
         self._listener.activity(self._benches.states(TICK_S))
 
     def _prepare(self) -> Prepared:
-        payload = {
-            "model": self._model.path, "eval_data": self._spec.eval_data, "calib_data": self._spec.calib_data, "seed": self._spec.seed,
-            "prompts": self._spec.prompts, "prompt_tokens": self._spec.prompt_tokens, "output_tokens": self._spec.output_tokens,
-            "max_context": self._model.max_context, "eval_tasks": self._spec.eval_tasks, "scorer": self._spec.scorer,
-            "destination": str((self._folder.path / "data").absolute()),
-        }  # fmt: skip
-        return Prepared.model_validate(self._first.run(self._task.prepare_stage, payload, self._deadline(), stages.BUILD_CPUS))
+        return Prepared.model_validate(self._first.run(self._task.prepare_stage, self._inputs.preparation(), self._deadline(), stages.BUILD_CPUS))
 
     def _profile(self, prepared: Prepared) -> list[str]:
         """Profiles the original and returns the order of remedies that follows; a profile that fails costs only itself."""
         earlier = next((event["profile"] for event in self._folder.events() if event["event"] == "profile"), None)
         if earlier is None:
-            payload = {
-                "model": self._model.path, "data": prepared.data, "threads": self._first.threads,
-                "concurrency": self._spec.concurrency, "trace_folder": str((self._folder.path / "profile").absolute()),
-                "ceilings": str(self._store / "ceilings"),
-            }  # fmt: skip
+            payload = self._inputs.profile(prepared, self._first.threads)
             # A long download may have used up the profile's share; it may then take a little of what is left.
             deadline = clock.now() + min(PROFILE_LIMIT_S, max(self._budget.until_share("profile"), self._budget.left_s / 6))
             try:
@@ -227,8 +214,7 @@ class _Run:
     def _measure_references(self, prepared: Prepared) -> None:
         """Starts a bench on every node; the references of the first that could measure them are those of the report."""
         self._prepared, started = prepared, time.monotonic()
-        folders = [Path(self._model.path), Path(prepared.data).parent, *(Path(one.path) for one in self._given)]
-        self._shared = share(open_store(self._location), self._nodes, *folders)
+        self._shared = share(open_store(self._location), self._nodes, Path(prepared.data).parent, *self._folders)
         try:
             found = self._benches.open(self._nodes)
         except StageError as error:
@@ -245,46 +231,21 @@ class _Run:
     def _references_on(self, slots: Sequence[Slot]) -> list[References | GenoptError]:
         """Has benches measure the references, all at once."""
         deadline = self._deadline()
-        waiting = [stages.references_on(beside(slots, node), node, deadline) for _, node in slots]
+        waiting = [measuring.references_on(beside(slots, node), node, deadline) for _, node in slots]
         found: dict[tuple[str, str], References | GenoptError] = {}
         for (_, node), reference in zip(slots, waiting, strict=True):
             try:
-                gpu, answer = stages.measured(self._first.wait(reference, deadline))
+                gpu, answer = measuring.measured(self._first.wait(reference, deadline))
             except GenoptError as error:
                 gpu, answer = node.gpu, error
             found[node.node_id, gpu] = answer
         unmeasured = StageError("Something else held this GPU while the references were measured.")
         return [found.get((node.node_id, node.gpu), unmeasured) for _, node in slots]
 
-    def _bench_config(self, node: cluster.Node) -> BenchConfig:
-        model, spec, prepared = self._model, self._spec, self._prepared
-        environment = {"TORCHINDUCTOR_CACHE_DIR": str(compiled_folder(self._location)), "HF_HUB_OFFLINE": "1", **self._trust}
-        if node.gpus == 0:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        return BenchConfig(
-            original=model.path, artifact=self._original(), data=prepared.data, logs=str(self._folder.logs.absolute()), quality=spec.quality,
-            concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
-            threads=max(1, int(node.cpus)), parameters=model.parameters, seed=spec.seed, environment=environment,
-            store=self._location, shared=self._shared, libraries=self._computing, run=str(self._folder.path.absolute()), reuse=spec.reuse,
-            batches_decide=spec.objective in BY_THROUGHPUT,
-        )  # fmt: skip
-
-    def _original(self) -> Artifact:
-        return Artifact(digest=self._model.digest, path=self._model.path, bytes=self._model.bytes, traits=original_traits(Path(self._model.path)))
-
-    def _build_facts(self, prepared: Prepared) -> stages.BuildFacts:
-        part = self._benches.slots[0][1]
-        return stages.BuildFacts(
-            store=self._location, shared=self._shared, original=self._original(), given={one.digest: one.path for one in self._given},
-            calibration=prepared.calibration, calibration_digest=prepared.calibration_digest,
-            logs=str(self._folder.logs.absolute()), seed=self._spec.seed, threads=max(1, int(part.cpus)), gpus=self._nodes[0].gpus, parts=part.parts,
-            libraries=self._libraries, variables=self._trust,
-        )  # fmt: skip
-
     def _catalogue(self, order: list[str]) -> list[Plan]:
         """First candidates that are wanted and did not end before, in the order that the profile suggests."""
         done = self._outcome.identities()
-        traits = self._original().traits
+        traits = self._inputs.original().traits
         # The report says how to add the environments of others.
         wanted = [plan for plan in self._first_candidates if self._search.wants(plan) and plan.identity() not in done]
         plans = [plan for plan in wanted if fits(plan, traits)]
@@ -297,15 +258,11 @@ class _Run:
             return None
         threads = max(1, int(self._benches.slots[0][1].cpus))
         conditions = {
-            "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._computing,
+            "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._inputs.computing,
             "hardware": self._hardware, "threads": threads, "references": [plan.identity() for plan in self._task.references()],
         }  # fmt: skip
-        environment = {"cpu": self._cpu, "threads": threads, "libraries": self._computing}
-        return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment, [one.digest for one in self._given])
-
-    def _fresh(self) -> str:
-        """What tells this run's numbers from those of others, where it is to find all of them anew."""
-        return str(self._folder.path.absolute()) if self._spec.reuse == "nothing" else ""
+        environment = {"cpu": self._cpu, "threads": threads, "libraries": self._inputs.computing}
+        return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment, self._given.values())
 
     def _take_over(self, fan_out: FanOut) -> None:
         """Takes over what the spec allows of earlier runs, and measures again who would win by that."""
@@ -333,9 +290,9 @@ class _Run:
         useful = precision.tells_families(self._task.space(), self._search.wants) and self._search.trials_left() != 0
         if not self._task.sensitivity_stage or not useful:
             return None
-        payload = {"model": self._model.path, "calibration": prepared.calibration}
+        payload = self._inputs.sensitivity(prepared)
         return sensitivity.of_run(
-            self._folder, self._budget, self._task.sensitivity_stage, payload, self._nodes, self._phase, self._tick, self._trust
+            self._folder, self._budget, self._task.sensitivity_stage, payload, self._nodes, self._phase, self._tick, self._inputs.variables
         )  # fmt: skip
 
     def _confirm(self, prepared: Prepared) -> None:
@@ -347,11 +304,7 @@ class _Run:
             return
 
         def score(plan: Plan, artifact: Artifact) -> list[TaskScores]:
-            request = TaskRequest(
-                model=self._model.path, artifact=artifact, engine=plan.engine, options=session_options(plan, self._first.threads), items=own,
-                tasks=self._spec.eval_tasks, limit=self._spec.eval_limit, context=self._model.max_context, data=prepared.data,
-                seed=self._spec.seed, store=self._location, libraries=self._computing, fresh=self._fresh(),
-            )  # fmt: skip
+            request = self._inputs.tasks(plan, artifact, prepared, own, self._first.threads)
             payload, cpus = request.model_dump(mode="json"), stages.node_cpus(self._first.node)
             found = self._first.run(self._task.tasks_stage, payload, self._deadline(), cpus, self._first.gpus)
             return [TaskScores.model_validate(item) for item in found["tasks"]]
@@ -359,7 +312,7 @@ class _Run:
         with self._phase("finalists", "tasks for those who would win"):
             original, _ = self._task.references()
             confirm(
-                self._spec, self._outcome, lambda: score(original, self._original()), score,
+                self._spec, self._outcome, lambda: score(original, self._inputs.original()), score,
                 record=self._revised, left_s=lambda: self._budget.left_s,
             )  # fmt: skip
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 from genopt import clock
 from genopt.clock import Moment
 from genopt.distributed.benches import Benches
+from genopt.distributed.building import BuildFacts
 from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.searcher import SearchRequest
-from genopt.distributed.stages import BuildFacts
 from genopt.distributed.tuning import search
 from genopt.plan import Plan, plan_of
 from genopt.search import precision

@@ -6,15 +6,12 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from genopt.distributed.cluster import Node
 from genopt.plan import Artifact
 from genopt.store.artifacts import ArtifactStore
 from genopt.tasks.base import BenchConfig
-
-if TYPE_CHECKING:
-    from genopt.distributed.stages import BuildFacts
 
 
 def share(store: ArtifactStore, nodes: Sequence[Node], *folders: Path) -> dict[str, Artifact]:
@@ -66,12 +63,6 @@ class Borrowed:
         """A bench's configuration with paths of this machine."""
         artifact = config.artifact.model_copy(update={"path": self.path(config.artifact.path)})
         return config.model_copy(update={"original": self.path(config.original), "data": self.path(config.data), "artifact": artifact})
-
-    def facts(self, facts: BuildFacts) -> BuildFacts:
-        """What builds need with paths of this machine."""
-        original = facts.original.model_copy(update={"path": self.path(facts.original.path)})
-        given = {digest: self.path(folder) for digest, folder in facts.given.items()}
-        return facts.model_copy(update={"original": original, "given": given, "calibration": self.path(facts.calibration)})
 
     def close(self) -> None:
         """Lets the copies go."""

@@ -19,10 +19,12 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, RayError
 
 from genopt import catalog, clock
+from genopt.distributed.building import BuildFacts, submit_build
 from genopt.distributed.fanout import TICK_S
+from genopt.distributed.measuring import evaluate_on
 from genopt.distributed.parts import Slot, beside
 from genopt.distributed.searcher import LOST, QualityOptunaSearch, SearchRequest
-from genopt.distributed.stages import GRACE_S, BuildFacts, evaluate_on, submit_build, window_of
+from genopt.distributed.stages import GRACE_S, window_of
 from genopt.plan import Plan
 from genopt.search.propose import VALUES, Pool, values_of
 from genopt.search.space import Choice

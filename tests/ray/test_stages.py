@@ -15,7 +15,7 @@ import ray
 
 from genopt import clock
 from genopt.clock import Window
-from genopt.distributed import cluster, stages
+from genopt.distributed import building, cluster, measuring, stages
 from genopt.plan import Artifact, Plan
 from genopt.quality.held_out import held_out
 from genopt.tasks.base import BenchConfig, Evaluation, failed
@@ -72,28 +72,28 @@ def test_nothing_is_built_on_a_node_while_it_measures(node: cluster.Node) -> Non
     bench = ray.remote(num_cpus=0, max_concurrency=2)(SlowBench).remote()
     plan, built = Plan(name="one", engine="fake"), ray.put({"artifact": {}, "seconds": 0.0, "stages": []})
     ray.get(build.remote())  # the worker is there, so that only resources decide
-    measuring = stages.evaluate_on({"": bench}, node, plan, built, Window.until(clock.now() + 60))
+    waiting = measuring.evaluate_on({"": bench}, node, plan, built, Window.until(clock.now() + 60))
     assert ray.get(bench.begun.remote())
     other = build.remote()
-    (sample,) = ray.get(measuring)["samples"]
+    (sample,) = ray.get(waiting)["samples"]
     assert ray.get(other) >= sample["ended"]
 
 
 def test_a_bench_that_does_not_answer_in_time_is_given_up(node: cluster.Node) -> None:
     bench = ray.remote(num_cpus=0)(SlowBench).remote()
     with pytest.raises(TimeoutError):
-        stages.held(bench.begun.remote(), 0)
+        measuring.held(bench.begun.remote(), 0)
 
 
 def test_nothing_starts_that_cannot_finish(node: cluster.Node) -> None:
     """Neither a build nor an evaluation begins when less time is left than it needs."""
     bench = ray.remote(num_cpus=0)(SlowBench).remote()
     plan, late = Plan(name="one", engine="fake"), Window.until(clock.now() + 60, needed_s=70)
-    built = ray.get(stages.build_task.remote(plan.model_dump(mode="json"), {}, late.model_dump(mode="json")))
+    built = ray.get(building.build_task.remote(plan.model_dump(mode="json"), {}, late.model_dump(mode="json")))
     assert built["late"]
     ready = {"artifact": {}, "seconds": 0.0, "stages": []}
     for made in (built, ready):
-        found = Evaluation.model_validate(ray.get(stages.evaluate_on({"": bench}, node, plan, ray.put(made), late)))
+        found = Evaluation.model_validate(ray.get(measuring.evaluate_on({"": bench}, node, plan, ray.put(made), late)))
         assert found.candidate.status == "skipped"
         assert "--budget" in found.candidate.reason
 
@@ -116,7 +116,7 @@ def test_a_bench_whose_references_died_says_so(tmp_path: Path, monkeypatch: pyte
         parameters=1, quality=0.9, seed=0, store=str(tmp_path / "store"), precision=0.2,
     )  # fmt: skip
     plan, deadline = fake_plan("faster", delay_ms=1).model_dump(mode="json"), clock.Moment.of(clock.now() + 300).model_dump(mode="json")
-    bench = stages.BenchActor("fake-text", config.model_dump(mode="json"), "", [], deadline)
+    bench = measuring.BenchActor("fake-text", config.model_dump(mode="json"), "", [], deadline)
 
     def evaluation() -> Evaluation:
         return Evaluation.model_validate(bench.evaluate(plan, model.model_dump(mode="json"), deadline))
@@ -141,12 +141,12 @@ def test_a_bench_that_is_lost_or_stuck_is_data(node: cluster.Node) -> None:
     plan, built = Plan(name="one", engine="fake"), ray.put({"artifact": {}, "seconds": 1.0, "stages": []})
     lost = ray.remote(num_cpus=0)(SlowBench).remote()
     ray.kill(lost)
-    found = Evaluation.model_validate(ray.get(stages.evaluate_on({"": lost}, node, plan, built, Window.until(clock.now() + 60))))
+    found = Evaluation.model_validate(ray.get(measuring.evaluate_on({"": lost}, node, plan, built, Window.until(clock.now() + 60))))
     assert (found.candidate.status, found.again) == ("failed", "now")
     assert [(stage.stage, stage.node) for stage in found.stages] == [("measure", node.node_id)]
     stuck = ray.remote(num_cpus=0)(StuckBench).remote()
     before = time.monotonic()
-    found = Evaluation.model_validate(ray.get(stages.evaluate_on({"": stuck}, node, plan, built, Window.until(clock.now() + 0.5))))
+    found = Evaluation.model_validate(ray.get(measuring.evaluate_on({"": stuck}, node, plan, built, Window.until(clock.now() + 0.5))))
     assert (found.candidate.status, found.again) == ("failed", "later")
     assert time.monotonic() - before < 0.5 + 2 * stages.GRACE_S
     with pytest.raises(ray.exceptions.RayActorError):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from genopt.distributed.building import BuildFacts
 from genopt.distributed.cluster import Node
 from genopt.distributed.sharing import Borrowed, share
-from genopt.distributed.stages import BuildFacts
 from genopt.errors import StorageError
 from genopt.plan import Artifact
 from genopt.store.artifacts import ArtifactStore
@@ -55,8 +55,8 @@ def test_machines_that_lack_a_folder_get_copies_until_they_are_closed(driver: Pa
         assert Path(found.data).read_text() == "data"
         assert found.artifact.path == found.original != asked.original
         assert found.artifact.digest == "m", "its name stays"
-        assert Path(here.facts(facts).calibration).read_text() == "data"
-        assert Path(here.facts(facts).given["m"], "model.safetensors").read_text() == "model"
+        assert Path(facts.on_this_machine(here).calibration).read_text() == "data"
+        assert Path(facts.on_this_machine(here).given["m"], "model.safetensors").read_text() == "model"
         assert here.path("/elsewhere") == "/elsewhere"
 
 
