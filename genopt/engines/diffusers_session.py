@@ -13,7 +13,7 @@ import torch
 
 from genopt.engines.attention import only
 from genopt.engines.base import Memory
-from genopt.engines.diffusers_engine import DiffusersOptions
+from genopt.engines.diffusers_options import DiffusersOptions
 from genopt.engines.images import ImageRequest
 from genopt.engines.pipeline_session import NO_STEP, PipelineSession
 from genopt.engines.process_memory import process_memory

@@ -15,7 +15,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from genopt.engines.llamacpp import LlamaCppOptions
+from genopt.engines.llamacpp_options import LlamaCppOptions
 from genopt.engines.rows import Logits
 from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
 

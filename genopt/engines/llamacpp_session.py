@@ -7,9 +7,9 @@ from pathlib import Path
 
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken
 from genopt.engines.decoding import DecodingBatch, generate_together
-from genopt.engines.llamacpp import LlamaCppOptions
 from genopt.engines.llamacpp_decoder import LlamaCppDecoder
 from genopt.engines.llamacpp_model import LlamaCppModel
+from genopt.engines.llamacpp_options import LlamaCppOptions
 from genopt.engines.logits_session import LogitsSession
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Logits

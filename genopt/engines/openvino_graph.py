@@ -11,7 +11,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset13
 
-from genopt.engines.openvino import GRAPH, WEIGHTS, OpenVinoOptions
+from genopt.engines.openvino_options import GRAPH, WEIGHTS, OpenVinoOptions
 from genopt.errors import InfeasibleError, StageError
 
 SCORED = 128

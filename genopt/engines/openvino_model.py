@@ -14,8 +14,8 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from genopt.engines.openvino import OpenVinoOptions
 from genopt.engines.openvino_graph import PLACES, SCORED, Logits, Vectors, project_places, read_graph, settings
+from genopt.engines.openvino_options import OpenVinoOptions
 from genopt.errors import InfeasibleError
 
 CHUNK = 256

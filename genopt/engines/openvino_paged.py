@@ -16,8 +16,8 @@ import openvino
 from numpy.typing import NDArray
 from openvino._offline_transformations import paged_attention_transformation
 
-from genopt.engines.openvino import OpenVinoOptions
 from genopt.engines.openvino_graph import PLACES, SCORED, Logits, Vectors, project_places, read_graph, settings
+from genopt.engines.openvino_options import OpenVinoOptions
 from genopt.errors import InfeasibleError
 
 CHUNK = 256

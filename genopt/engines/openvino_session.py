@@ -11,8 +11,8 @@ import numpy as np
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken
 from genopt.engines.decoding import DecodingBatch, generate_together
 from genopt.engines.logits_session import LogitsSession
-from genopt.engines.openvino import OpenVinoOptions
 from genopt.engines.openvino_model import OpenVinoModel, Streams
+from genopt.engines.openvino_options import OpenVinoOptions
 from genopt.engines.openvino_paged import PagedDecoder, PagedModel
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import Logits, Row

@@ -20,7 +20,7 @@ from genopt.engines.process_memory import process_memory
 from genopt.engines.readback import Readback
 from genopt.engines.rows import Row, require_fit
 from genopt.engines.torch_decoder import Compiled, TorchDecoder, as_rows
-from genopt.engines.torch_engine import TorchOptions
+from genopt.engines.torch_options import TorchOptions
 from genopt.engines.torch_step import CompiledStep
 from genopt.models import products
 from genopt.models.checkpoint import load_model

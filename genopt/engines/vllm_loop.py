@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from genopt.engines.vllm import DRAFT, HUMMING_TOKENS, TOKENS, VllmOptions
 from genopt.engines.vllm_failure import LOGGING, Cause, logged_causes
+from genopt.engines.vllm_options import DRAFT, HUMMING_TOKENS, TOKENS, VllmOptions
 from genopt.engines.vllm_reader import EXTENSION
 from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
 from genopt.models import nvml

@@ -16,8 +16,8 @@ from genopt.engines.decoding import generate_together
 from genopt.engines.distribution import Distributions, Wanted, require_rows
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import require_fit
-from genopt.engines.vllm import VllmOptions
 from genopt.engines.vllm_loop import open_loop
+from genopt.engines.vllm_options import VllmOptions
 from genopt.engines.vllm_reader import read_distributions
 from genopt.errors import StageError
 

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 from packaging.requirements import Requirement
 
+from genopt.engines import compiler
 from genopt.measure.limits import available_memory, total_memory, usable_cores
 from genopt.plan import Record
 from genopt.version import OLDEST_PYTHON, __version__
@@ -49,7 +50,6 @@ MEMORY_BYTES = 4e9
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects, not a temporary file
 SHARED_MEMORY_BYTES = 256e6
 """Room for the object store of an embedded Ray; containers get 64 MB unless told otherwise."""
-COMPILERS = ("g++", "clang++", "c++")
 
 _GPU_FIELDS = ("name", "memory.total", "compute_cap", "driver_version")
 
@@ -218,7 +218,5 @@ def _shared_memory() -> Iterator[Problem]:
 
 
 def _compiler() -> Iterator[Problem]:
-    chosen = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ([chosen] if chosen else COMPILERS)):
-        found = f"CXX names {chosen}, which is not there" if chosen else "There is no C++ compiler"
+    if found := compiler.lack():
         yield Problem(what=f"{found}, so models cannot be compiled", remedy="Install one, for example `apt-get install g++`, or set CXX to yours.")

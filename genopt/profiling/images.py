@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, Field
 
-from genopt.engines.diffusers_engine import DiffusersOptions
+from genopt.engines.diffusers_options import DiffusersOptions
 from genopt.engines.diffusers_session import DiffusersSession
 from genopt.engines.images import ImageRequest
 from genopt.plan import Record

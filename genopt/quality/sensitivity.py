@@ -56,7 +56,7 @@ def measure(payload: dict[str, Any], ends: float) -> dict[str, Any]:
     Returns:
         A `Sensitivity`; families that are missing did not fit the time.
     """
-    from genopt.engines.torch_engine import TorchOptions
+    from genopt.engines.torch_options import TorchOptions
     from genopt.engines.torch_session import TorchSession
     from genopt.techniques.calibration import calibration_sequences
 

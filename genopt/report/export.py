@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from genopt.engines.openvino import WEIGHTS
+from genopt.engines.openvino_options import WEIGHTS
 from genopt.errors import SpecError, StorageError
 from genopt.plan import Artifact, Candidate, Record
 from genopt.report.accepted import accepted, files_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from genopt.engines.vllm import DRAFT
+from genopt.engines.vllm_options import DRAFT
 from genopt.errors import InfeasibleError
 from genopt.models.given import GivenParams
 from genopt.models.headers import read_json

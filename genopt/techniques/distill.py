@@ -5,36 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from genopt.plan import JsonValue, Record, parse_settings
+from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.data_parallel import Team, run
+from genopt.techniques.distillation_params import DistillParams
 
 if TYPE_CHECKING:
     from genopt.techniques.distillation import Texts
-
-
-class DistillParams(Record):
-    """Parameters.
-
-    Attributes:
-        steps: Updates of the weights, each on one sequence, or on one for every GPU.
-        time_s: Seconds after which training ends although steps are left.
-        learning_rate: Peak of AdamW's learning rate.
-        max_seq_length: Tokens per sequence.
-        hidden_weight: Weight of the hidden states' distance beside the divergence of what is predicted; 0 leaves it out, as models do whose
-            hidden states have another width than the original's.
-        written_sequences: Sequences that the original writes itself, which are trained on in turn with calibration text.
-    """
-
-    steps: int = Field(default=1000, gt=0)
-    time_s: float = Field(default=30.0, gt=0)
-    learning_rate: float = Field(default=5e-5, gt=0)
-    max_seq_length: int = Field(default=256, ge=8)
-    hidden_weight: float = Field(default=0.0, ge=0)
-    written_sequences: int = Field(default=0, ge=0)
 
 
 class Distill(Transform):

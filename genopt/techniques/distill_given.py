@@ -12,7 +12,7 @@ from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.data_parallel import Team, run
-from genopt.techniques.distill import DistillParams
+from genopt.techniques.distillation_params import DistillParams
 
 if TYPE_CHECKING:
     from genopt.techniques.distillation import Texts

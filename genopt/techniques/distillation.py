@@ -28,7 +28,7 @@ from genopt.models.checkpoint import load_model
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import calibration_sequences
 from genopt.techniques.data_parallel import ALONE, Team
-from genopt.techniques.distill import DistillParams
+from genopt.techniques.distillation_params import DistillParams
 from genopt.techniques.training_state import BestWeights, Checkpoint, Standing
 
 HELD_OUT = 4

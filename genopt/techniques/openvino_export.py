@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from genopt.engines.openvino import GRAPH, WEIGHTS
+from genopt.engines.openvino_options import GRAPH, WEIGHTS
 from genopt.errors import InfeasibleError
 from genopt.models.trust import trusted
 from genopt.plan import JsonValue, Record, parse_settings

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from genopt.errors import DataError, InfeasibleError
 from genopt.models import products
 from genopt.techniques.base import Progress
 from genopt.techniques.denoising_path import DenoisingPath, ask, guided, joined, predict
-
-if TYPE_CHECKING:
-    from genopt.techniques.diffusers_distill_steps import DistillStepsParams
+from genopt.techniques.step_distillation_params import DistillStepsParams
 
 HELD_OUT_PROMPTS = 0.2
 """Share of the prompts that are not trained on."""

@@ -30,7 +30,7 @@ from grid import RECORDS, SENSITIVITY, grid, name, recorded, uniform, weights_of
 from genopt import catalog
 from genopt.engines.base import GenerationRequest
 from genopt.engines.ort_genai import OrtGenaiOptions, OrtGenaiSession
-from genopt.engines.torch_engine import TorchOptions
+from genopt.engines.torch_options import TorchOptions
 from genopt.measure import machine
 from genopt.models.resolve import resolve
 from genopt.plan import Plan

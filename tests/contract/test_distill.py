@@ -18,8 +18,9 @@ from genopt.errors import DataError
 from genopt.models.decoder import without_layers
 from genopt.techniques import training_state
 from genopt.techniques.base import Progress, TransformContext
-from genopt.techniques.distill import Distill, DistillParams
+from genopt.techniques.distill import Distill
 from genopt.techniques.distillation import Texts, distill
+from genopt.techniques.distillation_params import DistillParams
 from genopt.techniques.training_state import Checkpoint
 from genopt.testing.tiny_models import write_tiny_llama, written_by
 

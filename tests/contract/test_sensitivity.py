@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
-from genopt.engines.torch_engine import TorchOptions
+from genopt.engines.torch_options import TorchOptions
 from genopt.engines.torch_session import TorchSession
 from genopt.models.matrices import by_family, by_layer, rounded, rounded_to
 from genopt.quality.sensitivity import sensitivity

@@ -115,6 +115,15 @@ def test_without_a_compiler_the_reason_is_named(monkeypatch: pytest.MonkeyPatch)
     TorchEngine.check({"compile": False})
 
 
+def test_a_compiler_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", "my-compiler")
+    with pytest.raises(InfeasibleError, match="CXX names my-compiler"):
+        TorchEngine.check({"compile": True})
+    monkeypatch.setenv("CXX", "true")
+    TorchEngine.check({"compile": True})
+
+
 @pytest.mark.parametrize("technique", [Int8WeightOnly, Int8Dynamic])
 def test_eight_bits_load_back_smaller_and_close(llama: Path, tmp_path: Path, technique: Any) -> None:
     technique.apply(llama, tmp_path, {}, context(), lambda _: None)

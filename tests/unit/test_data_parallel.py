@@ -10,7 +10,7 @@ import pytest
 
 from genopt.errors import StageCrashedError
 from genopt.techniques.data_parallel import Team, run
-from genopt.techniques.distill import DistillParams
+from genopt.techniques.distillation_params import DistillParams
 
 
 def tiny(seed: int, layers: int = 2):

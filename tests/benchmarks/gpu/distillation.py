@@ -20,7 +20,7 @@ from pathlib import Path
 import results
 
 from genopt.techniques.data_parallel import Team, run, visible_gpus
-from genopt.techniques.distill import DistillParams
+from genopt.techniques.distillation_params import DistillParams
 from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 WARM, STEPS = 4, 24
