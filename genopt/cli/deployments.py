@@ -192,14 +192,14 @@ def deployment(folder: RunFolder, variant: str | None, where: Where | None, addr
 def ask_once(endpoint: Endpoint) -> None:
     """Asks a deployment for something, prints the answer as it comes, and says how to ask again."""
     api = _api(endpoint)
-    api.ask_once(endpoint.url, endpoint.model, lambda text: print(text, end="", flush=True))
-    say(f"try it   {api.curl_line(endpoint.url, endpoint.model)}")
+    api.ask_once(endpoint.url, endpoint.model, endpoint.example, lambda text: print(text, end="", flush=True))
+    say(f"try it   {api.curl_line(endpoint.url, endpoint.model, endpoint.example)}")
 
 
 def say_where(endpoint: Endpoint) -> None:
     """Says where a deployment answers, and how to ask it."""
     say(f"{endpoint.variant} answers at {endpoint.url}/v1 as {endpoint.model!r}")
-    say(_api(endpoint).curl_line(endpoint.url, endpoint.model))
+    say(_api(endpoint).curl_line(endpoint.url, endpoint.model, endpoint.example))
 
 
 def _api(endpoint: Endpoint) -> Api:

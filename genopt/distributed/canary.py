@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from genopt.distributed import cluster
-from genopt.distributed.rollout import APPLICATION, Endpoint, Listener, checked_config
+from genopt.distributed.rollout import APPLICATION, Endpoint, Listener, checked_config, example_of
 from genopt.errors import DeploymentError
 from genopt.report.write import write_reports
 from genopt.serving import canary_deploy
@@ -77,7 +77,7 @@ def promote(folder: RunFolder, *, address: str | None = None, wait_s: float = 60
     found = canary_deploy.promote(folder.path / CONFIG, folder.path / "serve.yaml", wait_s=wait_s, progress=progress)
     folder.append("deployed", url=found.url, application=APPLICATION, variant=found.variant)
     write_reports(folder)
-    return Endpoint(**found.model_dump(), embedded=False)
+    return Endpoint(**found.model_dump(), embedded=False, example=example_of(folder))
 
 
 def roll_back(folder: RunFolder, *, address: str | None = None, wait_s: float = 600.0, progress: Callable[[str], None] = lambda _: None) -> str:

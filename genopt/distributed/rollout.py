@@ -80,9 +80,15 @@ def write_serve_config(
 
 
 class Endpoint(deployment.Endpoint):
-    """A deployment that answers; with an embedded Ray it ends with this process."""
+    """A deployment that answers.
+
+    Attributes:
+        embedded: Whether it ends with this process, as Ray runs within.
+        example: What the run asked the model for, to show how to ask; empty where any text will do.
+    """
 
     embedded: bool
+    example: str = ""
 
 
 @contextmanager
@@ -135,10 +141,15 @@ def deploy_run(
     connection = cluster.connect(address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     found = deployment.deploy(config, wait_s=wait_s, progress=progress)
-    endpoint = Endpoint(**found.model_dump(), embedded=connection.embedded)
+    endpoint = Endpoint(**found.model_dump(), embedded=connection.embedded, example=example_of(folder))
     folder.append("deployed", url=endpoint.url, application=APPLICATION, variant=endpoint.variant)
     write_reports(folder)
     return endpoint
+
+
+def example_of(folder: RunFolder) -> str:
+    """See `Endpoint.example`."""
+    return str(assemble(folder).evaluation.get("example", ""))
 
 
 def checked_config(folder: RunFolder, *, variant: str | None, listener: Listener | None, name: str = "serve.yaml") -> Path:

@@ -57,21 +57,23 @@ class Api(Protocol):
         """
 
     @staticmethod
-    def curl_line(url: str, model: str) -> str:
+    def curl_line(url: str, model: str, example: str) -> str:
         """A line for a shell that asks for something.
 
         Args:
             url: Base URL without `/v1`.
             model: Name to ask for.
+            example: What to ask for; an empty text leaves the choice to the API.
         """
 
     @staticmethod
-    def ask_once(url: str, model: str, on_text: Callable[[str], None]) -> None:
+    def ask_once(url: str, model: str, example: str, on_text: Callable[[str], None]) -> None:
         """Asks for something once.
 
         Args:
             url: Base URL without `/v1`.
             model: Name to ask for.
+            example: As for `curl_line`.
             on_text: Called with what is asked and answered, piece by piece as it comes.
 
         Raises:

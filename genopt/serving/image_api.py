@@ -24,7 +24,7 @@ from genopt.store.files import write_atomically
 
 PATH = "/v1/images/generations"
 PNG = "image/png"
-PROMPT, FILE, ANSWER_S = "a handwritten seven", "genopt-image.png", 600.0
+PROMPT, FILE, ANSWER_S = "a red bicycle in front of a white wall", "genopt-image.png", 600.0
 """What is asked for to show that a deployment answers, and where the answer goes."""
 _ONE_PNG = Refusal(status=400, message=f"A single image fits into {PNG}; ask for n=1, or accept application/json.", param="n", code="invalid_value")
 
@@ -65,18 +65,19 @@ class ImageApi:
         return openapi.description(model, {PATH: {"post": path}}, (ImagesRequest,), (ImagesResponse,))
 
     @staticmethod
-    def curl_line(url: str, model: str) -> str:
+    def curl_line(url: str, model: str, example: str) -> str:
         """See `Api.curl_line`; the image lands in a file."""
-        body = json.dumps({"model": model, "prompt": PROMPT})
+        body = json.dumps({"model": model, "prompt": example or PROMPT})
         headers = f"-H 'Content-Type: application/json' -H 'Accept: {PNG}'"
         return f"curl -s {shlex.quote(url + PATH)} {headers} -d {shlex.quote(body)} -o {FILE}"
 
     @staticmethod
-    def ask_once(url: str, model: str, on_text: Callable[[str], None]) -> None:
+    def ask_once(url: str, model: str, example: str, on_text: Callable[[str], None]) -> None:
         """See `Api.ask_once`; the image is written into the current folder."""
-        on_text(f"prompt   {PROMPT}\n")
+        prompt = example or PROMPT
+        on_text(f"prompt   {prompt}\n")
         try:
-            found = httpx.post(url + PATH, json={"model": model, "prompt": PROMPT, "seed": 0}, headers={"Accept": PNG}, timeout=ANSWER_S)
+            found = httpx.post(url + PATH, json={"model": model, "prompt": prompt, "seed": 0}, headers={"Accept": PNG}, timeout=ANSWER_S)
         except httpx.HTTPError as error:
             raise DeploymentError(f"{url} does not answer ({type(error).__name__}); deploy the run first with `genopt deploy`.") from None
         if found.status_code != 200:

@@ -56,15 +56,16 @@ class TextApi:
         return openapi.describe(model)
 
     @staticmethod
-    def curl_line(url: str, model: str) -> str:
+    def curl_line(url: str, model: str, example: str) -> str:
         """See `Api.curl_line`."""
-        return client.curl_line(url, model, QUESTION)
+        return client.curl_line(url, model, example or QUESTION)
 
     @staticmethod
-    def ask_once(url: str, model: str, on_text: Callable[[str], None]) -> None:
+    def ask_once(url: str, model: str, example: str, on_text: Callable[[str], None]) -> None:
         """See `Api.ask_once`; the answer is short."""
-        on_text(f"question {QUESTION}\nanswer   ")
-        client.ask(url, QUESTION, model=model, max_tokens=64, on_text=on_text)
+        question = example or QUESTION
+        on_text(f"question {question}\nanswer   ")
+        client.ask(url, question, model=model, max_tokens=64, on_text=on_text)
         on_text("\n")
 
     @staticmethod

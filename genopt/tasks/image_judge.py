@@ -101,6 +101,7 @@ class ImageJudge:
             "source": data.source, "digest": data.digest, "calibration_source": data.calibration_source,
             "calibration_digest": data.calibration_digest, "prompts": len({prompt for prompt, _ in data.pairs[: gate.looks[-1]]}),
             "available_images": gate.looks[-1], "looks": list(gate.looks), "scorer": gate.scorer.name if gate.scorer else None,
+            "example": min(data.prompts, key=len),
         }  # fmt: skip
 
     def first_look(self, case: ImageCase, progress: Progress) -> Quality:

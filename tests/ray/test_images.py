@@ -17,6 +17,7 @@ import pytest
 
 import genopt
 from genopt.compare.preparation import prepare_comparison
+from genopt.distributed.rollout import example_of
 from genopt.quality.comparison import ComparisonFolder, ImageAnswer
 from genopt.store.run_folder import RunFolder
 from genopt.testing.plugin import write_plugin
@@ -62,6 +63,7 @@ def test_a_pipeline_is_optimized_and_its_winner_serves_images(tmp_path: Path) ->
         found = {candidate["name"]: candidate for candidate in report["candidates"]}
         assert report["winner"] == "half-the-steps"
         assert report["model"]["modality"] == "image"
+        assert example_of(RunFolder.existing(run)) == "a photo", "its shortest prompt shows how to ask"
         assert {"latency_ms", "step_ms", "images_per_s@1", "images_per_s@2", "peak_memory_bytes", "load_s"} <= set(found["half-the-steps"]["metrics"])
         assert found["half-the-steps"]["reason"].startswith("the same images")
         assert found["baseline"]["quality"]["details"]["same_images"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 from genopt.errors import DeploymentError, ModelError, SpecError
 from genopt.serving import client
 from genopt.serving.answers import chat_logprobs, error_body, text_logprobs
+from genopt.serving.api import Api
 from genopt.serving.exchange import Ask, ChatMessage, Refusal, ScoredToken
+from genopt.serving.image_api import ImageApi
 from genopt.serving.text import Detokenizer, ModelText, StopScanner
+from genopt.serving.text_api import TextApi
 from genopt.serving.wire import ChatRequest, TextRequest, parse
 from genopt.testing.tiny_tokenizer import EOS_ID, write_tiny_tokenizer
 
@@ -214,6 +219,16 @@ def test_a_curl_line_survives_the_shell() -> None:
     words = shlex.split(line)
     assert words[2] == "http://127.0.0.1:8000/v1/chat/completions"
     assert json.loads(words[-1])["messages"][0]["content"] == 'what\'s "up"?'
+
+
+@pytest.mark.parametrize(("api", "read"), [(TextApi, lambda body: body["messages"][0]["content"]), (ImageApi, lambda body: body["prompt"])])
+def test_a_curl_line_asks_for_what_the_run_asked_for(api: Api, read: Callable[[Any], str]) -> None:
+    def prompt(example: str) -> str:
+        words = shlex.split(api.curl_line("http://127.0.0.1:8000", "m", example))
+        return read(json.loads(words[words.index("-d") + 1]))
+
+    assert prompt("golden retriever") == "golden retriever"
+    assert prompt(""), "where nothing is known of the model, something that any can be asked"
 
 
 def test_asking_where_nothing_listens_names_the_remedy() -> None:
