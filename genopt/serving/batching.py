@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, TokenLogProbs
-from genopt.errors import GenoptError, StageError, StageTimeoutError
-from genopt.plan import Record
+from genopt.engines.base import Generation, GenerationRequest, OnToken, TokenLogProbs
+from genopt.errors import GenoptError, StageError
+from genopt.serving.engine_thread import Closable, EngineLoad, EngineThread
 
 
 class Token(NamedTuple):
@@ -35,33 +33,11 @@ class Finish(NamedTuple):
 Outcome = Token | Finish | GenoptError
 
 
-class BatchSession(Protocol):
+class BatchSession(Closable, Protocol):
     """What batching needs of a session; `genopt.process.SessionProcess` is one."""
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
         """See `TextSession.generate`."""
-
-    def memory(self) -> Memory:
-        """See `TextSession.memory`."""
-
-    def close(self) -> None:
-        """See `TextSession.close`."""
-
-
-class EngineLoad(Record):
-    """What a replica has done and does.
-
-    Attributes:
-        batch_sizes: How many batches of each size were started; where requests join a running batch, how many steps gave so many tokens.
-        tokens: New tokens of all requests so far.
-        running: Requests in the batch that runs now.
-        waiting: Requests that wait for the next one, or for a place.
-    """
-
-    batch_sizes: dict[int, int]
-    tokens: int
-    running: int
-    waiting: int
 
 
 class Scheduler(Protocol):
@@ -116,24 +92,17 @@ class Batcher:
         self._session = session
         self._max_batch = max_batch
         self._wait_s = wait_s
-        self._on_change = on_change
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-session")
-        self._loop_task: asyncio.Task[None] | None = None
-        self._running: list[_Job] = []
-        self._sizes: Counter[int] = Counter()
-        self._tokens = 0
-        self._progress_at = time.monotonic()
+        self._engine = EngineThread(session, waiting=self._waiting.qsize, on_change=on_change)
 
     @property
     def load(self) -> EngineLoad:
         """See `Scheduler.load`."""
-        return EngineLoad(batch_sizes=dict(self._sizes), tokens=self._tokens, running=len(self._running), waiting=self._waiting.qsize())
+        return self._engine.load
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Token | Finish, None]:
         """See `Scheduler.generate`."""
-        if self._loop_task is None:
-            self._loop_task = asyncio.create_task(self._run())
+        self._engine.start(self._run)
         job = _Job(request)
         self._waiting.put_nowait(job)
         try:
@@ -149,17 +118,11 @@ class Batcher:
 
     async def check(self, stall_s: float) -> None:
         """See `Scheduler.check`; the prefill of the longest prompt must fit `stall_s`."""
-        if not self._running:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._session.memory)
-        elif time.monotonic() - self._progress_at > stall_s:
-            raise StageTimeoutError(f"The engine made no token for {stall_s:.0f} s; the replica has to be replaced.")
+        await self._engine.check(stall_s)
 
     def close(self) -> None:
         """See `Scheduler.close`."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-        self._session.close()
-        self._thread.shutdown(wait=False)
+        self._engine.close()
 
     async def _run(self) -> None:
         while True:
@@ -181,24 +144,17 @@ class Batcher:
         loop = asyncio.get_running_loop()
 
         def on_token(index: int, token: int, log_probs: TokenLogProbs | None) -> bool:
-            self._progress_at = time.monotonic()
-            self._tokens += 1
+            self._engine.advanced()
             job = batch[index]
             loop.call_soon_threadsafe(job.outcomes.put_nowait, Token(token, log_probs))
             return not job.cancelled.is_set()
 
-        self._running, self._progress_at = batch, time.monotonic()
-        self._sizes[len(batch)] += 1
-        self._on_change(self.load)
         requests = [job.request for job in batch]
         try:
-            generations = await loop.run_in_executor(self._thread, self._session.generate, requests, on_token)
+            generations = await self._engine.run(len(batch), lambda: self._session.generate(requests, on_token))
             for job, generation in zip(batch, generations, strict=True):
                 job.outcomes.put_nowait(Finish(generation.finish_reason))
         except Exception as error:  # noqa: BLE001 - whatever the engine raised belongs to the callers, and the loop must go on
             failure = error if isinstance(error, GenoptError) else StageError(f"The engine failed ({type(error).__name__}); try again.")
             for job in batch:
                 job.outcomes.put_nowait(failure)
-        finally:
-            self._running = []
-            self._on_change(self.load)

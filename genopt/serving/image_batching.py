@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from genopt.engines.base import Memory
 from genopt.engines.images import GeneratedImage, ImageRequest, OnStep
-from genopt.errors import GenoptError, SpecError, StageError, StageTimeoutError
-from genopt.serving.batching import EngineLoad
+from genopt.errors import GenoptError, SpecError, StageError
+from genopt.serving.engine_thread import Closable, EngineLoad, EngineThread
 
 
-class ImageBatchSession(Protocol):
+class ImageBatchSession(Closable, Protocol):
     """What batching needs of a session; `genopt.image_calls.ImageProcess` is one."""
 
     def generate(self, requests: Sequence[ImageRequest], on_step: OnStep | None = None) -> list[GeneratedImage]:
         """See `ImageSession.generate`."""
-
-    def memory(self) -> Memory:
-        """See `Session.memory`."""
-
-    def close(self) -> None:
-        """See `Session.close`."""
 
 
 class _Job:
@@ -58,20 +48,15 @@ class ImageBatcher:
     """
 
     def __init__(self, session: ImageBatchSession, *, max_batch: int, wait_s: float, on_change: Callable[[EngineLoad], None]) -> None:
-        self._session, self._max_batch, self._wait_s, self._on_change = session, max_batch, wait_s, on_change
+        self._session, self._max_batch, self._wait_s = session, max_batch, wait_s
         self._waiting: list[_Job] = []
         self._asked = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-session")
-        self._loop_task: asyncio.Task[None] | None = None
-        self._running: list[_Job] = []
-        self._sizes: Counter[int] = Counter()
-        self._steps = 0
-        self._progress_at = time.monotonic()
+        self._engine = EngineThread(session, waiting=lambda: len(self._waiting), on_change=on_change)
 
     @property
     def load(self) -> EngineLoad:
         """What was done and is under way; each step of each image counts as a token."""
-        return EngineLoad(batch_sizes=dict(self._sizes), tokens=self._steps, running=len(self._running), waiting=len(self._waiting))
+        return self._engine.load
 
     async def generate(self, request: ImageRequest) -> GeneratedImage:
         """The image; cancelling the call cancels the request.
@@ -80,8 +65,7 @@ class ImageBatcher:
             SpecError: The pipeline cannot fulfil the request.
             GenoptError: The engine failed.
         """
-        if self._loop_task is None:
-            self._loop_task = asyncio.create_task(self._run())
+        self._engine.start(self._run)
         job = _Job(request)
         self._waiting.append(job)
         self._asked.set()
@@ -92,17 +76,11 @@ class ImageBatcher:
 
     async def check(self, stall_s: float) -> None:
         """See `genopt.serving.batching.Scheduler.check`; a step must fit `stall_s`."""
-        if not self._running:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._session.memory)
-        elif time.monotonic() - self._progress_at > stall_s:
-            raise StageTimeoutError(f"The engine made no step for {stall_s:.0f} s; the replica has to be replaced.")
+        await self._engine.check(stall_s)
 
     def close(self) -> None:
         """Ends the session; requests under way fail."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-        self._session.close()
-        self._thread.shutdown(wait=False)
+        self._engine.close()
 
     async def _run(self) -> None:
         while True:
@@ -124,15 +102,12 @@ class ImageBatcher:
 
     async def _make(self, batch: list[_Job]) -> None:
         def on_step(index: int, _step: int, _steps: int) -> bool:
-            self._progress_at = time.monotonic()
-            self._steps += 1
+            self._engine.advanced()
             return not batch[index].cancelled.is_set()
 
-        self._running, self._progress_at = batch, time.monotonic()
-        self._sizes[len(batch)] += 1
-        self._on_change(self.load)
+        requests = [job.request for job in batch]
         try:
-            made = await asyncio.get_running_loop().run_in_executor(self._thread, self._session.generate, [job.request for job in batch], on_step)
+            made = await self._engine.run(len(batch), lambda: self._session.generate(requests, on_step))
             for job, image in zip(batch, made, strict=True):
                 job.end(image)
         except SpecError as error:
@@ -144,6 +119,3 @@ class ImageBatcher:
         except Exception as error:  # noqa: BLE001 - whatever the engine raised belongs to the callers, and the loop must go on
             for job in batch:
                 job.end(error if isinstance(error, GenoptError) else StageError(f"The engine failed ({type(error).__name__}); try again."))
-        finally:
-            self._running = []
-            self._on_change(self.load)

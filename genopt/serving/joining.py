@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.errors import GenoptError, StageTimeoutError, from_wire
-from genopt.serving.batching import EngineLoad, Finish, Outcome, Token
+from genopt.serving.batching import Finish, Outcome, Token
+from genopt.serving.engine_thread import EngineLoad
 
 _LISTEN_S = 0.5
 """How soon a closed scheduler's thread notices."""

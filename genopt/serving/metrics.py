@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from genopt.serving.batching import EngineLoad
+from genopt.serving.engine_thread import EngineLoad
 from genopt.serving.guard import Finished
 from genopt.serving.rollout import RolloutStatus
 

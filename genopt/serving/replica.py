@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -18,12 +16,13 @@ from genopt.engines.base import GenerationRequest, Memory, TokenLogProbs
 from genopt.errors import GenoptError, SpecError
 from genopt.measure.limits import available_memory
 from genopt.process import SessionProcess
-from genopt.serving.batching import Batcher, EngineLoad, Finish, Scheduler
+from genopt.serving.batching import Batcher, Finish, Scheduler
+from genopt.serving.engine_thread import EngineLoad
 from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, Admitted, Ask, Event, Piece, Refusal, ScoredToken
 from genopt.serving.joining import Joining
 from genopt.serving.manifest import ServeArguments
 from genopt.serving.metrics import EngineMetrics
-from genopt.serving.tether import Tether
+from genopt.serving.served_engine import ServedEngine, log_of
 from genopt.serving.text import Detokenizer, ModelText, StopScanner
 
 DEFAULT_MAX_TOKENS = 256
@@ -37,7 +36,7 @@ MEMORY_SHARE, LEAST_CONTEXT = 0.8, 256
 _LOGGER = logging.getLogger("ray.serve")
 
 
-class EngineReplica:
+class EngineReplica(ServedEngine):
     """Continues prompts. The engine is warm when the constructor returns.
 
     Args:
@@ -53,48 +52,23 @@ class EngineReplica:
         self._context = min(limits, default=DEFAULT_CONTEXT)
         self._variant = arguments.variant.name
         self._interval_s = arguments.stream_interval_ms / 1000
-        self._stall_s = arguments.stall_s
-        folder = Path(arguments.log_folder or tempfile.gettempdir())
         session = SessionProcess(
             arguments.variant.engine, Path(arguments.artifact), arguments.variant.options,
-            log=folder / f"serve-{arguments.variant.name}-{os.getpid()}.log", timeout_s=arguments.call_limit_s, threads=arguments.threads,
+            log=log_of(arguments), timeout_s=arguments.call_limit_s, threads=arguments.threads,
             environment=arguments.variables(),
         )  # fmt: skip
-        self._metrics = EngineMetrics(arguments.variant.name)
         session.open()
         room = _room(session.memory(), arguments)
         if room < self._context:
             _LOGGER.warning("Free memory holds %d tokens of each of %d requests; longer ones are refused.", room, arguments.max_batch)
         self._context = min(self._context, room)
-        self._scheduler = _scheduler(session, arguments, self._metrics.note)
-        self._tether = Tether(session)
-
-    async def ready(self) -> bool:
-        """Answers, which is all that readiness asks: the constructor opened and warmed the engine."""
-        return True
-
-    async def load(self) -> EngineLoad:
-        """What was done and is under way."""
-        return self._scheduler.load
-
-    async def check_health(self) -> None:
-        """Called by Serve; raising lets it replace this replica.
-
-        Raises:
-            GenoptError: The engine's process is dead or does not advance.
-        """
-        self._metrics.note(self._scheduler.load)  # what is not told again is forgotten
-        await self._scheduler.check(self._stall_s)
-
-    def __del__(self) -> None:
-        # Serve calls this when it stops a replica; it also runs when the constructor failed before there was a scheduler.
-        if "_tether" in vars(self):
-            self._tether.release()
-            self._scheduler.close()
+        metrics = EngineMetrics(arguments.variant.name)
+        self._scheduler = _scheduler(session, arguments, metrics.note)
+        super().__init__(arguments, session, self._scheduler, metrics)
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
-        request = ENGINE_LOST if self._tether.engine_gone else await self._admit(ask)
+        request = ENGINE_LOST if self.engine_gone else await self._admit(ask)
         if isinstance(request, Refusal):
             yield request
             return

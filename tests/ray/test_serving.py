@@ -22,7 +22,7 @@ from ray import serve
 from genopt.errors import DeploymentError
 from genopt.plan import Plan
 from genopt.serving import client, deployment
-from genopt.serving.batching import EngineLoad
+from genopt.serving.engine_thread import EngineLoad
 from genopt.serving.manifest import Scaling, serve_config
 from genopt.testing.ports import unused_port
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer

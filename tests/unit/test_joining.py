@@ -15,7 +15,8 @@ import pytest
 from genopt.engines.base import GenerationRequest
 from genopt.errors import GenoptError, SpecError, StageCrashedError, StageTimeoutError
 from genopt.process import SessionProcess
-from genopt.serving.batching import EngineLoad, Finish, Token
+from genopt.serving.batching import Finish, Token
+from genopt.serving.engine_thread import EngineLoad
 from genopt.serving.joining import Joining
 from genopt.testing.plugin import write_plugin
 

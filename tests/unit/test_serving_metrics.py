@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from genopt.serving import metrics
-from genopt.serving.batching import EngineLoad
 from genopt.serving.canary import Progress
+from genopt.serving.engine_thread import EngineLoad
 from genopt.serving.guard import Finished
 from genopt.serving.metrics import CanaryMetrics, EngineMetrics, RequestMetrics
 from genopt.serving.rollout import RolloutStatus
