@@ -172,9 +172,7 @@ class TorchSession:
                 input_ids=ids, attention_mask=mask if padded else None, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
             )  # fmt: skip
-            for row, logits in zip(rows, as_rows(output.logits[:, -1]), strict=True):
-                if not row.finish_reason:
-                    row.take(logits, on_token)
+            _continue(rows, output.logits[:, -1], on_token)
             if all(row.finish_reason for row in rows):
                 self._held = cache_size(cache)
                 return
@@ -237,6 +235,19 @@ class TorchSession:
     def close(self) -> None:
         """See `TextSession.close`."""
         del self._model
+
+
+def _continue(rows: Sequence[Row], logits: Tensor, on_token: OnToken | None) -> None:
+    """Gives rows that have not ended their next token; greedy ones' are chosen on the device, as whole vocabularies take long to the host."""
+    largest, likeliest = logits.max(-1)
+    chosen = torch.where(largest.isfinite(), likeliest, -1).tolist()
+    others = [place for place, row in enumerate(rows) if not row.finish_reason and (chosen[place] < 0 or not row.is_greedy)]
+    brought = dict(zip(others, as_rows(logits[others]), strict=True)) if others else {}
+    for place, row in enumerate(rows):
+        if place in brought:
+            row.take(brought[place], on_token)
+        elif not row.finish_reason:
+            row.accept(chosen[place], on_token)
 
 
 def _normalized(rows: Tensor, targets: Tensor, wanted: int | Tensor) -> Distributions:

@@ -14,7 +14,8 @@ from genopt.plan import Metric, Ratio
 ROLES: tuple[str, ...] = ("candidate", "baseline")
 CANDIDATE = ROLES[:1]
 BATCH_REPEATS, LEAST_OF_DECIDING = 3, 2
-"""Batches of each number of streams while the time suffices, and those that are measured in any case where they decide: one alone has no interval."""
+"""Batches of each number of streams that count, while the time suffices, and in any case where they decide: one alone has no interval. One more goes
+before them: the first of a size is slower, on GPUs that of an engine without graphs took up to twice as long, as its kernels and memory are found."""
 
 Clock = Callable[[], float]
 Found = TypeVar("Found")
@@ -134,8 +135,7 @@ def settle(
     )  # fmt: skip
     for count in concurrency:
         if count > 1:
-            least = LEAST_OF_DECIDING if deciding and count == largest else 1
-            duel.batch(count, batched, least=least, deadline=deadline, clock=clock)
+            duel.batch(count, batched, least=_least(batched, deciding and count == largest), deadline=deadline, clock=clock)
     repeats = duel.repeats
     return Comparison(
         candidate_metrics=duel.metrics("candidate", seed=seed), baseline_metrics=duel.metrics("baseline", seed=seed), ratio=ratio,
@@ -143,25 +143,41 @@ def settle(
     )  # fmt: skip
 
 
+def _least(batched: tuple[str, ...], decides: bool) -> int:
+    """Batches in any case, that which warms up included; a candidate without time for another one is told by its first, which flatters nobody."""
+    return 1 + (LEAST_OF_DECIDING if decides else int("baseline" in batched))
+
+
 def repeated_batches(
     repeats: Repeats, measure: Callable[[int], Found], take: Callable[[Found], None], *, least: int, deadline: float, clock: Clock
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """A few batches of each session, in alternating order, while the time suffices.
 
     Args:
         repeats: Watches each.
         measure: Runs the batches of a number.
-        take: Told what undisturbed ones found.
-        least: Batches in any case.
+        take: Told what undisturbed ones found; the first of them only where there is no other.
+        least: Batches in any case, the first included.
         deadline: When they should be done, on `clock`.
         clock: Monotonic clock in seconds.
+
+    Returns:
+        Whether those that `take` was told of had one before them.
     """
-    done = 0
-    while done < BATCH_REPEATS:
-        started = clock()
-        found = repeats.measured(partial(measure, done))
+    batches: list[Found] = []
+    first: list[Row] = []
+    while len(batches) <= BATCH_REPEATS:
+        started, known = clock(), len(repeats.rows)
+        found = repeats.measured(partial(measure, len(batches)))
         if found is not None:
-            take(found)
-            done += 1
-        if done >= least and 2 * clock() - started > deadline:
+            batches.append(found)
+            first = first or repeats.rows[known:]
+        if len(batches) >= least and 2 * clock() - started > deadline:
             break
+    warm = len(batches) > 1
+    if warm:
+        for row in first:
+            row["phase"] = f"{row['phase']}, warm-up"
+    for found in batches[warm:]:
+        take(found)
+    return warm

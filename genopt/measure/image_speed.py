@@ -65,6 +65,7 @@ class _Duel:
         self.repeats = repeats
         self.timings: dict[str, list[Timing]] = {role: [] for role in ROLES}
         self.rates: dict[tuple[str, int], list[float]] = {}
+        self._warm: dict[int, bool] = {}
         self.decided = False
 
     def warm_up(self) -> None:
@@ -86,14 +87,14 @@ class _Duel:
         return ratio
 
     def batch(self, count: int, roles: tuple[str, ...], *, least: int, deadline: float, clock: Clock) -> None:
-        """Batches of `count` images on sessions."""
+        """Batches of `count` images on sessions, the first to warm up."""
 
         def take(found: dict[str, list[Timing]]) -> None:
             for role, timings in found.items():
                 self.rates.setdefault((role, count), []).append(1e3 * count / max(timing.latency_ms for timing in timings))
 
         measure = partial(self._round, phase="throughput", count=count, roles=roles)
-        repeated_batches(self.repeats, measure, take, least=least, deadline=deadline, clock=clock)
+        self._warm[count] = repeated_batches(self.repeats, measure, take, least=least, deadline=deadline, clock=clock)
 
     def metrics(self, role: str, *, seed: int) -> dict[str, Metric]:
         """The metrics of one session."""
@@ -104,7 +105,8 @@ class _Duel:
         }  # fmt: skip
 
         def summary(samples: Sequence[float], unit: str, batch: int = 1) -> Metric:
-            return metric(samples, unit, seed=seed, conditions={**conditions, "concurrency": batch})
+            warm: dict[str, JsonValue] = {"warm": self._warm[batch]} if batch > 1 else {}
+            return metric(samples, unit, seed=seed, conditions={**conditions, "concurrency": batch, **warm})
 
         found = {
             "latency_ms": summary([timing.latency_ms for timing in timings], "ms"),
@@ -154,7 +156,8 @@ def compare(
 ) -> Comparison:
     """Measures two sessions interleaved: warm-up, single images until the ratio of latencies is known, then batches.
 
-    Four rounds and one batch per concurrency, two of the largest where batches decide, are always measured; the time cap governs all beyond.
+    Four rounds and one batch per concurrency, three of the largest where batches decide, are always measured; the time cap governs all beyond.
+    The first batch of each size warms up: it counts only where there was no time for another one.
 
     Args:
         candidate: What is judged.

@@ -86,6 +86,7 @@ class _Duel:
         self.repeats = repeats
         self.timings: dict[str, list[Timing]] = {role: [] for role in self._sessions}
         self.batches: dict[tuple[str, int], list[float]] = {}
+        self._warm: dict[int, bool] = {}
         self.decided = False
 
     def warm_up(self) -> None:
@@ -112,14 +113,15 @@ class _Duel:
         }  # fmt: skip
 
     def batch(self, count: int, roles: tuple[str, ...], *, least: int, deadline: float, clock: Clock) -> None:
-        """Batches of `count` requests on sessions; repeated in the other order while the time suffices."""
+        """Batches of `count` requests on sessions, the first to warm up; repeated in the other order while the time suffices."""
 
         def take(found: dict[str, list[Timing]]) -> None:
             for role, timings in found.items():
                 seconds = max(timing.e2el_ms for timing in timings) / 1e3
                 self.batches.setdefault((role, count), []).append(sum(timing.tokens for timing in timings) / seconds)
 
-        repeated_batches(self.repeats, partial(self._batch, streams=count, roles=roles), take, least=least, deadline=deadline, clock=clock)
+        measure = partial(self._batch, streams=count, roles=roles)
+        self._warm[count] = repeated_batches(self.repeats, measure, take, least=least, deadline=deadline, clock=clock)
 
     def _batch(self, index: int, streams: int, roles: tuple[str, ...]) -> dict[str, list[Timing]]:
         return {
@@ -135,6 +137,7 @@ class _Duel:
             conditions: dict[str, JsonValue] = {
                 **self._workload.lengths(), "concurrency": streams, "decided": self.decided, "contended": self.repeats.kept_disturbed,
                 **({"gpu": described(self.repeats.gpus)} if self.repeats.gpus else {}),
+                **({"warm": self._warm[streams]} if streams > 1 else {}),
             }  # fmt: skip
             return metric(samples, unit, seed=seed, conditions=conditions)
 
@@ -191,8 +194,9 @@ def compare(
 ) -> Comparison:
     """Measures two sessions interleaved: warm-up, single streams until the ratio is known, then batches.
 
-    Five rounds of single streams and one batch per concurrency, two of the largest where batches decide, are always measured; the time cap
-    governs all beyond. Requests are greedy and have no stop tokens, so that both sessions generate equally many tokens.
+    Five rounds of single streams and one batch per concurrency, three of the largest where batches decide, are always measured; the time cap
+    governs all beyond. The first batch of each size warms up: it counts only where there was no time for another one. Requests are greedy and
+    have no stop tokens, so that both sessions generate equally many tokens.
 
     Args:
         candidate: What is judged.

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from genopt import clock
 from genopt.engines.base import GenerationRequest
 from genopt.engines.torch_engine import TorchEngine
-from genopt.errors import DataError, InfeasibleError, SpecError
+from genopt.errors import DataError, InfeasibleError, SpecError, StageError
 from genopt.models.checkpoint import load_model
 from genopt.models.decoder import decoder_layers, without_layers
 from genopt.quality.audit import audit
@@ -69,6 +69,27 @@ def test_greedy_continuation_is_the_model_s_own(llama: Path, compiled: bool) -> 
     session.close()
     assert list(generation.token_ids) == ids[9:]
     assert list(again.token_ids) == ids[5:9] or len(again.token_ids) == 4
+
+
+def test_greedy_and_sampled_rows_of_a_batch_continue_as_alone(llama: Path) -> None:
+    session = TorchEngine.open(llama, {})
+    requests = [
+        GenerationRequest(prompt_ids=prompt(20), max_new_tokens=6),
+        GenerationRequest(prompt_ids=prompt(20, 1), max_new_tokens=9, temperature=0.8, seed=3),
+        GenerationRequest(prompt_ids=prompt(20, 2), max_new_tokens=4, top_logprobs=2),
+    ]
+    together = session.generate(requests)
+    alone = [session.generate([request])[0] for request in requests]
+    session.close()
+    assert [found.token_ids for found in together] == [found.token_ids for found in alone]
+
+
+def test_a_model_that_gives_no_numbers_fails_in_batches_too(llama: Path) -> None:
+    session = TorchEngine.open(llama, {})
+    torch.nn.init.constant_(session.model.lm_head.weight, float("nan"))
+    with pytest.raises(StageError, match="no numbers"):
+        session.generate([GenerationRequest(prompt_ids=prompt(20), max_new_tokens=2)] * 2)
+    session.close()
 
 
 def test_a_padded_batch_continues_each_row_as_alone(llama: Path) -> None:

@@ -76,7 +76,7 @@ def test_steady_sessions_are_decided_after_five_rounds() -> None:
         seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, clock=world.clock,
     )  # fmt: skip
     assert (found.ratio.value, found.ratio.ci_low, found.ratio.ci_high) == pytest.approx((2.0, 2.0, 2.0))
-    assert "".join(name for name, _ in world.calls) == "AB" + "ABBAABBAAB" + "ABBAAB"
+    assert "".join(name for name, _ in world.calls) == "AB" + "ABBAABBAAB" + "ABBAABBA"
     assert found.candidate_metrics["tpot_ms"].conditions == {
         "prompt_tokens": 3, "output_tokens": 5, "concurrency": 1, "decided": True, "contended": False
     }  # fmt: skip
@@ -108,9 +108,45 @@ def test_a_baseline_whose_batches_are_known_is_timed_alone_only() -> None:
         session(world, "A", 10.0), session(world, "B", 20.0), WORKLOAD,
         seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, batched=CANDIDATE, clock=world.clock,
     )  # fmt: skip
-    assert "".join(name for name, _ in world.calls) == "AB" + "ABBAABBAAB" + "AAA"
+    assert "".join(name for name, _ in world.calls) == "AB" + "ABBAABBAAB" + "AAAA"
     assert set(found.candidate_metrics) - set(found.baseline_metrics) == {"throughput_tok_s@4"}
     assert found.candidate_metrics["throughput_tok_s@4"].n == 3
+
+
+class SlowFirstBatch(ScriptedSession):
+    """Its first batch takes ten times as long as those after it."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name, first_ms=30.0, step_ms=lambda _: 100.0 if self._cold else 10.0)
+        self._batches = 0
+        self._cold = False
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:
+        self._batches += len(requests) > 1
+        self._cold = len(requests) > 1 and self._batches == 1
+        return super().generate(requests, on_token)
+
+
+@pytest.mark.parametrize(("seconds", "warm"), [(1000.0, True), (0.0, False)])
+def test_the_first_batch_of_a_size_counts_only_where_there_is_no_other(seconds: float, warm: bool) -> None:
+    world = World()
+    found = compare(
+        SlowFirstBatch(world, "A"), SlowFirstBatch(world, "B"), WORKLOAD,
+        seed=0, half_width=0.02, max_rounds=8, time_cap_s=seconds, batched=CANDIDATE, clock=world.clock,
+    )  # fmt: skip
+    metric = found.candidate_metrics["throughput_tok_s@4"]
+    assert metric.value == pytest.approx(4 * 5 / (0.070 if warm else 0.430))
+    assert metric.conditions["warm"] == warm
+    assert [row["phase"] for row in found.raw if row["concurrency"] == 4][:4] == ["throughput, warm-up" if warm else "throughput"] * 4
+
+
+def test_what_others_are_compared_with_is_warm_however_short_the_time() -> None:
+    world = World()
+    found = compare(
+        SlowFirstBatch(world, "A"), SlowFirstBatch(world, "B"), WORKLOAD,
+        seed=0, half_width=0.02, max_rounds=8, time_cap_s=0.0, clock=world.clock,
+    )  # fmt: skip
+    assert found.baseline_metrics["throughput_tok_s@4"].value == pytest.approx(4 * 5 / 0.070)
 
 
 @pytest.mark.parametrize(("decide", "count"), [(False, 1), (True, 2)])
@@ -144,7 +180,7 @@ def test_rows_are_flat_and_alike() -> None:
         seed=0, half_width=0.02, max_rounds=8, time_cap_s=1000.0, clock=world.clock,
     )  # fmt: skip
     assert all(set(row) == KEYS for row in found.raw)
-    assert len(found.raw) == 2 + 2 * 5 + 3 * 2 * 4
+    assert len(found.raw) == 2 + 2 * 5 + 4 * 2 * 4
     assert found.raw[2]["itl_ms"] == pytest.approx([10.0] * 4)
     assert {row["output_tokens"] for row in found.raw} == {5}
 
