@@ -6,6 +6,7 @@ The bench is an actor without resources: it keeps the sessions of the references
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from genopt.distributed.stages import GRACE_S, node_cpus, on_node, stage_time
 from genopt.errors import BudgetError, GenoptError, StageCrashedError, StorageError, from_wire, to_wire
 from genopt.plan import Artifact, Plan, Status
 from genopt.store.shared import open_store
+from genopt.tasks.attempts import unforeseen
 from genopt.tasks.base import Again, BenchConfig, Evaluation, References, StageTime, failed
 
 LATE = "it could no longer be done within the budget; give a larger --budget"
@@ -45,6 +47,7 @@ class BenchActor:
         self._store = open_store(asked.store)
         self._borrowed = Borrowed(self._store, asked.shared)
         self._bench = catalog.load("tasks", task).bench(self._borrowed.bench(asked))
+        self._logs = Path(asked.logs)
         self._state = ""
         self._references: dict[str, Any] | None = None
         self._ends = ends
@@ -66,9 +69,9 @@ class BenchActor:
             if self._references is None:
                 self._references = self._bench.references(Moment.model_validate(deadline).here(), self._note).model_dump(mode="json")
             return {"result": self._references}
-        except GenoptError as error:
+        except Exception as error:  # noqa: BLE001 - what is not caught here looks like a lost node to who waits
             self._bench.close()
-            return {"error": to_wire(error)}
+            return {"error": to_wire(unforeseen(error, self._logs, "references"))}
 
     def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: dict[str, Any]) -> dict[str, Any]:
         """See `Bench.evaluate`."""

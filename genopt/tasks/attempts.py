@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from genopt import clock
-from genopt.errors import GenoptError, InfeasibleError, OutOfMemoryError, StageError, StageTimeoutError
+from genopt.errors import GenoptError, InfeasibleError, OutOfMemoryError, StageError, StageTimeoutError, from_wire, to_wire
 from genopt.measure.duel import Comparison
 from genopt.measure.statistics import half_width
 from genopt.plan import Artifact, Candidate, Plan
@@ -37,7 +38,7 @@ class Opened(NamedTuple):
 def open_references(
     sessions: RoleSessions[Process], plans: tuple[Plan, Plan], folder: Path, deadline: float, progress: Progress, *, note: str
 ) -> Opened:  # fmt: skip
-    """Opens `original` and `baseline`.
+    """Opens `original` and `baseline`; where the latter fails for what it is, as when the model cannot be compiled, the original takes its place.
 
     Args:
         sessions: Where.
@@ -48,7 +49,7 @@ def open_references(
         note: What the baseline is.
 
     Raises:
-        GenoptError: One cannot be opened.
+        GenoptError: The original cannot be opened, or there was too little memory or time for the baseline.
     """
     original, baseline = plans
     progress("opening the original")
@@ -56,7 +57,9 @@ def open_references(
     progress("opening the baseline")
     try:
         sessions.open("baseline", baseline, folder, deadline)
-    except InfeasibleError as error:
+    except (OutOfMemoryError, StageTimeoutError):
+        raise
+    except (InfeasibleError, StageError) as error:
         baseline = original.model_copy(update={"name": "baseline"})
         sessions.open("baseline", baseline, folder, deadline)
         return Opened(baseline, f"the original itself, because the baseline cannot run here: {error}")
@@ -99,9 +102,27 @@ def attempt(
     except GenoptError as error:
         candidate = failed(plan, "failed", str(error), artifact)
         again = AGAIN.get(type(error), "no")
+    except Exception as error:  # noqa: BLE001 - what nobody foresaw is the candidate's fate too, and no reason to doubt the node
+        candidate = failed(plan, "failed", str(unforeseen(error, Path(config.logs), plan.name)), artifact)
     finally:
         sessions.close("candidate")
     return Evaluation(candidate=candidate, samples=samples, seconds=clock.now() - started, again=again)
+
+
+def unforeseen(error: Exception, logs: Path, name: str) -> GenoptError:
+    """Makes a reason of an error that nobody foresaw, and keeps its traceback; one of ours is returned as it is.
+
+    Args:
+        error: What was raised.
+        logs: The run's folder of logs.
+        name: Of what failed.
+    """
+    if isinstance(error, GenoptError):
+        return error
+    log = logs / f"{name}.error.log"
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    found = from_wire(to_wire(error))
+    return type(found)(f"{found.message} (a defect or this machine's; {log} has where)", found.details)
 
 
 def pace_of(speed: Comparison) -> str:

@@ -33,6 +33,7 @@ class FakeOptions(Record):
         loss: Nats that each token's log-probability loses, a little more or less from token to token.
         open_s: Time that opening takes.
         needs_gpu: Refuses to open, as an engine does that lacks its hardware.
+        broken: Fails while it opens, as a compiler does that cannot take a model.
         threads: Ignored.
     """
 
@@ -44,6 +45,7 @@ class FakeOptions(Record):
     loss: float = Field(default=0.0, ge=0)
     open_s: float = Field(default=0.0, ge=0)
     needs_gpu: bool = False
+    broken: bool = False
     threads: int | None = Field(default=None, gt=0)
 
 
@@ -198,4 +200,6 @@ class FakeEngine:
         """See `Engine.open`."""
         found = FakeOptions.model_validate(options)
         time.sleep(found.open_s)
+        if found.broken:
+            raise RuntimeError("cannot compile this model")
         return FakeSession(found)
