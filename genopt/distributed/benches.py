@@ -11,14 +11,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from genopt.distributed.cluster import Node
-from genopt.distributed.parts import Slot, parts_of
+from genopt.distributed.parts import Slot, parts_of, withhold
 from genopt.errors import BudgetError, ClusterError, GenoptError
 from genopt.tasks.base import References
 
 ANSWER_S = 10.0
 """A bench that does not say what it does within this time is lost."""
 REPLACEMENTS = 2
-"""Benches that a node may lose before it is left out."""
+"""Benches that a node, or a part of one, may lose before it is left out."""
 
 
 class Benches:
@@ -31,7 +31,9 @@ class Benches:
 
     def __init__(self, start: Callable[[Node], ActorHandle[Any]], measure: Callable[[Sequence[Slot]], list[References | GenoptError]]) -> None:
         self._start, self._measure = start, measure
-        self._lost: Counter[str] = Counter()
+        self._lost: Counter[tuple[str, str]] = Counter()
+        self._left_out: dict[tuple[str, str], Node] = {}
+        self._holders: dict[tuple[str, str], ActorHandle[Any]] = {}
         self.slots: list[Slot] = []
         """Where candidates can be measured now; others hold this very list."""
 
@@ -46,6 +48,7 @@ class Benches:
         for slot, answer in list(zip(self.slots, found, strict=True)):
             if isinstance(answer, GenoptError):
                 self._drop(slot)
+                self._leave_out(slot[1])
         good = [answer for answer in found if isinstance(answer, References)]
         if not good:
             raise next((answer for answer in found if isinstance(answer, GenoptError)), ClusterError("No node can measure; see `ray status`."))
@@ -57,12 +60,16 @@ class Benches:
         Raises:
             ClusterError: No node is left to measure on.
         """
+        for node in self._left_out.values():  # what had such a GPU may have ended
+            self._leave_out(node)
         if slot not in self.slots or _can_measure(slot[0]):
             return
         self._drop(slot)
         node = slot[1]
-        self._lost[node.node_id] += 1
-        if self._lost[node.node_id] <= REPLACEMENTS and _is_alive(node):
+        self._lost[_key(node)] += 1
+        if self._lost[_key(node)] > REPLACEMENTS:
+            self._leave_out(node)
+        elif _is_alive(node):
             successor = (self._start(node), node)
             # Which part of a node a task gets is Ray's choice: a bench of one measures its references before its first candidate.
             if node.parts or isinstance(self._measure([successor])[0], References):
@@ -82,11 +89,26 @@ class Benches:
         """Ends all benches, and with them the processes that they started."""
         for bench, _ in self.slots:
             ray.kill(bench)
+        for holder in self._holders.values():
+            ray.kill(holder)
         self.slots.clear()
+        self._left_out.clear()
+        self._holders.clear()
 
     def _drop(self, slot: Slot) -> None:
         self.slots.remove(slot)
         ray.kill(slot[0])
+
+    def _leave_out(self, node: Node) -> None:
+        """Keeps tasks away from the GPU of a part that measures no more; Ray places none on a node that is left out as a whole."""
+        if node.parts and _key(node) not in self._holders and _is_alive(node):
+            self._left_out[_key(node)] = node
+            if (holder := withhold(node)) is not None:
+                self._holders[_key(node)] = holder
+
+
+def _key(node: Node) -> tuple[str, str]:
+    return node.node_id, node.gpu
 
 
 def _state(answer: ray.ObjectRef[str]) -> str:

@@ -74,7 +74,7 @@ def spreads(plan: Plan, facts: BuildFacts) -> bool:
     return bool(facts.parts) and any(catalog.load("techniques", step.technique).gpu == "spread" for step in plan.steps)
 
 
-def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | None = None, *, whole: bool = False) -> ray.ObjectRef[Any]:
+def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | None = None, *, taken: int = 1) -> ray.ObjectRef[Any]:
     """Submits the build of a plan's artifact, with a GPU for steps that gain from one; the result is that of `build_task`.
 
     A GPU is taken whole, so such a build never runs beside a measurement on the same one. On a node with several GPUs every build takes a part of
@@ -85,10 +85,10 @@ def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | Non
         facts: What building needs besides.
         window: When it may be built.
         node: Where; None leaves that to Ray.
-        whole: Whether it takes all parts of a node; Ray starts it when all of them are free.
+        taken: Parts of a node that it takes, where nodes have such; Ray starts it when so many are free.
     """
     gains = any(catalog.load("techniques", step.technique).gpu != "unused" for step in plan.steps)
-    taken = len(facts.parts) if whole else min(1, len(facts.parts))
+    taken = min(taken, len(facts.parts))
     count, cpus = (float(taken), max(BUILD_CPUS, taken * facts.threads - 0.5)) if taken else (min(1.0, facts.gpus) if gains else 0.0, BUILD_CPUS)
     # Without an explicit strategy the placement group of a search's trial would capture the task and never fit it.
     strategy = "DEFAULT" if node is None else on_node(node)

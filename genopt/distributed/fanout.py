@@ -116,8 +116,10 @@ class FanOut:
             return False
         window = window_of(expected, deadline, self._guard_s)
         # A second attempt is built where it is measured: what failed may have been the other node's.
-        built = submit_build(plan, self._facts, window, node if whole or self._attempts[plan.identity()] else None, whole=whole)
-        self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slot, whole)
+        parts = beside(self._slots, node)
+        there = node if whole or self._attempts[plan.identity()] else None
+        built = submit_build(plan, self._facts, window, there, taken=len(parts) if whole else 1)
+        self._running[evaluate_on(parts, node, plan, built, window)] = _Flight(plan, built, ends, slot, whole)
         self._attempts[plan.identity()] += 1
         self._started(plan, expected)
         return True

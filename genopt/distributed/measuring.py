@@ -50,6 +50,7 @@ class BenchActor:
         self._logs = Path(asked.logs)
         self._state = ""
         self._references: dict[str, Any] | None = None
+        self._fit = True
         self._ends = ends
 
     def _note(self, message: str) -> None:
@@ -60,8 +61,8 @@ class BenchActor:
         return self._state
 
     def intact(self) -> bool:
-        """Whether its references can still be measured against."""
-        return not self._bench.lost()
+        """Whether its references can still be measured against, or are yet to be measured."""
+        return self._fit and not self._bench.lost()
 
     def references(self, deadline: dict[str, Any]) -> dict[str, Any]:
         """See `Bench.references`: `{"result": ...}` or `{"error": ...}`; they are measured once."""
@@ -79,7 +80,9 @@ class BenchActor:
         note = lambda message: self._note(f"{plan['name']}: {message}")  # noqa: E731
         candidate = Plan.model_validate(plan)
         if self._references is None and "error" in (missed := self.references(self._ends)):  # others held this part's GPU when it was their turn
-            return Evaluation(candidate=failed(candidate, "failed", str(missed["error"]["message"])), again="later").model_dump(mode="json")
+            reason, late = str(missed["error"]["message"]), missed["error"]["type"] == "StageTimeoutError"
+            self._fit = late
+            return Evaluation(candidate=failed(candidate, "failed", reason), again="later" if late else "now").model_dump(mode="json")
         try:
             with self._store.local(Artifact.model_validate(artifact)) as here:
                 found = self._bench.evaluate(candidate, here, Moment.model_validate(deadline).here(), note)

@@ -13,12 +13,25 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genopt.distributed.cluster import Node
 
 Slot = tuple[ActorHandle[Any], Node]
 """A bench, and the node or part of one that it measures on."""
+
+
+WITHHOLD_S = 10.0
+"""How long a GPU that is to be withheld may be somebody else's."""
+
+
+class _Holder:
+    """Keeps the GPU that Ray gave it from all others, by being there."""
+
+    def gpu(self) -> str:
+        """Which one that is."""
+        return str(ray.get_gpu_ids()[0])
 
 
 @ray.remote(num_cpus=0)
@@ -41,6 +54,30 @@ def parts_of(node: Node) -> tuple[Node, ...]:
 def beside(slots: Sequence[Slot], node: Node) -> dict[str, ActorHandle[Any]]:
     """The benches of a node by their GPUs; of one that has no parts the only one, under an empty name."""
     return {other.gpu: bench for bench, other in slots if other.node_id == node.node_id}
+
+
+def withhold(node: Node) -> ActorHandle[Any] | None:
+    """Keeps the GPU of a part from all tasks for as long as the actor lives: without a bench there, each that Ray gives it could only fail at once.
+
+    Which GPU Ray gives is its own choice, so holders are started until one has it, and the others are ended.
+
+    Returns:
+        None where something else keeps the GPU meanwhile.
+    """
+    holders: list[ActorHandle[Any]] = []
+    kept: ActorHandle[Any] | None = None
+    holder_class = ray.remote(num_cpus=0, num_gpus=1, max_restarts=0)(_Holder)
+    strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    try:
+        while kept is None and len(holders) < len(node.parts):
+            holders.append(holder_class.options(scheduling_strategy=strategy).remote())
+            if ray.get(holders[-1].gpu.remote(), timeout=WITHHOLD_S) == node.gpu:
+                kept = holders.pop()
+    except RayError:
+        pass
+    for holder in holders:
+        ray.kill(holder)
+    return kept
 
 
 def given(benches: Collection[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,13 @@ from pathlib import Path
 from pydantic import Field
 
 from genopt import clock
+from genopt.errors import StageError
 from genopt.models.given import require_given
 from genopt.plan import Artifact, Candidate, JsonValue, Metric, Plan, Quality, Ratio, Record, Step, Verdict
 from genopt.search.space import Owner, Point, Space, Tunable
 from genopt.spec import RunSpec
 from genopt.tasks.base import Bench, BenchConfig, Evaluation, Progress, References
+from genopt.testing.fake_technique import LOG
 
 CATALOGUE = "GENOPT_FAKE_CATALOGUE"
 """Environment variable of the driver: a JSON file with the plans of the catalogue."""
@@ -32,12 +35,19 @@ class SleepOptions(Record):
         speed: Times as fast as the baseline.
         quality: Share of the original's quality.
         wait_for: A file; the evaluation ends when it exists.
+        sickens: On the GPU of this id the bench dies, and references fail from then on.
     """
 
     sleep_s: float = Field(default=0.0, ge=0)
     speed: float = 1.0
     quality: float = 1.0
     wait_for: str = ""
+    sickens: str = ""
+
+
+def sick_gpu() -> Path:
+    """A file with the id of the GPU on which references fail; there is none unless a test or a candidate writes it."""
+    return Path(os.environ[LOG]).with_name("sick_gpu")
 
 
 def sleep_plan(name: str, *steps: Mapping[str, JsonValue], **options: JsonValue) -> Plan:
@@ -63,7 +73,9 @@ class SleepBench:
         self._config = config
 
     def references(self, deadline: float, progress: Progress) -> References:
-        """See `Bench.references`."""
+        """See `Bench.references`; on the GPU that `sick_gpu` names it fails."""
+        if sick_gpu().exists() and sick_gpu().read_text(encoding="utf-8") == os.environ.get("CUDA_VISIBLE_DEVICES"):
+            raise StageError("This GPU is sick; replace it.")
         unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         original, baseline = (
             self._candidate(plan, self._config.artifact, SleepOptions()).model_copy(update={"speedup": {"vs_original": unit, "vs_baseline": unit}})
@@ -74,6 +86,9 @@ class SleepBench:
     def evaluate(self, plan: Plan, artifact: Artifact, deadline: float, progress: Progress) -> Evaluation:
         """See `Bench.evaluate`."""
         options, started = SleepOptions.model_validate(plan.options), clock.now()
+        if options.sickens and options.sickens == os.environ.get("CUDA_VISIBLE_DEVICES"):
+            sick_gpu().write_text(options.sickens, encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(options.sleep_s)
         while options.wait_for and not Path(options.wait_for).exists():
             time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from genopt.distributed.parts import share
 from genopt.distributed.stages import node_cpus
 from genopt.plan import Plan, Step
 from genopt.testing.nodes import Nodes
-from genopt.testing.sleep_task import sleep_plan
+from genopt.testing.sleep_task import sick_gpu, sleep_plan
 
 pytestmark = pytest.mark.ray
 
@@ -65,6 +66,31 @@ def test_a_build_that_gains_from_all_gpus_has_them_to_itself(nodes: Nodes) -> No
     for name, stage in stages:
         if name != "spread":
             assert stage["ended"] <= mine["started"] + 0.01 or stage["started"] >= mine["ended"] - 0.01, name
+
+
+@pytest.fixture
+def sick() -> Iterator[Path]:
+    yield sick_gpu()
+    sick_gpu().unlink(missing_ok=True)
+
+
+def test_a_gpu_whose_references_fail_gets_no_candidates(nodes: Nodes, sick: Path) -> None:
+    sick.write_text("0", encoding="utf-8")
+    plans = [sleep_plan(f"s-{number}", {"label": f"s-{number}"}, sleep_s=0.2, speed=1.0 + number / 10) for number in range(1, 6)]
+    _, report = nodes.run("sick", plans, max_trials=2)
+    assert {candidate.status for candidate in report.tried} <= {"accepted", "rejected"}, [candidate.reason for candidate in report.tried]
+    assert len(report.tried) == 7
+    assert {candidate.metrics["tpot_ms"].conditions["gpu"] for candidate in report.tried} == {"1"}
+
+
+def test_a_gpu_that_fails_during_the_run_is_left_out_once_its_bench_was_replaced_in_vain(nodes: Nodes, sick: Path) -> None:
+    plans = [sleep_plan(f"f-{number}", {"label": f"f-{number}"}, sleep_s=0.5, sickens="0", speed=1.0 + number / 10) for number in range(1, 9)]
+    _, report = nodes.run("sickens", plans)
+    found = {candidate.name: candidate for candidate in report.tried}
+    assert len(found) == 8
+    measured = [candidate for candidate in found.values() if candidate.status == "accepted"]
+    assert len(measured) >= 6, {name: candidate.reason for name, candidate in found.items()}
+    assert {candidate.metrics["tpot_ms"].conditions["gpu"] for candidate in measured} == {"1"}
 
 
 def test_parts_share_all_processors_and_leave_no_room() -> None:
