@@ -51,6 +51,7 @@ class BenchActor:
         self._state = ""
         self._references: dict[str, Any] | None = None
         self._fit = True
+        self._begun: int | None = None
         self._ends = ends
 
     def _note(self, message: str) -> None:
@@ -64,8 +65,13 @@ class BenchActor:
         """Whether its references can still be measured against, or are yet to be measured."""
         return self._fit and not self._bench.lost()
 
-    def references(self, deadline: dict[str, Any]) -> dict[str, Any]:
+    def begun(self) -> int | None:
+        """Number of the task that had the references measured here first; None where none has yet."""
+        return self._begun
+
+    def references(self, deadline: dict[str, Any], number: int = 0) -> dict[str, Any]:
         """See `Bench.references`: `{"result": ...}` or `{"error": ...}`; they are measured once."""
+        self._begun = number if self._begun is None else self._begun
         try:
             if self._references is None:
                 self._references = self._bench.references(Moment.model_validate(deadline).here(), self._note).model_dump(mode="json")
@@ -121,10 +127,10 @@ def held(reference: ray.ObjectRef[Any], timeout_s: float) -> dict[str, Any]:
 
 
 @ray.remote(max_retries=0)
-def references_task(benches: dict[str, ActorHandle[Any]], deadline: dict[str, Any]) -> dict[str, Any]:
+def references_task(benches: dict[str, ActorHandle[Any]], deadline: dict[str, Any], number: int) -> dict[str, Any]:
     """Measures the references on the bench of what this task holds, a node or a part of one; the answer is for `measured`."""
     gpu = parts.given(benches)
-    return {"measured": {"gpu": gpu, **_references(benches[gpu], deadline)}}
+    return {"measured": {"gpu": gpu, **_references(benches[gpu], deadline, number)}}
 
 
 def measured(answer: dict[str, Any]) -> tuple[str, References | GenoptError]:
@@ -133,9 +139,9 @@ def measured(answer: dict[str, Any]) -> tuple[str, References | GenoptError]:
     return found["gpu"], from_wire(found["error"]) if "error" in found else References.model_validate(found["result"])
 
 
-def _references(bench: ActorHandle[Any], deadline: dict[str, Any]) -> dict[str, Any]:
+def _references(bench: ActorHandle[Any], deadline: dict[str, Any], number: int) -> dict[str, Any]:
     try:
-        return held(bench.references.remote(deadline), Moment.model_validate(deadline).here() - clock.now() + GRACE_S)
+        return held(bench.references.remote(deadline, number), Moment.model_validate(deadline).here() - clock.now() + GRACE_S)
     except TimeoutError:
         ray.kill(bench)
         return {"error": to_wire(BudgetError("The budget ended before the baseline was measured; give a larger --budget."))}
@@ -144,16 +150,17 @@ def _references(bench: ActorHandle[Any], deadline: dict[str, Any]) -> dict[str, 
         return {"error": to_wire(lost)}
 
 
-def references_on(benches: Mapping[str, ActorHandle[Any]], node: Node, deadline: float) -> ray.ObjectRef[Any]:
+def references_on(benches: Mapping[str, ActorHandle[Any]], node: Node, deadline: float, number: int) -> ray.ObjectRef[Any]:
     """Submits the measurement of a node's references.
 
     Args:
         benches: The node's, by the GPU that each measures on; of a node that is not parted the only one, under an empty name.
         node: The node, or a part of it.
         deadline: When it must have ended, on this process's clock.
+        number: Tells it from others, see `BenchActor.begun`.
     """
     options = references_task.options(num_cpus=node_cpus(node), num_gpus=min(1.0, node.gpus), scheduling_strategy=on_node(node))
-    return options.remote(dict(benches), Moment.of(deadline).model_dump(mode="json"))
+    return options.remote(dict(benches), Moment.of(deadline).model_dump(mode="json"), number)
 
 
 def evaluate_on(benches: Mapping[str, ActorHandle[Any]], node: Node, plan: Plan, built: ray.ObjectRef[Any], window: Window) -> ray.ObjectRef[Any]:

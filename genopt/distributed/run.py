@@ -21,9 +21,10 @@ from genopt.distributed.finalists import confirm, items_of
 from genopt.distributed.first_node import FirstNode
 from genopt.distributed.observers import JournalListener, RayMetrics
 from genopt.distributed.outcome import Outcome
-from genopt.distributed.parts import Slot, beside
+from genopt.distributed.parts import Slot
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
+from genopt.distributed.references import measure_references
 from genopt.distributed.search_phase import SearchPhase
 from genopt.distributed.sharing import share
 from genopt.distributed.stage_inputs import StageInputs
@@ -44,6 +45,8 @@ from genopt.tasks.text_finalists import TaskScores
 
 PROFILE_LIMIT_S = 120.0
 """The profile is stopped after this many seconds; that of a small model needs a tenth of them on a quiet machine."""
+BUSY_S = 300.0
+"""How long a node may be somebody else's before the references are measured without it: another run's candidate may take minutes."""
 
 
 def start_run(spec: RunSpec, listener: Listener) -> RunFolder:
@@ -230,17 +233,8 @@ class _Run:
 
     def _references_on(self, slots: Sequence[Slot]) -> list[References | GenoptError]:
         """Has benches measure the references, all at once."""
-        deadline = self._deadline()
-        waiting = [measuring.references_on(beside(slots, node), node, deadline) for _, node in slots]
-        found: dict[tuple[str, str], References | GenoptError] = {}
-        for (_, node), reference in zip(slots, waiting, strict=True):
-            try:
-                gpu, answer = measuring.measured(self._first.wait(reference, deadline))
-            except GenoptError as error:
-                gpu, answer = node.gpu, error
-            found[node.node_id, gpu] = answer
-        unmeasured = StageError("Something else held this GPU while the references were measured.")
-        return [found.get((node.node_id, node.gpu), unmeasured) for _, node in slots]
+        patience_s = min(BUSY_S, self._budget.left_s / 4)
+        return measure_references(slots, self._deadline(), patience_s=patience_s, tick=self._tick, say=self._listener.activity)
 
     def _catalogue(self, order: list[str]) -> list[Plan]:
         """First candidates that are wanted and did not end before, in the order that the profile suggests."""
