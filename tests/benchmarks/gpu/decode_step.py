@@ -1,11 +1,11 @@
 """The torch engine's decode step of single streams, eager as users run it and compiled, beside what the memory allows.
 
-    python tests/benchmarks/gpu/decode_step.py [--shapes llama-1b,llama-8b] [--ways eager,compiled,...] [--bandwidth 3.35]
+    python tests/benchmarks/gpu/decode_step.py [--shapes llama-1b,llama-8b] [--ways eager,compiled,...] [--bandwidth 4.8]
 
 Models have real shapes and random weights. Ways are eager bf16, the compiled step, and the compiled step on weights that torchao rounded, with
-the head where the model has one of its own. Each runs in a process of its own, takes prompts of 512 tokens, and gives the median of
---repeats answers of 128 tokens. The share is that of --bandwidth (TB/s, by default an H100's), of which every step must
-read all weights but the table of embeddings.
+the head where the model has one of its own; those after `eager` are told against it. Each runs in a process of its own, takes prompts of 512
+tokens, and gives the median of --repeats answers of 128 tokens. The share is that of --bandwidth (TB/s, by default this GPU's where
+`limits.py` knows it), of which every step must read all weights but the table of embeddings.
 
 On an H100 (2026-11-28, torch 2.11, 8B shape) the step took 7.58 ms (59 % of the bandwidth) with Inductor's defaults, 6.47 ms (69 %) with
 tuning by coordinate descent, and 6.30 ms (71 %) with plain attention besides, which is how the engine compiles it since (then set
@@ -36,6 +36,7 @@ from pathlib import Path
 from statistics import median
 
 import results
+from limits import limits
 from torch import Tensor
 
 from genopt import catalog
@@ -107,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="llama-1b,llama-8b", help=f"of {', '.join(LLAMA_SHAPES)}")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--bandwidth", type=float, default=3.35, help="of the memory, in TB/s")
+    parser.add_argument("--bandwidth", type=float, help="of the memory, in TB/s; by default what this GPU's name says")
     parser.add_argument("--repeats", type=int, default=5)
     results.add_argument(parser)
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
@@ -129,8 +130,11 @@ def main() -> int:
 
 
 def compare(model: Path, shape: str, asked: argparse.Namespace) -> None:
-    """A line per way; one that fails costs only its own."""
-    eager = 0.0
+    """A line per way; one that fails costs only its own, and `eager` what is told against it, too."""
+    eager: float | None = None
+    if asked.bandwidth is None:
+        asked.bandwidth = known.bandwidth if (known := limits()) else None
+    parameters = {"prompt_tokens": PROMPT, "new_tokens": NEW, "repeats": asked.repeats, "bandwidth_tb_s": asked.bandwidth}
     for way in asked.ways.split(","):
         command = [sys.executable, __file__, "--repeats", str(asked.repeats), "--one", str(model), way]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -138,13 +142,16 @@ def compare(model: Path, shape: str, asked: argparse.Namespace) -> None:
             print(f"| {shape} | {way} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]} | | | | | |", flush=True)
             continue
         one = json.loads(done.stdout.splitlines()[-1])
-        eager = eager or one["tpot_ms"]
-        share = one["read_gb"] / one["tpot_ms"] / asked.bandwidth
-        cells = (f"{one['open_s']:.1f}", f"{one['ttft_ms']:.1f}", f"{one['tpot_ms']:.2f}", f"{one['read_gb']:.2f}", f"{share:.0%}",
-                 f"{eager / one['tpot_ms']:.2f}x")  # fmt: skip
+        if way == "eager":
+            eager = one["tpot_ms"]
+        share = one["read_gb"] / one["tpot_ms"] / asked.bandwidth if asked.bandwidth else None
+        cells = (f"{one['open_s']:.1f}", f"{one['ttft_ms']:.1f}", f"{one['tpot_ms']:.2f}", f"{one['read_gb']:.2f}",
+                 "–" if share is None else f"{share:.0%}", "–" if eager is None else f"{eager / one['tpot_ms']:.2f}x")  # fmt: skip
         print(f"| {shape} | {way} | {' | '.join(cells)} |", flush=True)
-        figures = {"opened s": one["open_s"], "TTFT ms": one["ttft_ms"], "TPOT ms": one["tpot_ms"], "share of bandwidth": share}
-        results.save(asked.save, "decode_step", shape, way, figures)
+        figures = {"opened s": one["open_s"], "TTFT ms": one["ttft_ms"], "TPOT ms": one["tpot_ms"]}
+        if share is not None:
+            figures["share of bandwidth"] = share
+        results.save(asked.save, "decode_step", shape, way, figures, parameters)
 
 
 if __name__ == "__main__":

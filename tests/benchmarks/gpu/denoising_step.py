@@ -4,8 +4,10 @@
 
 Each way is the engine with other options in a process of its own, on a pipeline that a technique changed first where the way names one. One image
 of 1024 x 1024 pixels at a time (SDXL with classifier-free guidance, so two at once in its denoiser); the time of a step is what --steps more
-steps make of an image's time, as the median of --images images. The share is that of --peak (bf16 without sparsity, TFLOP/s, by default an
-H100's) at which the products of a step are done, as PyTorch counts them.
+steps make of an image's time, as the median of --images images; ways after `eager` are told against it. The last figure is how many operations
+an eager step has, as PyTorch counts them, over the time of this way's step, as a share of --peak (bf16 without sparsity, TFLOP/s, by default this
+GPU's where `limits.py` knows it). Of ways that do the same operations in bf16 it is the share of the peak that they reach, and of those that do
+them in 8 bits or leave some out, only another way to write their time.
 
 On one H200 each (2026-11-28, torch 2.11, other work on other GPUs of the host): SDXL eager 68.1 ms (20 % of 989), channels-last 106.5,
 fused projections 83.5, regional with channels-last 78.9, the whole UNet by "max-autotune" with channels-last 46.5 (1.46x), opened in
@@ -39,6 +41,7 @@ from statistics import median
 from typing import Any
 
 import results
+from limits import limits
 
 from genopt.engines.images import ImageRequest
 from genopt.plan import JsonValue
@@ -49,6 +52,7 @@ SHAPES = {**PIPELINE_SHAPES, "tiny": write_tiny_sdxl}
 FEW = 2
 """Steps of the shorter image."""
 PIXELS: Mapping[str, int | None] = {"tiny": None}
+SHARE = "eager's operations / bf16 peak"
 WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
     "eager": ("", {}),
     "channels-last": ("", {"channels_last": True}),
@@ -92,6 +96,14 @@ def timed(folder: Path, way: str, *, steps: int, images: int, pixels: int | None
     return {"open_s": opened, "step_ms": median(took), "tflop": operations / 1e12}
 
 
+def provide(shape: str, folder: Path) -> None:
+    """Writes a pipeline unless it is there; in another process, as one that has used a GPU holds a part of it to its end."""
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        subprocess.run([sys.executable, __file__, "--write", shape, str(partial)], check=True)
+        partial.rename(folder)
+
+
 def built(shape: str, way: str, folder: Path, scratch: Path) -> Path:
     """What a way opens."""
     technique = WAYS[way][0]
@@ -114,13 +126,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="sdxl,flux-half", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--peak", type=float, default=989.0, help="of bf16 products, in TFLOP/s")
+    parser.add_argument("--peak", type=float, help="of bf16 products, in TFLOP/s; by default what this GPU's name says")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="where pipelines are written; a temporary folder by default")
     results.add_argument(parser)
     parser.add_argument("--one", nargs=2, metavar=("SHAPE", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=2, metavar=("SHAPE", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.write:
+        shape, folder = asked.write
+        SHAPES[shape](Path(folder))
+        return 0
     with tempfile.TemporaryDirectory(prefix="genopt-gpu-") as temporary:
         scratch: Path = asked.scratch or Path(temporary)
         if asked.one:
@@ -128,16 +145,20 @@ def main() -> int:
             artifact = built(shape, way, scratch / shape, scratch)
             print(json.dumps(timed(artifact, way, steps=asked.steps, images=asked.images, pixels=PIXELS.get(shape, 1024))))
             return 0
-        print("| shape | way | opened in s | step ms | against eager | share of peak |\n| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
+        print(f"| shape | way | opened in s | step ms | against eager | {SHARE} |\n| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
         for shape in asked.shapes.split(","):
-            SHAPES[shape](scratch / shape)
+            provide(shape, scratch / shape)
             compare(shape, asked, scratch)
     return 0
 
 
 def compare(shape: str, asked: argparse.Namespace, scratch: Path) -> None:
-    """A line per way; one that fails costs only its own."""
-    eager = operations = 0.0
+    """A line per way; one that fails costs only its own, and `eager` what is told against it, too."""
+    eager: Mapping[str, float] | None = None
+    peak: float | None = asked.peak
+    if peak is None:
+        peak = known.bf16 if (known := limits()) else None
+    parameters = {"steps": asked.steps, "images": asked.images, "pixels": PIXELS.get(shape, 1024), "peak_tflop_s": peak}
     for way in asked.ways.split(","):
         same = ["--steps", str(asked.steps), "--images", str(asked.images), "--scratch", str(scratch)]
         command = [sys.executable, __file__, *same, "--one", shape, way]
@@ -146,10 +167,17 @@ def compare(shape: str, asked: argparse.Namespace, scratch: Path) -> None:
             print(f"| {shape} | {way} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]} | | | |", flush=True)
             continue
         one = json.loads(done.stdout.splitlines()[-1])
-        eager, operations = eager or one["step_ms"], operations or one["tflop"]
-        share = operations / one["step_ms"] * 1e3 / asked.peak
-        print(f"| {shape} | {way} | {one['open_s']:.1f} | {one['step_ms']:.1f} | {eager / one['step_ms']:.2f}x | {share:.0%} |", flush=True)
-        results.save(asked.save, "denoising_step", shape, way, {"opened s": one["open_s"], "step ms": one["step_ms"], "share of peak": share})
+        if way == "eager":
+            eager = one
+        figures = {"opened s": one["open_s"], "step ms": one["step_ms"]}
+        faster = share = "–"
+        if eager is not None:
+            faster = f"{eager['step_ms'] / one['step_ms']:.2f}x"
+        if eager is not None and peak is not None:
+            figures[SHARE] = eager["tflop"] / one["step_ms"] * 1e3 / peak
+            share = f"{figures[SHARE]:.0%}"
+        print(f"| {shape} | {way} | {one['open_s']:.1f} | {one['step_ms']:.1f} | {faster} | {share} |", flush=True)
+        results.save(asked.save, "denoising_step", shape, way, figures, parameters)
 
 
 if __name__ == "__main__":

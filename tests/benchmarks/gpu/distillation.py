@@ -88,7 +88,7 @@ def main() -> int:
                 flush=True,
             )
             for size, rate in found.items():
-                results.save(asked.save, "distillation", f"{asked.shape}, {tokens} tokens", f"on {size}", {"sequences/s": rate})
+                results.save(asked.save, "distillation", f"{asked.shape}, {tokens} tokens", f"on {size}", {"sequences/s": rate}, {"steps": STEPS})
     return 0
 
 

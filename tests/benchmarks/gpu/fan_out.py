@@ -27,6 +27,8 @@ import results
 from genopt.store.run_folder import RunFolder
 from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
+CONCURRENCY = "1,8"
+
 
 def optimize(asked: argparse.Namespace, model: Path, gpus: int) -> None:
     """One run on so many GPUs."""
@@ -42,7 +44,7 @@ def optimize(asked: argparse.Namespace, model: Path, gpus: int) -> None:
     included = [word for name in asked.include.split(",") for word in ("--include", name)]
     subprocess.run(
         [*genopt, "optimize", str(model), "--quality", "off", "--budget", asked.budget, "--max-trials", "0", "--reuse", "nothing",
-         "--concurrency", "1,8", "--out", str(asked.out / f"gpus-{gpus}"), *included],
+         "--concurrency", CONCURRENCY, "--out", str(asked.out / f"gpus-{gpus}"), *included],
         env=environment, check=False,
     )  # fmt: skip
 
@@ -88,7 +90,8 @@ def main() -> int:
             flush=True,
         )
         case = f"{count} GPU{'s' if count > 1 else ''}, {asked.include}"
-        results.save(asked.save, "fan_out", asked.shape, case, {"candidates": one["candidates"], "span s": one["span_s"], "run s": one["run_s"]})
+        kept = {"candidates": one["candidates"], "span s": one["span_s"], "run s": one["run_s"]}
+        results.save(asked.save, "fan_out", asked.shape, case, kept, {"budget": asked.budget, "concurrency": CONCURRENCY})
     if len(found) == 2:
         print(f"{found[1]['span_s'] / found[2]['span_s']:.2f} times as fast, the whole run {found[1]['run_s'] / found[2]['run_s']:.2f} times")
     return 0 if all(one["at_once"] <= count for count, one in found.items()) else 1

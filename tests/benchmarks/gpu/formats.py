@@ -1,20 +1,24 @@
 """Number formats and engines by how many requests are continued at once: the decode step, the throughput, and reading prompts.
 
-    python tests/benchmarks/gpu/formats.py MODEL [--ways torch,vllm-bf16,...] [--streams 1,8,32,128] [--save FOLDER]
+    python tests/benchmarks/gpu/formats.py MODEL [--vllm /opt/vllm/bin/python] [--ways torch,vllm-bf16,...] [--streams 1,8,32,128] [--save FOLDER]
 
 MODEL is a folder; one that is missing is written with random weights of the shape that its name says (llama-1b, llama-8b). Each way runs in a
-process of its own. At each number of streams that many random prompts of --prompt-tokens are begun together and answered with --new tokens,
+process of its own, those of vLLM and `library` in the interpreter that --vllm names, as vLLM asks for another PyTorch than genopt does; it finds
+genopt in this checkout, and the libraries of genopt's environment `vllm` are enough. A way that fails costs only its own line, and the exit
+status, which is 1 then. At each number of streams that many random prompts of --prompt-tokens are begun together and answered with --new tokens,
 twice, after a round that warms up. Prints, as medians of both rounds:
 
 tpot         Milliseconds of a decode step: the median time between the tokens of an answer, then over answers, so that steps which read
              prompts of others do not count.
 tok/s        New tokens over the time from the first request to the last token, prompts included.
-MBU          Share of --peak (TB/s, by default an H200's) at which a step reads what it must: weights, and keys and values of all streams halfway.
+MBU          Share of --peak (TB/s, by default this GPU's where `limits.py` knows it) at which a step reads what it must: weights, and keys and
+             values of all streams halfway.
 prefill      Prompt tokens a second, where answers end at their first token.
 opened       Seconds until the engine was ready, rounding apart.
 
 Then, for each number of streams, the regret of choosing by the first round: how much longer the choice's step takes in the second than that of the
-fastest way in the second. `library` calls vLLM's own `LLM.generate` with the same prompts and the settings of vllm-fp8; it tells no times of tokens.
+fastest way in the second. Both rounds follow each other in one process, so that it says nothing of another process or day. `library` calls vLLM's
+own `LLM.generate` with the same prompts and the settings of vllm-fp8; it tells no times of tokens.
 
 On one H200 (2026-11-28, vLLM 0.22, 8B shape, other work on the other GPU), milliseconds of a step with 1, 8, 32 and 128 streams: bf16 4.89, 5.12,
 5.79, 8.75; FP8 3.45, 3.63, 4.80, 7.03; with an 8-bit cache 3.55, 3.69, 4.77, 6.75; W8A8 3.70, 3.91, 4.49, 7.11; W4A16 3.77, 3.94, 4.79, 8.51; the
@@ -42,6 +46,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -52,6 +57,7 @@ from pathlib import Path
 from statistics import median
 
 import results
+from limits import limits
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession
@@ -62,6 +68,7 @@ from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 READS: dict[str, JsonValue] = {"max_batched_tokens": 8192}
 LIBRARY = "library"
+CHECKOUT = Path(__file__).resolve().parents[3]
 Rounding = tuple[str, dict[str, JsonValue]]
 WAYS: Mapping[str, tuple[str, Rounding | None, dict[str, JsonValue]]] = {
     "torch-eager": ("torch", None, {"compile": False}),
@@ -135,14 +142,15 @@ def by_session(artifact: Path, way: str, asked: argparse.Namespace) -> dict[str,
     weights, context = weight_bytes(artifact, options), asked.prompt_tokens + asked.new / 2
     levels: dict[str, Level] = {}
     for streams in map(int, asked.streams.split(",")):
-        level: Level = {"tpot": [], "tok/s": [], "MBU": [], "prefill": [], "opened": [opened]}
+        level: Level = {"tpot": [], "tok/s": [], "prefill": [], "opened": [opened]}
         session.generate(requests(streams, asked.prompt_tokens, 4, -1))
         for turn in range(2):
             step, rate = answered(session, requests(streams, asked.prompt_tokens, asked.new, turn))
             level["tpot"].append(step)
             level["tok/s"].append(rate)
             read = weights + streams * context * (session.memory().kv_bytes_per_token or 0.0)
-            level["MBU"].append(read / (step / 1e3) / (asked.peak * 1e12))
+            if asked.peak:
+                level.setdefault("MBU", []).append(read / (step / 1e3) / (asked.peak * 1e12))
             level["prefill"].append(asked.prompt_tokens * answered(session, requests(streams, asked.prompt_tokens, 1, 2 + turn))[1])
         levels[str(streams)] = level
     session.close()
@@ -178,6 +186,18 @@ def timed(model: Path, way: str, asked: argparse.Namespace) -> dict[str, Level]:
         return by_session(rounded(model, rounding, Path(scratch) / "artifact") if rounding else model, way, asked)
 
 
+def one(way: str, asked: argparse.Namespace) -> subprocess.CompletedProcess[str]:
+    """Times a way in a process, of the interpreter that it needs."""
+    interpreter, environment = sys.executable, None
+    if asked.vllm is not None and WAYS[way][0] == "vllm":
+        interpreter, environment = str(asked.vllm), {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    same = ["--streams", asked.streams, "--prompt-tokens", str(asked.prompt_tokens), "--new", str(asked.new)]
+    same += ["--peak", str(asked.peak)] if asked.peak else []
+    same += ["--scratch", str(asked.scratch)] if asked.scratch else []
+    command = [interpreter, __file__, str(asked.model), *same, "--one", way]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def regret(ways: Mapping[str, Mapping[str, Level]], streams: str) -> tuple[str, float]:
     """What the first round chooses, and how much slower it is in the second than the fastest there."""
     steps = {way: levels[streams]["tpot"] for way, levels in ways.items()}
@@ -189,41 +209,52 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--vllm", type=Path, help="interpreter that finds vLLM; by default this one")
     parser.add_argument("--streams", default="1,8,32,128")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--peak", type=float, default=4.8, help="bandwidth of the GPU's memory in TB/s")
+    parser.add_argument("--peak", type=float, help="bandwidth of the GPU's memory in TB/s; by default what its name says")
     parser.add_argument("--scratch", type=Path, help="where rounded checkpoints are written")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     results.add_argument(parser)
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(timed(asked.model, asked.one, asked)))
+        print(json.dumps({"levels": timed(asked.model, asked.one, asked), "versions": results.versions()}))
         return 0
+    if unknown := set(asked.ways.split(",")) - set(WAYS):
+        parser.error(f"there is no way {', '.join(sorted(unknown))}; choose of {', '.join(WAYS)}")
     if not asked.model.exists():
         assert asked.model.name in LLAMA_SHAPES, f"{asked.model} is neither a model nor one of {', '.join(LLAMA_SHAPES)}"
         provide_random_llama(asked.model, asked.model.name)
     print("| way | streams | TPOT ms | tok/s | MBU | prefill tok/s | opened in s |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    same = ["--streams", asked.streams, "--prompt-tokens", str(asked.prompt_tokens), "--new", str(asked.new), "--peak", str(asked.peak)]
-    same += ["--scratch", str(asked.scratch)] if asked.scratch else []
+    if asked.peak is None:
+        asked.peak = known.bandwidth if (known := limits()) else None
+    parameters = {"prompt_tokens": asked.prompt_tokens, "new_tokens": asked.new, "bandwidth_tb_s": asked.peak}
     ways: dict[str, dict[str, Level]] = {}
+    versions: dict[str, str] = {}
+    failed: list[str] = []
     for way in asked.ways.split(","):
-        done = subprocess.run([sys.executable, __file__, str(asked.model), *same, "--one", way], capture_output=True, text=True, check=False)
+        done = one(way, asked)
         if done.returncode:
+            failed.append(way)
             print(f"| {way} | failed: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]} | | | | |", flush=True)
             continue
-        ways[way] = json.loads(done.stdout.splitlines()[-1])
+        told = json.loads(done.stdout.splitlines()[-1])
+        ways[way], versions[way] = told["levels"], told["versions"]
         for streams, level in ways[way].items():
             middle = {name: median(values) for name, values in level.items()}
             cells = (f"{middle[name]:,.{digits}f}" if name in middle else "–" for name, digits in SHOWN.items())
             print(f"| {way} | {streams} | {' | '.join(cells)} |", flush=True)
-            results.save(asked.save, "formats", f"{asked.model.name}, {streams} streams", way, middle)
+            results.save(asked.save, "formats", f"{asked.model.name}, {streams} streams", way, middle, parameters, versions[way])
     stepping = {way: levels for way, levels in ways.items() if way != LIBRARY}
     for streams in asked.streams.split(",") if stepping else ():
         chosen, lost = regret(stepping, streams)
         print(f"{streams} streams: {chosen} is chosen, regret {lost:.1%}", flush=True)
-        results.save(asked.save, "formats", f"{asked.model.name}, {streams} streams", f"choice: {chosen}", {"regret": lost})
-    return 0
+        subject = f"{asked.model.name}, {streams} streams"
+        results.save(asked.save, "formats", subject, f"choice: {chosen}", {"regret": lost}, parameters, versions[chosen])
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -76,16 +76,17 @@ def save(asked: argparse.Namespace) -> None:
     if asked.only == "serve" or not path.exists():
         return
     report = json.loads(path.read_text(encoding="utf-8"))
+    parameters = {name: vars(asked)[name] for name in ("budget", "streams", "prompt_tokens", "output_tokens")}
     measured = [one for one in report["candidates"] if one["metrics"]]
     tried = len({one["name"] for one in measured} - {"original", "baseline"})
-    results.save(asked.save, "whole_job", subject, "run", {"candidates": tried, "run s": report["budget"]["spent_s"]})
+    results.save(asked.save, "whole_job", subject, "run", {"candidates": tried, "run s": report["budget"]["spent_s"]}, parameters)
     for one in measured:
         figures = {name: metric["value"] for name, metric in one["metrics"].items() if name.startswith(FIGURES)}
-        results.save(asked.save, "whole_job", subject, one["name"], figures)
+        results.save(asked.save, "whole_job", subject, one["name"], figures, parameters)
     if (load := asked.out / "load.json").exists():
         for level in json.loads(load.read_text(encoding="utf-8"))["levels"]:
             figures = {name: level["metrics"][name]["value"] for name in SERVED_FIGURES}
-            results.save(asked.save, "whole_job", subject, f"served, {level['concurrency']} at once", figures)
+            results.save(asked.save, "whole_job", subject, f"served, {level['concurrency']} at once", figures, parameters)
 
 
 def table(report: dict[str, Any], streams: list[str]) -> Iterator[str]:
@@ -130,7 +131,7 @@ def main() -> int:
         code = 0 if asked.only == "serve" else optimize(asked, scratch)
         if code == 0 and asked.only != "optimize":
             code = serve(asked)
-    save(asked)  # last, since who asks for the GPU's name holds a part of it from then on
+    save(asked)
     return code
 
 
