@@ -91,7 +91,10 @@ SloName = Literal["ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "t
 
 
 class RunSpec(Record):
-    """What `genopt optimize` is asked to do. Every command-line flag has a key here.
+    """What `genopt optimize` is asked to do.
+
+    Flags have keys here, with underscores for dashes, but for those that say where the keys are and what is shown (`--config`, `--progress`,
+    `--json`); `--eval-task` is `eval_tasks`, and `--fresh` is `reuse: nothing`. `host` has no flag there.
 
     Attributes:
         model: Hugging Face id, local folder, `.gguf` file or built-in name.
