@@ -12,14 +12,18 @@ On one H200 each (night of 2026-11-29, vLLM 0.22, 16 processors; both jobs at th
 8B shape, --include vllm --streams 1,128 --budget 25m: the original and the baseline were measured after 3:50, of which the hash of 16 GB took 0:15,
 the profile 0:24, opening the compiled baseline 0:52 and timing both 1:27. Five candidates in vLLM took 88, 60, 53,
 51 and 48 s to open (10 s of that importing vLLM in a second process, 21 compiling), and 15 to be timed; writing 9 GB took 36 to 55 s. The sixth,
-with Humming's kernels, hung while it opened and took the rest of the budget (what hangs is stopped earlier since). W8A8 won: 9,005 tokens a
-second with 128 streams, where the original wrote 1,222 and the baseline 1,176. It was served within a minute, and wrote 2,471 tokens a second in
+with Humming's kernels, hung while it opened and took the rest of the budget (what hangs is stopped earlier since). W8A8 won: 9,015 tokens a
+second with 128 streams, where the original wrote 1,453 and the baseline 1,439. It was served within a minute, and wrote 2,471 tokens a second in
 answer to 128 callers at once with prompts of 2,400 tokens, where those of the run had 512: `genopt bench` counts words of its own text, which this
 model's tokenizer takes apart into bytes.
 
 SmolLM2 (135M, 99 % of the quality, --streams 1,8,32,128 --budget 12m --prompt-tokens 128 --output-tokens 64): done in 11:09. vLLM as it is won, with
-20,347 tokens a second at 128 streams where the original wrote 2,327, and 0.60 of the baseline's throughput with one stream; FP8 and W8A8 kept 97.1
+20,344 tokens a second at 128 streams where the original wrote 3,087, and 0.60 of the baseline's throughput with one stream; FP8 and W8A8 kept 97.1
 and 97.6 %, and were rejected. Served, it wrote 6,243 tokens a second for 128 callers with prompts of 172 tokens.
+
+The first batch of each size warms up since, and is left out of these rates where there was a second one: transformers' first took up to twice as
+long. There was none at 8 and 32 streams of what PyTorch runs, whose rates are too low therefore; and its batches copied all logits to the host at
+each step, which they do no more.
 """
 
 from __future__ import annotations
