@@ -28,7 +28,7 @@ Model = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Config = Annotated[Path | None, typer.Option(help="YAML file with keys like flags, with underscores (see spec.yaml of a run); flags on the command line win.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file with keys as in a run's spec.yaml; flags on the command line win.")]
 TaskName = Annotated[str | None, typer.Option(help="Task; inferred from the model unless given.")]
 BudgetTime = Annotated[str | None, typer.Option(help="Wall-clock time from start to report, such as 10m.  [default: 60m]")]
 Quality = Annotated[str | None, typer.Option(help="Share of the original's quality that must be held; off holds none.  [default: 99%]")]
