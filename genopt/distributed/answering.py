@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,10 @@ ANSWER_S = 60.0
 
 
 def answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[str, Any]]:
-    """The nodes to measure on, and what `machine_task` says of the first, with a `digest` of their hardware if all have the same.
+    """The nodes to measure on, and what `machine_task` says of the first, with their `kind`, and a `digest` of their hardware if all have the same.
 
-    A dead node counts as alive until Ray misses its heartbeats.
+    Nodes of another kind than most are left out: what they measure could not be compared. A dead node counts as alive until Ray misses its
+    heartbeats.
 
     Raises:
         SpecError: The number of nodes to bring up is none.
@@ -40,12 +42,33 @@ def answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[
             listener.activity(f"going on without {node.hostname}, which runs no task: {cause}")
     if not found:
         raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
+    found = _of_one_kind(found, listener)
     facts = next(iter(found.values()))
     _require_alike(found)
     shared = _on_every_node(list(found.values()))
     digests = {machine.hardware_digest(answer["hardware"]) for answer in found.values()}
     digest = digests.pop() if len(digests) == 1 else ""
-    return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}, "digest": digest}
+    return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}, "kind": kind_of(facts), "digest": digest}
+
+
+def kind_of(answer: Mapping[str, Any]) -> dict[str, str]:
+    """What must be alike for speeds to be compared: the names of a node's processor and of its GPUs.
+
+    Args:
+        answer: Of `machine_task`.
+    """
+    facts = answer["hardware"]
+    return {"cpu": str(facts["cpu"]), "gpus": ", ".join(sorted(str(gpu["name"]) for gpu in facts["gpus"])) or "none"}
+
+
+def _of_one_kind(found: Mapping[cluster.Node, dict[str, Any]], listener: Listener) -> dict[cluster.Node, dict[str, Any]]:
+    """Those of the kind that most nodes are of, of equally many the first one's."""
+    kinds = {node: tuple(kind_of(answer).values()) for node, answer in found.items()}
+    (usual, _), *_ = Counter(kinds.values()).most_common(1)
+    for node, kind in kinds.items():
+        if kind != usual:
+            listener.activity(f"going on without {node.hostname}, whose hardware ({', '.join(kind)}) is not that of most ({', '.join(usual)})")
+    return {node: answer for node, answer in found.items() if kinds[node] == usual}
 
 
 def _require_alike(found: Mapping[cluster.Node, Mapping[str, Any]]) -> None:

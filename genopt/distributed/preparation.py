@@ -106,7 +106,7 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
         folder = RunFolder.create(path, dump(resolved), {"hardware": facts["hardware"], "environment": facts["environment"]})
         with folder.hold():
             try:
-                _begin(folder, budget, how, nodes, terms_of(resolved, facts["libraries"], digests_of(given)))
+                _begin(folder, budget, how, nodes, terms_of(resolved, facts["libraries"], digests_of(given), facts["kind"]))
                 folder.append("model_resolved", model=model.model_dump(mode="json"))
                 for name, seconds in phases.items():
                     folder.append("phase", name=name, seconds=seconds)
@@ -150,7 +150,7 @@ def prepare_resumption(folder: RunFolder, listener: Listener, *, total_s: float 
         try:
             nodes, facts = answering_nodes(listener)
             location = spec.store if spec.store is not None and is_shared(spec.store) else str(store)
-            terms = terms_of(spec, facts["libraries"], digests_of(given))
+            terms = terms_of(spec, facts["libraries"], digests_of(given), facts["kind"])
             require_same(folder, terms)
             _begin(folder, budget, how, nodes, terms)
             folder.append("model_resolved", model=model.model_dump(mode="json"))

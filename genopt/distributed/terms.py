@@ -24,26 +24,29 @@ class Terms(Record):
     Attributes:
         spec: The resolved spec.
         libraries: Versions that decide the bytes of artifacts.
+        hardware: Processor and GPUs of the nodes that measure; see `genopt.distributed.answering.kind_of`.
         data: sha256 of the files with texts and prompts, by key of the spec, and digests of models given beside the original, by kind.
     """
 
     spec: dict[str, Any]
     libraries: dict[str, str]
+    hardware: dict[str, str]
     data: dict[str, str]
 
 
-def terms_of(spec: RunSpec, libraries: Mapping[str, str], given: Mapping[str, str]) -> Terms:
+def terms_of(spec: RunSpec, libraries: Mapping[str, str], given: Mapping[str, str], hardware: Mapping[str, str]) -> Terms:
     """The terms of a session.
 
     Args:
         spec: The resolved spec.
         libraries: What the measuring node has.
         given: Digests of the models that were given beside the original, by kind.
+        hardware: What kind of machine it is.
     """
     files = {"eval_data": spec.eval_data, "calib_data": spec.calib_data, "prompts": spec.prompts}
     data = {name: file_sha256(Path(path).expanduser()) for name, path in files.items() if path is not None}
     data |= {f"given {kind}": digest for kind, digest in given.items()}
-    return Terms(spec=spec.model_dump(mode="json"), libraries=dict(libraries), data=data)
+    return Terms(spec=spec.model_dump(mode="json"), libraries=dict(libraries), hardware=dict(hardware), data=data)
 
 
 def require_same_spec(folder: RunFolder, spec: RunSpec) -> None:
@@ -56,13 +59,14 @@ def require_same_spec(folder: RunFolder, spec: RunSpec) -> None:
 
 
 def require_same(folder: RunFolder, terms: Terms) -> None:
-    """Refuses libraries and data that changed since the run began.
+    """Refuses libraries, hardware and data that changed since the run began.
 
     Raises:
         RunFolderError: With what is different.
     """
     earlier = _started(folder)
     _refuse(folder, "Libraries that decide the results have", earlier.get("libraries"), terms.libraries, "install the earlier ones")
+    _refuse(folder, "The hardware that its numbers are of has", earlier.get("hardware"), terms.hardware, "continue it on such nodes")
     _refuse(folder, "Data files have", earlier.get("data"), terms.data, "put the earlier ones back")
 
 

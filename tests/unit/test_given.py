@@ -83,10 +83,10 @@ def test_plans_name_a_folder_by_its_bytes(vae: Path, tmp_path: Path, monkeypatch
 def test_a_run_does_not_go_on_with_another_model(tmp_path: Path) -> None:
     spec = build({"model": "m", "given": {"vae": "taesd"}})
     folder = RunFolder.create(tmp_path / "run", dump(spec), {})
-    folder.append("run_started", budget_s=60.0, **terms_of(spec, {}, {"vae": DIGEST}).model_dump(mode="json"))
-    require_same(folder, terms_of(spec, {}, {"vae": DIGEST}))
+    folder.append("run_started", budget_s=60.0, **terms_of(spec, {}, {"vae": DIGEST}, {}).model_dump(mode="json"))
+    require_same(folder, terms_of(spec, {}, {"vae": DIGEST}, {}))
     with pytest.raises(RunFolderError, match=r"given vae: aaa.* -> bbb"):
-        require_same(folder, terms_of(spec, {}, {"vae": "b" * 64}))
+        require_same(folder, terms_of(spec, {}, {"vae": "b" * 64}, {}))
 
 
 def test_a_tiny_vae_adds_candidates() -> None:

@@ -13,6 +13,7 @@ from genopt.store.run_folder import RunFolder
 
 LIBRARIES = {"torch": "2.13.0", "numpy": "2.4.6"}
 GIVEN = {"vae": "abc"}
+HARDWARE = {"cpu": "EPYC", "gpus": "NVIDIA H100"}
 
 
 @pytest.fixture
@@ -24,13 +25,13 @@ def spec(tmp_path: Path) -> RunSpec:
 @pytest.fixture
 def run(tmp_path: Path, spec: RunSpec) -> RunFolder:
     folder = RunFolder.create(tmp_path / "run", dump(spec), {})
-    folder.append("run_started", budget_s=60.0, **terms_of(spec, LIBRARIES, GIVEN).model_dump(mode="json"))
+    folder.append("run_started", budget_s=60.0, **terms_of(spec, LIBRARIES, GIVEN, HARDWARE).model_dump(mode="json"))
     return folder
 
 
 def refusal(run: RunFolder, spec: RunSpec, libraries: dict[str, str]) -> str:
     with pytest.raises(RunFolderError) as caught:
-        require_same(run, terms_of(spec, libraries, GIVEN))
+        require_same(run, terms_of(spec, libraries, GIVEN, HARDWARE))
     assert caught.value.exit_code == 2
     assert "--out" in str(caught.value)
     return str(caught.value)
@@ -39,7 +40,7 @@ def refusal(run: RunFolder, spec: RunSpec, libraries: dict[str, str]) -> str:
 def test_the_same_terms_are_accepted(run: RunFolder) -> None:
     read = build(load(run.path / "spec.yaml"))
     require_same_spec(run, read)
-    require_same(run, terms_of(read, LIBRARIES, GIVEN))
+    require_same(run, terms_of(read, LIBRARIES, GIVEN, HARDWARE))
     require_same_model(run, "abc", "abc")
     require_same_model(run, "", "abc")
 
@@ -73,3 +74,8 @@ def test_a_run_that_does_not_say_what_it_began_with_is_refused(tmp_path: Path, s
     folder = RunFolder.create(tmp_path / "old", dump(spec), {})
     with pytest.raises(RunFolderError, match="cannot be continued"):
         require_same_spec(folder, spec)
+
+
+def test_other_hardware_is_refused_with_what_it_was(run: RunFolder, spec: RunSpec) -> None:
+    with pytest.raises(RunFolderError, match=r"hardware .* changed .*\(gpus: NVIDIA H100 -> NVIDIA L4\); continue it on such nodes"):
+        require_same(run, terms_of(spec, LIBRARIES, GIVEN, {**HARDWARE, "gpus": "NVIDIA L4"}))
