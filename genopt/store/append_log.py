@@ -46,23 +46,36 @@ class AppendLog:
         """
         line = json.dumps(dict(record), allow_nan=False).encode() + b"\n"
         with self._lock:
-            try:
-                with self.path.open("ab", buffering=0) as stream:
-                    size = stream.tell()
-                    try:
-                        self._write(stream.fileno(), line)
-                    except OSError:
-                        stream.truncate(size)
-                        raise
-            except OSError as error:
-                raise storage_error(self.path, error) from None
+            append_line(self.path, line)
 
-    @staticmethod
-    def _write(descriptor: int, line: bytes) -> None:
-        left = line
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
+
+def append_line(path: Path, line: bytes) -> None:
+    """Appends a line to a file; it is on the disk when this returns, and there is nothing of it where this raises.
+
+    Args:
+        path: The file; made where it is missing. Nobody else may write to it meanwhile.
+        line: With its end.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            try:
+                _write(stream.fileno(), line)
+            except OSError:
+                stream.truncate(size)
+                raise
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    left = line
+    while left:
+        left = left[os.write(descriptor, left) :]
+    os.fsync(descriptor)
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genopt.errors import RunFolderError
+from genopt.store.append_log import append_line
 from genopt.store.files import storage_error, write_atomically
 from genopt.store.lease import Holder, Lease
 
@@ -121,7 +121,7 @@ class RunFolder:
         return self.path / "logs"
 
     def append(self, event: str, **content: Any) -> None:
-        """Appends one event to the journal, durably.
+        """Appends one event to the journal, durably; where this raises there is nothing of it, so that later events can follow.
 
         Raises:
             RunFolderError: Another process has taken over meanwhile.
@@ -129,13 +129,7 @@ class RunFolder:
         """
         self._require_held()
         line = json.dumps({"time": time.time(), "event": event, **content}, allow_nan=False)
-        try:
-            with self._journal.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise storage_error(self.path, error) from None
+        append_line(self._journal, line.encode() + b"\n")
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The journal's events in order; a last line that was cut off by a crash is left out.

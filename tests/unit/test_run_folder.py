@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,27 @@ def test_a_journal_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     (run.path / "journal.jsonl").mkdir()
     with pytest.raises(StorageError, match="--out"):
         run.append("started")
+
+
+@contextlib.contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """Lets no file of this process grow beyond a size while the block runs, as on a disk that is full then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_event_that_found_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    run.append("started")
+    with full_at((run.path / "journal.jsonl").stat().st_size + 20), pytest.raises(StorageError):
+        run.append("measured", samples="x" * 1000)
+    run.append("resumed")
+    run.append("finished")
+    assert [event["event"] for event in run.events()] == ["started", "resumed", "finished"]
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
