@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from genopt.errors import SpecError
-from genopt.plan import Artifact, Candidate, Plan, Record, plan_of
+from genopt.plan import Artifact, Plan, Record, plan_of
+from genopt.report.accepted import original_of
 from genopt.report.model import REFERENCES, Report
+from genopt.store.artifacts import is_whole
 
 ORIGINAL = REFERENCES[0]
 
@@ -53,19 +53,12 @@ def _variant(report: Report, name: str) -> Variant:
     found = next((candidate for candidate in report.candidates if candidate.name == name), None)
     if found is None:
         raise SpecError(f"The run has no candidate {name!r}; choose of {_known(report)}.")
-    artifact = found.artifact or _original(report, found)
+    artifact = found.artifact or (original_of(report) if name in REFERENCES else None)  # what changes no file is the original
     if artifact is None:
         raise SpecError(f"{name} has nothing that can be opened, because it is {found.status} ({found.reason}); choose of {_known(report)}.")
-    if not Path(artifact.path).is_dir():
+    if not is_whole(artifact):
         raise SpecError(f"{artifact.path} is gone from the store; run the optimization again, or restore the store it was made with.")
     return Variant(plan=plan_of(found), artifact=artifact)
-
-
-def _original(report: Report, candidate: Candidate) -> Artifact | None:
-    """The model's own files, for a candidate that changes none."""
-    if candidate.name not in REFERENCES:
-        return None
-    return Artifact(digest=report.model.digest, path=report.model.path, bytes=report.model.bytes)
 
 
 def _known(report: Report) -> str:

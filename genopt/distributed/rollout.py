@@ -13,13 +13,14 @@ import yaml
 from genopt.distributed import cluster
 from genopt.errors import DeploymentError
 from genopt.plan import Record, plan_of
-from genopt.report.accepted import accepted, files_of
+from genopt.report.accepted import accepted, files_of, original_of
 from genopt.report.assemble import assemble
 from genopt.report.model import Report
 from genopt.report.write import write_reports
 from genopt.serving import deployment
 from genopt.serving.manifest import autoscaling, serve_config
 from genopt.spec import build, load
+from genopt.store.artifacts import is_whole
 from genopt.store.files import write_atomically
 from genopt.store.run_folder import RunFolder
 from genopt.store.shared import compiled_folder
@@ -161,12 +162,10 @@ def checked_config(folder: RunFolder, *, variant: str | None, listener: Listener
     report = assemble(folder)
     if report.winner is None and variant is None:
         raise DeploymentError(f"{report.decision} Deploy it with `genopt deploy {folder.path} --variant baseline`.")
-    config = write_serve_config(folder, report, variant=variant, listener=listener, name=name)
-    arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"][0]["args"]
-    for needed in (arguments["artifact"], arguments["model_folder"]):
-        if not Path(needed).is_dir():
-            raise DeploymentError(f"{needed} is gone from the store; run the optimization again, or restore the store it was made with.")
-    return config
+    for needed in (files_of(report, accepted(report, variant), build(load(folder.path / "spec.yaml")).store), original_of(report)):
+        if not is_whole(needed):
+            raise DeploymentError(f"{needed.path} is gone from the store; run the optimization again, or restore the store it was made with.")
+    return write_serve_config(folder, report, variant=variant, listener=listener, name=name)
 
 
 def undeploy(folder: RunFolder | None = None, *, address: str | None = None, progress: Callable[[str], None] = lambda _: None) -> bool:

@@ -28,6 +28,11 @@ def accepted(report: Report, name: str | None) -> Candidate:
     return found
 
 
+def original_of(report: Report) -> Artifact:
+    """The model's own files."""
+    return Artifact(digest=report.model.digest, path=report.model.path, bytes=report.model.bytes, traits=("hf",))
+
+
 def files_of(report: Report, candidate: Candidate, store: str | None) -> Artifact:
     """A candidate's files on this machine.
 
@@ -39,7 +44,7 @@ def files_of(report: Report, candidate: Candidate, store: str | None) -> Artifac
     Raises:
         StorageError: They lie in an object store that does not have them any more.
     """
-    artifact = candidate.artifact or Artifact(digest=report.model.digest, path=report.model.path, bytes=report.model.bytes, traits=("hf",))
+    artifact = candidate.artifact or original_of(report)
     if not is_shared(store):
         return artifact
     with open_store(store).local(artifact) as here:  # the path is that of the machine that measured it

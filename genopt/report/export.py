@@ -16,6 +16,7 @@ from genopt.report.assemble import assemble
 from genopt.report.model import Report
 from genopt.report.wording import quality_interval, quality_percent, ratio, ratio_interval
 from genopt.spec import build, load
+from genopt.store.artifacts import is_whole
 from genopt.store.files import storage_error, write_atomically
 from genopt.store.run_folder import RunFolder
 
@@ -103,7 +104,7 @@ def export(folder: RunFolder, destination: Path, *, to: str | None, variant: str
     report = assemble(folder)
     candidate = accepted(report, variant)
     artifact = files_of(report, candidate, build(load(folder.path / "spec.yaml")).store)
-    if not Path(artifact.path).is_dir():
+    if not is_whole(artifact):
         raise StorageError(f"{artifact.path} is gone from the store; run the optimization again, or restore the store it was made with.")
     fitting = formats_of(artifact)
     if to is not None and to not in fitting:

@@ -61,6 +61,22 @@ def folder_digest(folder: Path) -> tuple[str, int]:
     return digest.hexdigest(), sum(path.stat().st_size for path in files)
 
 
+def is_named(artifact: Artifact) -> bool:
+    """Whether it is an artifact of a store, on whichever machine, and no model of the user's."""
+    path = Path(artifact.path)
+    return path.name == artifact.digest and path.parent.name == "artifacts"
+
+
+def is_whole(artifact: Artifact) -> bool:
+    """Whether an artifact's folder still holds its bytes, as far as sizes tell.
+
+    Those of a store's artifact count all files, and those of a model its weights alone, which are safetensors. A link counts as the file
+    that it leads to, as in the hub's cache, and as nothing where that is gone.
+    """
+    files = Path(artifact.path).rglob("*" if is_named(artifact) else "*.safetensors")
+    return Path(artifact.path).is_dir() and sum(path.stat().st_size for path in files if path.is_file()) >= artifact.bytes
+
+
 class ArtifactStore:
     """Artifacts on one folder, local or shared.
 

@@ -91,6 +91,7 @@ class Inventory:
         self._remote.remove(*(name for name, artifact in self._steps() if artifact is None or artifact.digest not in there))
         for digest in digests & files.keys():
             self._remote.remove(f"manifests/{digest}.json", f"verified/{digest}.json", *(one.name for one in files[digest]))
+            self._remote.remove_emptied(f"artifacts/{digest}")
             freed += sum(one.bytes for one in files[digest])
         return freed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -175,6 +176,15 @@ class Remote:
                 continue
             except (pa.ArrowException, OSError) as error:
                 raise self._error(error) from None
+
+    def remove_emptied(self, folder: str) -> None:
+        """Removes a folder that holds no files any more; object stores have no folders."""
+        if not isinstance(self._files, fs.LocalFileSystem):
+            return
+        top = Path(self._path(folder))
+        for path in sorted((top, *(one for one in top.rglob("*") if one.is_dir())), reverse=True):  # what is within comes first
+            with contextlib.suppress(OSError):  # gone already, or another process has put a file there
+                path.rmdir()
 
     def _make_room(self, name: str) -> None:
         """Folders exist on disks alone."""

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from genopt.errors import SpecError, StorageError
 from genopt.plan import Artifact
-from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, stamps
+from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, is_named, stamps
 from genopt.store.claim import Claim
 from genopt.store.files import storage_error, sync_folder, write_atomically
 from genopt.store.remote import Remote
@@ -126,7 +126,7 @@ class SharedStore(ArtifactStore):
         Raises:
             StorageError: The object store does not have it, or not as it was.
         """
-        if not self._is_named(artifact):
+        if not is_named(artifact):
             yield artifact
             return
         with self._use(artifact.digest).open("a") as pin:
@@ -153,11 +153,6 @@ class SharedStore(ArtifactStore):
         until = None if wait_s is None else time.monotonic() + wait_s
         with super()._alone(key, wait_s), Claim(self._remote, key).held(until):
             yield
-
-    def _is_named(self, artifact: Artifact) -> bool:
-        """Whether it is an artifact of a store, on whichever machine, and no model of the user's."""
-        path = Path(artifact.path)
-        return path.name == artifact.digest and path.parent.name == "artifacts"
 
     def _publish(self, key: str, building: Path, traits: tuple[str, ...]) -> Artifact:
         artifact = super()._publish(key, building, traits)

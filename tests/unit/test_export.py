@@ -59,3 +59,22 @@ def test_nothing_is_overwritten_and_lost_files_are_named(tmp_path: Path, capsys:
     (tmp_path / "run-model").rename(tmp_path / "elsewhere")
     with pytest.raises(StorageError, match="gone from the store"):
         genopt.load_run(run.path).export(tmp_path / "other")
+
+
+def test_a_folder_without_its_weights_is_not_exported(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "run")
+    (tmp_path / "run-model" / "model.safetensors").unlink()
+    with pytest.raises(StorageError, match="gone from the store"):
+        genopt.load_run(run.path).export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_links_into_a_cache_count_as_long_as_they_lead_there(tmp_path: Path) -> None:
+    run, weights = write_fake_run(tmp_path / "run"), tmp_path / "run-model" / "model.safetensors"
+    kept = weights.rename(tmp_path / "blob")
+    weights.symlink_to(kept)
+    genopt.load_run(run.path).export(tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == kept.read_bytes()
+    kept.unlink()
+    with pytest.raises(StorageError, match="gone from the store"):
+        genopt.load_run(run.path).export(tmp_path / "other")

@@ -193,6 +193,7 @@ def test_an_inventory_lists_verifies_and_removes(tmp_path: Path) -> None:
     (machines.shared / "artifacts" / bad.digest / "config.json").unlink()
     assert {one.problem for one in inventory.verify()} == {"", "config.json is missing"}
     assert inventory.remove({bad.digest}) == 1
+    assert {path.name for path in (machines.shared / "artifacts").iterdir()} == {good.digest}, "no empty folder looks like an artifact"
     assert [one.digest for one in inventory.artifacts()] == [good.digest]
     assert machines.store("two").find(OTHER) is None
     assert machines.store("two").find(KEY) is not None
