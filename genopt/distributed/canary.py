@@ -75,7 +75,7 @@ def promote(folder: RunFolder, *, address: str | None = None, wait_s: float = 60
     """
     cluster.connect(address, embedded=False)
     found = canary_deploy.promote(folder.path / CONFIG, folder.path / "serve.yaml", wait_s=wait_s, progress=progress)
-    folder.append("deployed", url=found.url, application=APPLICATION, variant=found.variant)
+    folder.append("deployed", url=found.url, application=APPLICATION, variant=found.variant, needs_key=found.needs_key)
     write_reports(folder)
     return Endpoint(**found.model_dump(), embedded=False, example=example_of(folder))
 

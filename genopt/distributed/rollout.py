@@ -143,7 +143,7 @@ def deploy_run(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     found = deployment.deploy(config, wait_s=wait_s, progress=progress)
     endpoint = Endpoint(**found.model_dump(), embedded=connection.embedded, example=example_of(folder))
-    folder.append("deployed", url=endpoint.url, application=APPLICATION, variant=endpoint.variant)
+    folder.append("deployed", url=endpoint.url, application=APPLICATION, variant=endpoint.variant, needs_key=endpoint.needs_key)
     write_reports(folder)
     return endpoint
 

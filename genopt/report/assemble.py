@@ -123,4 +123,7 @@ def _deployment(events: Sequence[Event]) -> Deployment | None:
     last = next((event for event in reversed(events) if event["event"] in ("deployed", "undeployed")), None)
     if last is None or last["event"] == "undeployed":
         return None
-    return Deployment(url=last["url"], application=str(last.get("application") or ""), variant=str(last.get("variant") or ""))
+    return Deployment(
+        url=last["url"], application=str(last.get("application") or ""), variant=str(last.get("variant") or ""),
+        needs_key=bool(last.get("needs_key")),
+    )  # fmt: skip

@@ -93,11 +93,12 @@ class Profile(Record):
 
 
 class Deployment(Record):
-    """Where a variant of this run is served."""
+    """Where a variant of this run is served, and whether its callers show an API key."""
 
     url: str
     application: str = ""
     variant: str = ""
+    needs_key: bool = False
 
 
 class Report(Record):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+from pathlib import Path
 
+from genopt import catalog
 from genopt.plan import Candidate, JsonValue, Metric, Quality, Ratio
 from genopt.quality.preference import HumanResult, PromptVotes
 from genopt.report.model import Report
@@ -164,12 +166,10 @@ def preferred(result: HumanResult, item: PromptVotes) -> str:
 
 
 def curl(report: Report) -> str | None:
-    """A request to the deployment that works as it stands, or None while nothing is served."""
-    if report.deployment is None:
+    """A request to the deployment that works as it stands, but for a key where one is needed; None while nothing is served."""
+    modality = report.model.modality or "text"
+    if report.deployment is None or modality not in catalog.names("apis"):
         return None
     url = report.deployment.url.rstrip("/").removesuffix("/v1")
-    if report.model.modality == "image":
-        path, body = "images/generations", '{"prompt": "a lighthouse at dusk", "response_format": "b64_json"}'
-    else:
-        path, body = "chat/completions", '{"messages": [{"role": "user", "content": "What is a bottleneck?"}], "max_tokens": 64}'
-    return f"curl {shlex.quote(f'{url}/v1/{path}')} -H 'Content-Type: application/json' -d '{body}'"
+    line: str = catalog.load("apis", modality).curl_line(url, Path(report.model.id).name, str(report.evaluation.get("example", "")))
+    return f"{line} -H 'Authorization: Bearer KEY'" if report.deployment.needs_key else line

@@ -37,12 +37,14 @@ class Endpoint(Record):
         model: Name to ask for.
         variant: Name of the plan that answers.
         modality: What it makes; see `ServeArguments.modality`.
+        needs_key: Whether callers show an API key.
     """
 
     url: str
     model: str
     variant: str
     modality: str = "text"
+    needs_key: bool = False
 
 
 class Config(Record):
@@ -82,7 +84,10 @@ def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None])
         read_keys(Path(config.arguments.keys))
     _require_port(config.host, config.port)
     require_keys_kept(config)
-    endpoint = Endpoint(url=config.url, model=config.arguments.model_id, variant=config.arguments.variant.name, modality=config.arguments.modality)
+    endpoint = Endpoint(
+        url=config.url, model=config.arguments.model_id, variant=config.arguments.variant.name, modality=config.arguments.modality,
+        needs_key=config.arguments.keys is not None,
+    )  # fmt: skip
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options)
     target = serve.RunTarget(target=bind(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
     serve.run_many([target], wait_for_applications_running=False)

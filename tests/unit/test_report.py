@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from genopt.report import earlier
 from genopt.report.assemble import assemble
 from genopt.report.model import Report
 from genopt.report.write import write_reports
+from genopt.serving.exchange import Refusal
+from genopt.serving.image_wire import ImagesRequest
+from genopt.serving.wire import ChatRequest, parse
 from genopt.spec import build, dump
 from genopt.store.run_folder import RunFolder
 
@@ -304,10 +309,31 @@ def test_a_deployment_shows_until_it_is_taken_down(tmp_path: Path) -> None:
     run.append("deployed", url="http://127.0.0.1:8000/v1", application="genopt", variant="ort-int8-g32")
     report = write_reports(run)
     assert report.deployment is not None
-    assert "curl http://127.0.0.1:8000/v1/chat/completions -H" in page(run).text
+    assert "curl -s http://127.0.0.1:8000/v1/chat/completions -H" in page(run).text
     assert page(run).loads == []
     run.append("undeployed")
     assert assemble(run).deployment is None
+
+
+@pytest.mark.parametrize("needs_key", [False, True])
+@pytest.mark.parametrize(("modality", "kind"), [("text", ChatRequest), ("image", ImagesRequest)])
+def test_the_report_shows_a_request_that_the_deployment_takes(
+    modality: str, kind: type[ChatRequest | ImagesRequest], needs_key: bool, tmp_path: Path
+) -> None:
+    run = run_folder(tmp_path, modality=modality, id="/models/mine")
+    evaluation = {"source": "its own", "example": "a lighthouse's lamp"}
+    aa = {"value": 1.0, "ci_low": 0.99, "ci_high": 1.01}
+    run.append("references", original=ORIGINAL.model_dump(mode="json"), baseline=BASELINE.model_dump(mode="json"), aa=aa, evaluation=evaluation)
+    run.append("deployed", url="http://127.0.0.1:8000", application="genopt", variant="ort-int8-g32", needs_key=needs_key)
+    write_reports(run)
+    (line,) = re.findall(r"^curl .*$", (run.path / "report.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    words = shlex.split(line)
+    asked = parse(kind, words[words.index("-d") + 1].encode())
+    assert not isinstance(asked, Refusal)
+    assert asked.model == "mine"
+    assert "a lighthouse's lamp" in asked.model_dump_json()
+    assert ("Authorization: Bearer KEY" in words) == needs_key
+    assert html.escape(line) in (run.path / "report.html").read_text(encoding="utf-8").replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
 
 
 @pytest.mark.parametrize(
