@@ -125,13 +125,12 @@ def machine(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """The run's result in one sentence."""
+    """The run's result in one sentence; why it is so stands in the report's `decision`."""
     winner = report.winning
     if not report.candidates:
         return f"The run on {report.model.id} ended before there was a baseline, so nothing can be compared."
     if winner is None:
-        at = f"at {percent(report.quality_bar)} of the original's quality" if report.quality_bar else "whatever their quality"
-        return f"The baseline is kept: no candidate is better than it {at}."
+        return "The baseline is kept."
     parts = [winner.name]
     speed = winner.speedup.get("vs_original")
     if speed:

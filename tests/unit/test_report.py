@@ -86,9 +86,11 @@ FOUND = (
 )
 
 
-def run_folder(path: Path, *, references: bool = True, found: tuple[Candidate, ...] = FOUND, finished: bool = True, **model: Any) -> RunFolder:
+def run_folder(
+    path: Path, *, references: bool = True, found: tuple[Candidate, ...] = FOUND, finished: bool = True, slo: str = "", **model: Any
+) -> RunFolder:
     """A run folder with the journal that a driver would have written."""
-    spec = build({"model": "smollm2-135m", "budget": "10m"})
+    spec = build({"model": "smollm2-135m", "budget": "10m", "slo": slo})
     run = RunFolder.create(path / "run", dump(spec), ENVIRONMENT)
     run.append("run_started", budget_s=600.0, cluster={"nodes": 1})
     run.append("model_resolved", model={**MODEL, **model})
@@ -254,6 +256,21 @@ def test_a_run_without_winner_keeps_the_baseline(tmp_path: Path) -> None:
     assert "baseline is kept" in page(run).text
     assert "genopt deploy" not in page(run).text
     assert "try `--quality 98.4%`" in steps(report)
+
+
+@pytest.mark.parametrize(
+    ("found", "slo", "why"),
+    [
+        (FOUND[:1], "ttft_p99=1ms", "1 of 1 candidates hold the quality bar of 0.99, but none meets ttft_p99; the baseline is kept."),
+        (FOUND[4:5], "", "None of 1 candidates was shown to hold the quality bar of 0.99; the baseline is kept."),
+        ((), "", "No candidate was tried; the baseline is kept."),
+    ],
+)
+def test_a_run_without_winner_says_why_in_its_own_words_alone(found: tuple[Candidate, ...], slo: str, why: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path, found=found, slo=slo)
+    write_reports(run)
+    head = (run.path / "report.md").read_text(encoding="utf-8").replace("\\", "").splitlines()
+    assert [head[0], head[2]] == ["# The baseline is kept.", why]
 
 
 def test_a_run_without_references_is_valid(tmp_path: Path) -> None:
