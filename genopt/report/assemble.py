@@ -18,6 +18,8 @@ from genopt.store.run_folder import RunFolder
 
 Event = Mapping[str, Any]
 
+AFTER_RUNS = frozenset({"deployed", "undeployed", "canary_begun", "canary_ended"})
+"""Events that deployments append, at any time, to the journal of a run that may have ended long before."""
 _PROFILE_KEYS = ("advice", "ceilings", "ceilings_origin", "graph_breaks", "mbu", "mfu", "phases", "traces")
 
 
@@ -101,7 +103,8 @@ def _budget(spec: RunSpec, events: Sequence[Event]) -> BudgetUse:
     session = _since_start(events)
     started = _last(session, "run_started") or {}
     finished = _last(session, "run_finished")
-    seconds = float(session[-1]["time"]) - float(session[0]["time"]) if session else 0.0
+    times = [float(event["time"]) for event in session if event["event"] not in AFTER_RUNS]
+    seconds = times[-1] - times[0] if times else 0.0
     spent = float(finished["spent_s"]) if finished else float(started.get("spent_s") or 0.0) + seconds
     phases: dict[str, float] = {}
     for event in events:

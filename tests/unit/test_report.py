@@ -301,6 +301,8 @@ def test_a_driver_that_died_counts_as_interrupted_and_its_time_as_spent(tmp_path
     for second, line in enumerate(lines):
         line["time"] = 1_700_000_000.0 + 10 * second
     (run.path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for event in ("deployed", "canary_begun", "canary_ended", "undeployed"):  # years later
+        run.append(event, url="http://127.0.0.1:8000")
     report = assemble(run)
     assert report.interrupted
     assert math.isclose(report.budget.spent_s, 10.0 * (len(lines) - 1))
