@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from genopt import catalog
 from genopt.distributed import cluster
 from genopt.distributed.answering import answering_nodes
 from genopt.distributed.candidates import first_candidates
+from genopt.distributed.local_files import in_job, with_absolute_paths
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
 from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
 from genopt.models.given import GivenModel, digests_of, resolve_given
@@ -74,7 +74,7 @@ class Preparation(Record):
 
 def default_folder(model: str, prefix: str | None = None) -> Path:
     """`runs/<model>-<time>` below the current folder, or below the store in a Ray job, whose current folder is temporary."""
-    base = default_root() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path()
+    base = default_root() if in_job() else Path()
     name = prefix or "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in Path(model).name)[:60] or "run"
     return Path(base, "runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
@@ -86,6 +86,7 @@ def prepare_run(spec: RunSpec, budget: Budget, listener: Listener) -> Iterator[P
     Raises:
         GenoptError: Something is missing, with the remedy; nothing was written then.
     """
+    spec = with_absolute_paths(spec)
     path = Path(spec.out).expanduser() if spec.out else default_folder(spec.model)
     _require_inputs(spec, path)
     listener.budget(budget.spent_s, budget.total_s)

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, within: Path | None = None) -> subprocess.Popen[str]:
     """`genopt` with the fake engine and task, in a process group of its own."""
     environment = {
         **os.environ, "PYTHONPATH": str(folder / "plugin"), "GENOPT_STORE": str(folder / "store"), "PYTHONWARNINGS": "default",
@@ -40,12 +40,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "genopt", *arguments], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True, cwd=folder,
+        start_new_session=True, cwd=within or folder,
     )  # fmt: skip
 
 
 def optimize(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    return start(folder, "optimize", str(folder / "model"), "--task", "fake-text", *BUDGET, "--out", str(out), "--json", *more)
+    return start(folder, "optimize", "model", "--task", "fake-text", *BUDGET, "--out", str(out), "--json", *more)
 
 
 def ended(process: subprocess.Popen[str], code: int) -> Any:
@@ -154,7 +154,8 @@ def test_without_a_winner_the_baseline_is_kept_unless_nothing_is_asked_of_qualit
 
 def test_interrupted_and_resumed(folder: Path) -> None:
     run = folder / "interrupted"
-    process = optimize(folder, run, "--max-trials", "0")
+    (folder / "questions.jsonl").write_text('{"prompt": "mine"}\n', encoding="utf-8")
+    process = optimize(folder, run, "--max-trials", "0", "--prompts", "questions.jsonl")
     wait_for_event(run, "candidate_finished")
     os.killpg(process.pid, signal.SIGINT)
     message = ended(process, 130)["error"]["message"]
@@ -164,7 +165,7 @@ def test_interrupted_and_resumed(folder: Path) -> None:
     done = {one["name"] for one in report["candidates"] if one["status"] not in ("skipped", "failed")}
     assert {"original", "baseline"} <= done
     assert_nothing_is_left(folder)
-    whole = ended(start(folder, "resume", str(run), "--json"), 0)
+    whole = ended(start(folder, "resume", str(run), "--json", within=folder / "plugin"), 0)
     assert not whole["interrupted"]
     assert whole["winner"] == "twice-as-fast"
     names = [event["candidate"]["name"] for event in events(run, "candidate_finished") if event["candidate"]["status"] == "accepted"]
