@@ -102,12 +102,16 @@ class SharedStore(ArtifactStore):
     def find(self, key: str) -> Artifact | None:
         """See `ArtifactStore.find`; brings the artifact to this machine where it is elsewhere.
 
+        What only this machine still has is uploaded again, since another one may be told to use it.
+
         Raises:
-            StorageError: The object store does not answer, or this machine's disk cannot be written.
+            StorageError: The object store does not answer or cannot be written, or this machine's disk cannot.
         """
         found = super().find(key)
         if found is not None:
             self._touch(found.digest)
+            if self._manifest(found.digest) is None:
+                self._offer(key, found)
             return found
         content = self._remote.read(f"steps/{key}.json")
         try:
@@ -156,11 +160,15 @@ class SharedStore(ArtifactStore):
 
     def _publish(self, key: str, building: Path, traits: tuple[str, ...]) -> Artifact:
         artifact = super()._publish(key, building, traits)
-        self._upload(artifact, Path(artifact.path))
-        self._remote.write(f"steps/{key}.json", artifact.model_dump_json().encode())
+        self._offer(key, artifact)
         self._touch(artifact.digest)
         self._evict(artifact.digest)
         return artifact
+
+    def _offer(self, key: str, artifact: Artifact) -> None:
+        """Lets other machines find what is here; the step comes last, so that it never leads to nothing."""
+        self._upload(artifact, Path(artifact.path))
+        self._remote.write(f"steps/{key}.json", artifact.model_dump_json().encode())
 
     def _upload(self, artifact: Artifact, folder: Path) -> None:
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -61,11 +61,23 @@ def test_what_one_machine_built_another_finds(machines: Machines) -> None:
     assert not list((machines.folder / "two" / "building").iterdir())
 
 
-def test_what_is_here_is_not_asked_for(machines: Machines) -> None:
-    machines.build()
-    machines.shared.rename(machines.folder / "unreachable")
-    assert machines.store().find(KEY) is not None
+def test_what_is_here_is_not_fetched(machines: Machines) -> None:
+    built = machines.build()
+    (machines.shared / "artifacts" / built.digest / "config.json").unlink()
+    found = machines.store().find(KEY)
+    assert found is not None
+    assert content(found) == b"12345"
     assert machines.store("two").find(KEY) is None
+
+
+def test_what_was_removed_from_the_shared_store_but_is_still_here_is_uploaded_again(machines: Machines) -> None:
+    built = machines.build()
+    Inventory(machines.shared.as_uri()).remove({built.digest})
+    assert machines.store("two").find(KEY) is None
+    found = machines.store().build(KEY, never)
+    with machines.store("two").local(found) as here:
+        assert content(here) == b"12345"
+    assert content(machines.store("three").build(KEY, never)) == b"12345"
 
 
 @pytest.mark.parametrize("damage", [b"12045", b"123", None])
