@@ -217,7 +217,7 @@ class _Run:
     def _measure_references(self, prepared: Prepared) -> None:
         """Starts a bench on every node; the references of the first that could measure them are those of the report."""
         self._prepared, started = prepared, time.monotonic()
-        self._shared = share(open_store(self._location), self._nodes, Path(prepared.data).parent, *self._folders)
+        self._shared = share(open_store(self._location), Path(prepared.data).parent, *self._folders)
         try:
             found = self._benches.open(self._nodes)
         except StageError as error:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from genopt.distributed.cluster import Node
+from genopt.distributed import cluster
 from genopt.plan import Artifact
 from genopt.store.artifacts import ArtifactStore
 from genopt.tasks.base import BenchConfig
 
 
-def share(store: ArtifactStore, nodes: Sequence[Node], *folders: Path) -> dict[str, Artifact]:
+def share(store: ArtifactStore, *folders: Path) -> dict[str, Artifact]:
     """Lets the other machines have folders of this one; returns them by path.
 
-    Where machines share the store's folder, or there is one alone, nothing is copied.
+    Where machines share the store's folder, or the cluster has one alone, nothing is copied. Those that measure nothing count too, since
+    they build.
 
     Args:
         store: The store.
-        nodes: Where stages run.
         folders: The folders.
 
     Raises:
         StorageError: The store cannot be written.
     """
-    made = {str(folder.absolute()): store.share(folder) for folder in folders} if len({node.hostname for node in nodes}) > 1 else {}
+    hosts = {node.hostname for node in cluster.nodes()}
+    made = {str(folder.absolute()): store.share(folder) for folder in folders} if len(hosts) > 1 else {}
     return {path: artifact for path, artifact in made.items() if artifact.digest}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from genopt.distributed.building import BuildFacts
-from genopt.distributed.cluster import Node
+from genopt.distributed.cluster import COMPRESS, HOST_LABEL, MEASURE, ROLE_LABEL
 from genopt.distributed.sharing import Borrowed, share
 from genopt.errors import StorageError
 from genopt.plan import Artifact
@@ -16,9 +18,27 @@ from genopt.store.remote import Remote
 from genopt.store.shared import SharedStore
 from genopt.tasks.base import BenchConfig
 
+Join = Callable[..., None]
 
-def nodes(*hosts: str) -> list[Node]:
-    return [Node(node_id=host, hostname=host, cpus=2, gpus=0) for host in hosts]
+
+@pytest.fixture(autouse=True)
+def join(monkeypatch: pytest.MonkeyPatch) -> Join:
+    """Adds a node to what Ray tells of its cluster, which has none yet."""
+    known: list[dict[str, Any]] = []
+
+    def add(host: str, role: str = MEASURE, *, alive: bool = True) -> None:
+        labels = {HOST_LABEL: host, ROLE_LABEL: role}
+        known.append({"NodeID": str(len(known)), "NodeManagerHostname": "pod", "Labels": labels, "Resources": {"CPU": 2.0}, "Alive": alive})
+
+    monkeypatch.setattr("ray.nodes", lambda: known)
+    return add
+
+
+@pytest.fixture
+def two(join: Join) -> None:
+    """Two machines that measure."""
+    join("a")
+    join("b")
 
 
 def store(folder: Path, machine: str) -> SharedStore:
@@ -41,8 +61,9 @@ def config(driver: Path) -> BenchConfig:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("two")
 def test_machines_that_lack_a_folder_get_copies_until_they_are_closed(driver: Path, tmp_path: Path) -> None:
-    shared = share(store(tmp_path, "one"), nodes("a", "b"), driver / "model", driver / "data")
+    shared = share(store(tmp_path, "one"), driver / "model", driver / "data")
     asked = config(driver)
     facts = BuildFacts(
         store="", shared=shared, original=asked.artifact, given={"m": str(driver / "model")},
@@ -60,21 +81,36 @@ def test_machines_that_lack_a_folder_get_copies_until_they_are_closed(driver: Pa
         assert here.path("/elsewhere") == "/elsewhere"
 
 
+@pytest.mark.usefixtures("two")
 def test_machines_that_have_a_folder_use_it(driver: Path, tmp_path: Path) -> None:
-    shared = share(store(tmp_path, "one"), nodes("a", "b"), driver / "model", driver / "data")
+    shared = share(store(tmp_path, "one"), driver / "model", driver / "data")
     with Borrowed(store(tmp_path, "two"), shared) as here:
         assert here.bench(config(driver)) == config(driver)
     assert not (tmp_path / "two" / "artifacts").exists()
 
 
-def test_nothing_is_copied_for_one_machine_or_a_shared_folder(driver: Path, tmp_path: Path) -> None:
-    assert share(store(tmp_path, "one"), nodes("a", "a"), driver / "model") == {}
-    assert share(ArtifactStore(tmp_path / "folder"), nodes("a", "b"), driver / "model") == {}
+def test_nothing_is_copied_for_one_machine_or_a_shared_folder(driver: Path, join: Join, tmp_path: Path) -> None:
+    join("a")
+    join("a", COMPRESS)
+    join("b", alive=False)
+    assert share(store(tmp_path, "one"), driver / "model") == {}
+    join("b")
+    assert share(ArtifactStore(tmp_path / "folder"), driver / "model") == {}
     assert not (tmp_path / "shared").exists()
 
 
+def test_a_machine_that_only_builds_gets_the_original_too(driver: Path, join: Join, tmp_path: Path) -> None:
+    join("a")
+    join("spot", COMPRESS)
+    shared = share(store(tmp_path, "one"), driver / "model")
+    driver.rename(tmp_path / "away")
+    with Borrowed(store(tmp_path, "two"), shared) as here:
+        assert Path(here.path(str(driver / "model")), "model.safetensors").read_text() == "model"
+
+
+@pytest.mark.usefixtures("two")
 def test_a_folder_that_is_nowhere_is_explained(driver: Path, tmp_path: Path) -> None:
-    shared = share(store(tmp_path, "one"), nodes("a", "b"), driver / "model")
+    shared = share(store(tmp_path, "one"), driver / "model")
     driver.rename(tmp_path / "away")
     (tmp_path / "shared").rename(tmp_path / "gone")
     with pytest.raises(StorageError, match="has no artifact"):
