@@ -91,8 +91,11 @@ class Memory(Record):
         rss_bytes: Resident now.
         peak_rss_bytes: Resident at its peak.
         device_peak_bytes: The device's peak as the engine's allocator counts it; 0 on CPUs.
-        kv_cache_bytes: Keys and values that the last request's cache had room for; 0 where the engine does not tell.
+        kv_cache_bytes: Keys and values that the last request's cache had room for, and where room is reserved, the most that requests filled
+            of it at once; 0 where the engine does not tell.
         kv_bytes_per_token: Of them, bytes per token of one sequence.
+        kv_reserved_bytes: Room for keys and values that the engine takes when it opens, whatever requests need, and that its peak counts; 0 where
+            it takes room as it goes.
     """
 
     rss_bytes: int
@@ -100,6 +103,7 @@ class Memory(Record):
     device_peak_bytes: int = 0
     kv_cache_bytes: int = 0
     kv_bytes_per_token: float = 0.0
+    kv_reserved_bytes: int = 0
 
 
 OnToken = Callable[[int, int, TokenLogProbs | None], bool]

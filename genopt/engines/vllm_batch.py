@@ -43,6 +43,11 @@ class _Stream:
     times: list[int] = field(default_factory=list)
     following: Future[None] | None = None
 
+    @property
+    def held(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return len(self.request.prompt_ids) + len(self.tokens)
+
     def generation(self, reason: str) -> Generation:
         return Generation(token_ids=tuple(self.tokens), timestamps_ns=tuple(self.times), started_ns=self.started_ns, finish_reason=reason)
 
@@ -70,6 +75,17 @@ class VllmBatch:
         self._left: list[int] = []
         self._arrived: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
         self._names = itertools.count()
+        self._most_tokens = 0
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the requests under way have held together at most, prompts included."""
+        return max(self._most_tokens, sum(stream.held for stream in self._streams.values()))
+
+    def _remove(self, key: int) -> _Stream:
+        """Notes what is held before less is: between two ends it only grows."""
+        self._most_tokens = self.most_tokens
+        return self._streams.pop(key)
 
     @property
     def busy(self) -> bool:
@@ -103,7 +119,7 @@ class VllmBatch:
         tokens: list[tuple[int, int, TokenLogProbs | None]] = []
         ended: list[tuple[int, Generation]] = []
         for key in dict.fromkeys(self._left):
-            if (stream := self._streams.pop(key, None)) is not None and stream.following is not None:
+            if key in self._streams and (stream := self._remove(key)).following is not None:
                 stream.following.cancel()
                 ended.append((key, stream.generation("cancelled")))
         self._left.clear()
@@ -127,7 +143,7 @@ class VllmBatch:
     def _ended(self, key: int, found: CompletionOutput) -> Generation:
         if found.finish_reason not in ("stop", "length"):
             raise StageError(f"vLLM ended a request with {found.finish_reason!r}; see the session's log for the cause.")
-        return self._streams.pop(key).generation(found.finish_reason)
+        return self._remove(key).generation(found.finish_reason)
 
 
 def _taken(arrival: _Arrival, found: CompletionOutput) -> list[tuple[int, int, TokenLogProbs | None]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ class TextReader:
     def memory_of_worker(self) -> Mapping[str, int]:
         """Memory of vLLM's process, by the names of `genopt.engines.base.Memory`."""
         found = process_memory(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
-        return found.model_dump(include={"rss_bytes", "peak_rss_bytes", "device_peak_bytes"})
+        known = found.model_dump(include={"rss_bytes", "peak_rss_bytes", "device_peak_bytes"})
+        return {**known, "kv_reserved_bytes": _storage(self.model_runner.kv_caches)}
 
     def _listen(self) -> None:
         self._heard = None
@@ -65,6 +67,12 @@ class TextReader:
             return logits
 
         runner.execute_model, model.compute_logits = executed, computed
+
+
+def _storage(caches: Iterable[torch.Tensor | Sequence[torch.Tensor]]) -> int:
+    """Bytes behind the caches of all layers, each of which may be a part of what others share."""
+    tensors = itertools.chain.from_iterable([one] if isinstance(one, torch.Tensor) else one for one in caches)
+    return sum({part.data_ptr(): part.nbytes() for part in (tensor.untyped_storage() for tensor in tensors)}.values())
 
 
 class _Text:

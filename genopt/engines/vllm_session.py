@@ -43,10 +43,11 @@ class VllmSession:
 
         config = self._loop.engine.vllm_config
         self._limits = Limits(context=config.model_config.max_model_len, vocabulary=config.model_config.get_vocab_size())
-        self._cache = _CacheRoom.of(config)
+        self._bytes_per_token = _bytes_per_token(config)
         self._batch = VllmBatch(self._loop, self._limits)
         self._threads = options.threads or os.cpu_count() or 1
         self._texts = itertools.count()
+        self._longest_text = 0
 
     def warm_up(self) -> None:
         """Runs a prompt and a decode step once."""
@@ -105,6 +106,7 @@ class VllmSession:
 
         asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True)
         told: list[float] = []
+        self._longest_text = max(self._longest_text, len(sequence))
         async for output in self._loop.engine.generate({"prompt_token_ids": list(sequence)}, asked, f"text-{next(self._texts)}"):
             entries = (output.prompt_logprobs or [])[1:]
             told = [entry[token].logprob for token, entry in zip(sequence[1:], entries, strict=True) if entry is not None]
@@ -116,9 +118,11 @@ class VllmSession:
     def memory(self) -> Memory:
         """See `TextSession.memory`; both processes together."""
         own, worker = process_memory(), Memory.model_validate(self._loop.ask_worker("memory_of_worker"))
+        filled = round(max(self._batch.most_tokens, self._longest_text) * self._bytes_per_token)
         return Memory(
             rss_bytes=own.rss_bytes + worker.rss_bytes, peak_rss_bytes=own.peak_rss_bytes + worker.peak_rss_bytes,
-            device_peak_bytes=worker.device_peak_bytes, kv_cache_bytes=self._cache.bytes, kv_bytes_per_token=self._cache.per_token,
+            device_peak_bytes=worker.device_peak_bytes, kv_cache_bytes=min(filled, worker.kv_reserved_bytes),
+            kv_bytes_per_token=self._bytes_per_token, kv_reserved_bytes=worker.kv_reserved_bytes,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -126,21 +130,8 @@ class VllmSession:
         self._loop.close()
 
 
-class _CacheRoom:
-    """Room for keys and values.
-
-    Attributes:
-        bytes: Of all blocks.
-        per_token: Of a token of one sequence.
-    """
-
-    def __init__(self, tokens: int, per_token: float) -> None:
-        self.bytes, self.per_token = round(tokens * per_token), per_token
-
-    @classmethod
-    def of(cls, config: Any) -> _CacheRoom:
-        """What a configured vLLM has."""
-        model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
-        width = 1 if "fp8" in cache.cache_dtype else torch.finfo(model.dtype).bits // 8
-        numbers = 2 * model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size()
-        return cls(cache.num_gpu_blocks * cache.block_size, float(width * numbers))
+def _bytes_per_token(config: Any) -> float:
+    """Keys and values of a token of one sequence in a configured vLLM."""
+    model, parallel = config.model_config, config.parallel_config
+    width = 1 if "fp8" in config.cache_config.cache_dtype else torch.finfo(model.dtype).bits // 8
+    return float(width * 2 * model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size())

@@ -17,6 +17,7 @@ from genopt.errors import DataError, GenoptError, InfeasibleError, OutOfMemoryEr
 from genopt.models import nvml
 from genopt.plan import JsonValue
 from genopt.process import SessionProcess, run_stage
+from genopt.tasks.session_memory import memory_metrics
 from genopt.techniques.attach_draft import AttachDraft
 from genopt.techniques.base import TransformContext
 from genopt.techniques.compressed_tensors import CompressedTensors
@@ -166,6 +167,20 @@ if runs_here("engines", "vllm_cpu"):
         for artifact, options, kind, words in refusals:
             with pytest.raises(kind, match=words), SessionProcess("vllm_cpu", artifact, options, log=tmp_path / "vllm.txt", timeout_s=300):
                 pass
+
+    def test_room_that_requests_do_not_fill_is_no_need_of_the_model(llama: Path, tmp_path: Path) -> None:
+        request = GenerationRequest(prompt_ids=tuple(TEXT[:12]), max_new_tokens=20)
+        peaks = []
+        for gib in (1, 2):
+            options: dict[str, JsonValue] = {"threads": 2, "graphs": False, "cache_gib": gib}
+            with SessionProcess("vllm_cpu", llama, options, log=tmp_path / "vllm.txt", timeout_s=300) as session:
+                session.generate([request, request])
+                memory = session.memory()
+                assert 0.9 * 2**30 * gib < memory.kv_reserved_bytes <= 2**30 * gib
+                assert 60 <= memory.kv_cache_bytes / memory.kv_bytes_per_token <= 64
+                peaks.append(memory_metrics(session, context=32))
+        assert peaks[1]["peak_rss_bytes"].value - peaks[0]["peak_rss_bytes"].value > 0.8 * 2**30
+        assert abs(peaks[1]["peak_memory_bytes"].value - peaks[0]["peak_memory_bytes"].value) < 0.1 * 2**30
 
     def test_a_session_ends_with_the_process_of_its_model(llama: Path, tmp_path: Path) -> None:
         with SessionProcess("vllm_cpu", llama, {"threads": 2, "graphs": False}, log=tmp_path / "vllm.txt", timeout_s=300) as session:

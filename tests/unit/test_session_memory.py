@@ -123,6 +123,21 @@ def test_on_a_gpu_allocator_and_driver_are_told_apart() -> None:
     assert "kv_cache_bytes" not in found
 
 
+def test_of_reserved_room_only_what_requests_filled_counts() -> None:
+    on_gpu = Memory(
+        rss_bytes=700, peak_rss_bytes=900, device_peak_bytes=40_000, kv_cache_bytes=600, kv_bytes_per_token=2.0, kv_reserved_bytes=30_000
+    )  # fmt: skip
+    found = memory_metrics(Session(on_gpu, TreePeak(bytes=800, processes=1), 50_000), context=96)
+    assert found["peak_memory_bytes"].value == 10_600
+    assert found["peak_memory_bytes"].conditions["reserved_bytes"] == 30_000
+    assert (found["peak_rss_bytes"].value, found["device_memory_bytes"].value) == (900, 50_000), "what others cannot have is told as it is"
+    assert found["kv_cache_bytes"].conditions["room_bytes"] == 30_000
+    on_cpu = on_gpu.model_copy(update={"device_peak_bytes": 0})
+    found = memory_metrics(Session(on_cpu, TreePeak(bytes=31_000, processes=3), None), context=96)
+    assert (found["peak_memory_bytes"].value, found["peak_rss_bytes"].value) == (1_600, 31_000)
+    assert found["peak_memory_bytes"].conditions["processes"] == 3
+
+
 def test_a_gpu_without_a_driver_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu.used_by((os.getpid(),)) is None
