@@ -13,6 +13,7 @@ from openvino import opset13
 
 from genopt.engines.openvino_options import GRAPH, WEIGHTS, OpenVinoOptions
 from genopt.errors import InfeasibleError, StageError
+from genopt.models.inspect import context_of
 
 SCORED = 128
 """Positions that are projected onto the vocabulary at once, which bounds the memory of their logits."""
@@ -53,8 +54,7 @@ def read_graph(folder: Path) -> Graph:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][:160]
         raise StageError(f"OpenVINO cannot read {folder / GRAPH} ({reason}); export the model again.") from None
-    context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
-    return Graph(int(config["vocab_size"]), context, core, model)
+    return Graph(int(config["vocab_size"]), context_of(config), core, model)
 
 
 def settings(options: OpenVinoOptions) -> dict[str, Any]:

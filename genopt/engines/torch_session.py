@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from genopt.engines.rows import Row, require_fit
 from genopt.engines.torch_decoder import Compiled, TorchDecoder, as_rows
 from genopt.engines.torch_options import TorchOptions
 from genopt.engines.torch_step import CompiledStep
+from genopt.errors import InfeasibleError
 from genopt.models import products
 from genopt.models.checkpoint import load_model
+from genopt.models.inspect import context_of
 from genopt.models.kv_cache import cache_size
 
 SCORED_ROWS = 64
@@ -40,15 +43,23 @@ class TorchSession:
     Args:
         folder: Hugging Face folder.
         options: Runtime options.
+
+    Raises:
+        InfeasibleError: The model keeps what it has read in a way of its own.
     """
 
     def __init__(self, folder: Path, options: TorchOptions) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._model = load_model(folder, options.dtype)
+        if "past_key_values" not in inspect.signature(self._model.forward).parameters:
+            raise InfeasibleError(
+                f"{type(self._model).__name__} takes no past_key_values to continue a text from; give a transformer with attention."
+            )
         config = self._model.config.get_text_config(decoder=True)
         self._vocabulary: int = config.vocab_size
-        self._context = min(config.max_position_embeddings, options.max_context or config.max_position_embeddings)
+        longest = context_of(config.to_dict())
+        self._context = min(longest, options.max_context or longest)
         self._step: CompiledStep | None = None
         self._held = cache_size(None)
         self._slow = products.are_slow_in(self._model)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genopt.errors import ModelError, StorageError
+from genopt.models.inspect import context_of
 from genopt.store.files import exclusive, file_sha256, storage_error, sync_folder
 
 VERSION = 2
@@ -138,7 +139,7 @@ def convert(source: Path, destination: Path) -> None:
     plain.generation_config.eos_token_id = tokenizer.eos_token_id
     plain.generation_config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     plain.save_pretrained(destination)
-    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.model_max_length = context_of(config.to_dict())
     _restore_digit_splitting(source, tokenizer)
     tokenizer.save_pretrained(destination)
 

@@ -15,6 +15,12 @@ from genopt.plan import Record
 ASSUMED_CONTEXT = 2048
 """Tokens assumed for a language model that states no limit, such as a recurrent one."""
 
+CACHELESS = frozenset({
+    "FalconMambaForCausalLM", "FlaubertWithLMHeadModel", "Mamba2ForCausalLM", "MambaForCausalLM", "OpenAIGPTLMHeadModel", "RwkvForCausalLM",
+    "XLMWithLMHeadModel", "XLNetLMHeadModel", "xLSTMForCausalLM",
+})  # fmt: skip
+"""Classes of transformers that take no `past_key_values`: some keep a state of their own, which engines would lose after the first token."""
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
 
 
@@ -59,6 +65,8 @@ def _inspect_language_model(folder: Path, trust_remote_code: bool) -> Inspection
     architecture = str(architectures[0])
     if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise ModelError(f"{folder} is {architecture}; {TAKES}, so give one of those.")
+    if architecture in CACHELESS:
+        raise ModelError(f"{folder} is {architecture}, which keeps no keys and values to continue a text from; give a transformer with attention.")
     if "auto_map" in config and not trust_remote_code and not _native(str(config.get("model_type", ""))):
         raise ModelError(f"{folder} brings Python code of its own; read that code, then add --trust-remote-code if you trust it.")
     if not (folder / "tokenizer.json").is_file():
@@ -71,7 +79,7 @@ def _inspect_language_model(folder: Path, trust_remote_code: bool) -> Inspection
     method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else None
     return Inspection(
         library="transformers", modality="text", task="text-generation", architecture=architecture,
-        parameters=elements.total(), bytes=size, dtype=elements.most_common(1)[0][0], max_context=_context(config),
+        parameters=elements.total(), bytes=size, dtype=elements.most_common(1)[0][0], max_context=context_of(config),
         note=f"The weights are already quantized with {method}; quality is judged against them as they are." if method else "",
     )  # fmt: skip
 
@@ -94,7 +102,12 @@ def _native(model_type: str) -> bool:
     return (Path(library.origin).parent / "models" / model_type.replace("-", "_")).is_dir()
 
 
-def _context(config: Mapping[str, Any]) -> int:
+def context_of(config: Mapping[str, Any]) -> int:
+    """Tokens of the longest sequence that a language model takes.
+
+    Args:
+        config: What its config.json says.
+    """
     nested = config.get("text_config")
     for source in (config, nested if isinstance(nested, dict) else {}):
         for key in _CONTEXT_KEYS:

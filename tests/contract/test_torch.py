@@ -13,14 +13,28 @@ import numpy as np
 import pytest
 import torch
 from torchao.quantization import Int8Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    RecurrentGemmaConfig,
+)
 
 from genopt import clock
 from genopt.engines.base import GenerationRequest
 from genopt.engines.torch_engine import TorchEngine
-from genopt.errors import DataError, InfeasibleError, SpecError, StageError
+from genopt.errors import DataError, InfeasibleError, ModelError, SpecError, StageError
 from genopt.models.checkpoint import load_model
 from genopt.models.decoder import decoder_layers, without_layers
+from genopt.models.inspect import ASSUMED_CONTEXT, inspect
 from genopt.quality.audit import audit
 from genopt.store.artifacts import folder_digest
 from genopt.techniques.base import TransformContext
@@ -90,6 +104,48 @@ def test_a_model_that_gives_no_numbers_fails_in_batches_too(llama: Path) -> None
     with pytest.raises(StageError, match="no numbers"):
         session.generate([GenerationRequest(prompt_ids=prompt(20), max_new_tokens=2)] * 2)
     session.close()
+
+
+OTHER_FAMILIES: Mapping[str, tuple[PreTrainedConfig, int]] = {
+    "bloom": (BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4, initializer_range=0.4, seq_length=48), 48),
+    "mpt": (MptConfig(vocab_size=VOCABULARY, d_model=64, n_layers=2, n_heads=4, max_seq_len=64, initializer_range=0.4), 64),
+    "recurrent_gemma": (
+        RecurrentGemmaConfig(
+            vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=3, intermediate_size=128, num_attention_heads=4, lru_width=64,
+            attention_window_size=32,
+        ),
+        ASSUMED_CONTEXT,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_models_that_name_their_context_otherwise_or_not_at_all_open_and_continue(family: str, tmp_path: Path) -> None:
+    config, longest = OTHER_FAMILIES[family]
+    write_tiny_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    session = TorchEngine.open(tmp_path, {"threads": 1, "dtype": "float32"})
+    (found,) = session.generate([GenerationRequest(prompt_ids=prompt(9, 5), max_new_tokens=8)])
+    with pytest.raises(SpecError, match=f"context of {longest}"):
+        session.generate([GenerationRequest(prompt_ids=prompt(9, 5), max_new_tokens=longest)])
+    session.close()
+    assert inspect(tmp_path).max_context == longest
+    ids = list(prompt(9, 5))
+    for _ in range(8):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    assert list(found.token_ids) == ids[9:]
+
+
+def test_a_model_whose_state_would_be_lost_is_refused_before_it_is_opened_and_by_its_session(tmp_path: Path) -> None:
+    write_tiny_tokenizer(tmp_path)
+    MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is MambaForCausalLM, which keeps no keys and values to continue a text from; give a transformer"):
+        inspect(tmp_path)
+    with pytest.raises(InfeasibleError, match="MambaForCausalLM takes no past_key_values to continue a text from"):
+        TorchEngine.open(tmp_path, {"threads": 1})
 
 
 def test_a_padded_batch_continues_each_row_as_alone(llama: Path) -> None:
