@@ -69,8 +69,9 @@ class SessionWorker:
 
     def _pump(self, stream: IO[str] | None) -> None:
         if stream is not None:
-            for line in stream:
-                self._lines.put(line)
+            with stream:
+                for line in stream:
+                    self._lines.put(line)
         self._lines.put(None)
 
     def prepare(self) -> None:
@@ -149,13 +150,16 @@ class SessionWorker:
         tell_where(self._running())
 
     def close(self) -> None:
-        """Kills the process and all that it started; safe to call twice."""
+        """Kills the process and all that it started; safe to call twice.
+
+        Its output is left to the thread that reads it, which holds its lock for as long as any process has the other end, even one that the kernel
+        does not let go: whoever waited for that lock would never tell what went wrong.
+        """
         if self._process is not None:
             kill_tree(self._process)
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError, ValueError):
-                        stream.close()
+            if self._process.stdin is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._process.stdin.close()
             self._process = None
 
 

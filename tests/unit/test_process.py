@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from genopt.engines.base import GenerationRequest, TokenLogProbs
 from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageCrashedError, StageError, StageTimeoutError
+from genopt.measure.process_tree import below
 from genopt.process import SessionProcess, run_stage
 from genopt.session_worker import ReadyWorker
 from genopt.testing.plugin import write_plugin
@@ -224,6 +226,27 @@ def test_an_engine_that_does_not_answer_is_stopped(tmp_path: Path, plugins: dict
             session.generate(ask(1))
         assert not process.exists()
         assert "fake_engine.py" in (tmp_path / "session.log").read_text().partition("Aborted")[2], "where it hung"
+
+
+def held_pipes(session: SessionProcess) -> list[int]:
+    """Opens the other ends of a session's pipes too, as does a process that the kernel does not let go."""
+    paths = [path for pid in below(session.pid) for path in Path("/proc", str(pid), "fd").iterdir() if os.readlink(path).startswith("pipe:")]
+    return [os.open(path, os.O_WRONLY) for path in paths]
+
+
+def test_an_engine_whose_output_stays_open_is_given_up_in_time(tmp_path: Path, plugins: dict[str, str]) -> None:
+    options: dict[str, Any] = {"delay_ms": 60_000.0}
+    session = SessionProcess("fake", tmp_path, options, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins).open()
+    held = held_pipes(session)
+    session.timeout_s = 0.2
+    with ThreadPoolExecutor() as caller:
+        asked = caller.submit(session.generate, ask(1))
+        try:
+            assert held
+            assert isinstance(asked.exception(timeout=20), StageTimeoutError)
+        finally:
+            for pipe in held:
+                os.close(pipe)
 
 
 def test_an_engine_is_stopped_at_the_end_of_its_lifetime(tmp_path: Path, plugins: dict[str, str]) -> None:
