@@ -127,6 +127,7 @@ class VllmBatch:
             if self._streams.get(arrival.key) is not arrival.stream:
                 continue  # it left before
             if isinstance(arrival.found, Exception):
+                self._loop.end_with_process()
                 raise StageError("vLLM ended while it continued requests; see the session's log for the cause.") from arrival.found
             tokens += _taken(arrival, arrival.found)
             if arrival.found.finish_reason is not None:

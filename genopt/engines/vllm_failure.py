@@ -6,15 +6,20 @@ import contextlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
+
 LOGGING = Path(__file__).with_name("vllm_logging.json")
 """How vLLM, while it is imported, is told to log: what it does and when to standard error, and exceptions to `CauseHandler`."""
 VARIABLE = "GENOPT_VLLM_CAUSES"
 """Names the file of a process's exceptions."""
+KILLED = re.compile(r"Failed core proc\(s\): \{.*: -9\b")
+"""As vLLM says that its process was ended by SIGKILL, which can leave no word of its own."""
 
 
 class Cause(NamedTuple):
@@ -77,3 +82,22 @@ def logged_causes() -> Iterator[Causes]:
             yield Causes(path)
         finally:
             del os.environ[VARIABLE]
+
+
+def refusal(logged: Cause | None, raised: Exception) -> InfeasibleError | OutOfMemoryError | StageError:
+    """What is told where vLLM did not start.
+
+    Args:
+        logged: What its processes said first, if anything.
+        raised: What it raised here.
+    """
+    if KILLED.search(str(raised)):  # what was logged before is not why
+        return OutOfMemoryError("vLLM's process was killed while it started, most likely for lack of memory; free memory or use a smaller model.")
+    cause = logged or Cause.of(raised)
+    if "OutOfMemoryError" in cause.kinds:
+        return OutOfMemoryError("vLLM found no room for the weights; use fewer bits or a larger GPU.")
+    if {"ValueError", "NotImplementedError"}.isdisjoint(cause.kinds):
+        return StageError(f"vLLM did not start ({cause.kinds[0]}: {cause.message}); see the session's log for the cause.")
+    if "memory" in cause.message or "KV cache" in cause.message:
+        return OutOfMemoryError(f"vLLM has too little room for keys and values ({cause.message}); lower max_context.")
+    return InfeasibleError(f"vLLM cannot take this model ({cause.message}); use another engine for it.")

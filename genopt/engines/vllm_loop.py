@@ -7,8 +7,10 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from multiprocessing import connection
@@ -17,10 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from genopt.engines.vllm_failure import LOGGING, Cause, logged_causes
+from genopt.engines.vllm_failure import LOGGING, logged_causes, refusal
 from genopt.engines.vllm_options import DRAFT, HUMMING_TOKENS, TOKENS, VllmOptions
 from genopt.engines.vllm_reader import EXTENSION
-from genopt.errors import InfeasibleError, OutOfMemoryError, StageError
+from genopt.errors import InfeasibleError
 from genopt.models import nvml
 from genopt.models.trust import trusted
 
@@ -34,6 +36,8 @@ KERNELS: Mapping[str | None, Mapping[str, str]] = {None: {}, "humming": {"quanti
 """How vLLM is asked for the kernels that multiply by compressed weights."""
 LOOKED_UP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 """Tokens of the text's end that are looked for further up."""
+ENDING_S = 1.0
+"""Within this time after an error it shows whether vLLM's process ended with it: calls fail a moment before."""
 
 
 class EngineLoop:
@@ -48,6 +52,7 @@ class EngineLoop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._closing = threading.Event()
+        self._processes = multiprocessing.active_children()
         self._thread.start()
         threading.Thread(target=self._watch, name="vllm-process", daemon=True).start()
 
@@ -56,8 +61,12 @@ class EngineLoop:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Waits for work in the loop."""
-        return self.begin(work).result()
+        """Waits for work in the loop; its error counts only where vLLM's process lives on."""
+        try:
+            return self.begin(work).result()
+        except Exception:
+            self.end_with_process()
+            raise
 
     def ask_worker(self, method: str, *arguments: Any) -> Any:
         """The result of a method of `genopt.engines.vllm_reader.TextReader`."""
@@ -65,11 +74,24 @@ class EngineLoop:
         return found
 
     def _watch(self) -> None:
-        """Ends this process with vLLM's: whoever watches over a session must see that it can answer no more."""
-        connection.wait([child.sentinel for child in multiprocessing.active_children()])
-        if not self._closing.is_set():
-            print("vLLM's process ended.", file=sys.stderr, flush=True)
-            os._exit(1)
+        self.end_with_process(None)
+
+    def end_with_process(self, timeout_s: float | None = ENDING_S) -> None:
+        """Ends this process where vLLM's ends in time: whoever watches over a session must see that it can answer no more.
+
+        What the kernel killed for lack of memory is vLLM's process alone, so this one goes the same way, which tells it from others.
+
+        Args:
+            timeout_s: Returns after as long; None waits until it ends.
+        """
+        gone = connection.wait([process.sentinel for process in self._processes], timeout_s)
+        if not gone or self._closing.is_set():
+            return
+        killed = any(_exit_code(process) == -signal.SIGKILL for process in self._processes if process.sentinel in gone)
+        print(f"vLLM's process {'was killed' if killed else 'ended'}.", file=sys.stderr, flush=True)
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
 
     def close(self) -> None:
         """Ends vLLM's process and the thread."""
@@ -85,6 +107,15 @@ class EngineLoop:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+
+def _exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
+    """How a process ended; vLLM waits for it too, and where the kernel told vLLM first, it takes a moment until that is known here."""
+    deadline = time.monotonic() + ENDING_S
+    while process.exitcode is None and time.monotonic() < deadline:
+        process.join(ENDING_S)
+        time.sleep(0.01)
+    return process.exitcode
 
 
 def import_vllm() -> None:
@@ -133,7 +164,7 @@ def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
         try:
             return EngineLoop(AsyncLLM.from_engine_args(arguments))
         except Exception as error:
-            raise _refusal(causes.first() or Cause.of(error)) from error
+            raise refusal(causes.first(), error) from error
 
 
 def _require_possible(folder: Path, options: VllmOptions) -> None:
@@ -165,13 +196,3 @@ def _arguments(kind: type[AsyncEngineArgs], folder: Path, options: VllmOptions) 
         max_num_batched_tokens=tokens, enable_chunked_prefill=True, enable_prefix_caching=options.prefix_caching,
         enforce_eager=not options.graphs, trust_remote_code=trusted(), disable_log_stats=True, worker_extension_cls=EXTENSION, **named,
     )  # fmt: skip
-
-
-def _refusal(cause: Cause) -> InfeasibleError | OutOfMemoryError | StageError:
-    if "OutOfMemoryError" in cause.kinds:
-        return OutOfMemoryError("vLLM found no room for the weights; use fewer bits or a larger GPU.")
-    if {"ValueError", "NotImplementedError"}.isdisjoint(cause.kinds):
-        return StageError(f"vLLM did not start ({cause.kinds[0]}: {cause.message}); see the session's log for the cause.")
-    if "memory" in cause.message or "KV cache" in cause.message:
-        return OutOfMemoryError(f"vLLM has too little room for keys and values ({cause.message}); lower max_context.")
-    return InfeasibleError(f"vLLM cannot take this model ({cause.message}); use another engine for it.")

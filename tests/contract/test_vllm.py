@@ -13,7 +13,7 @@ import pytest
 
 from genopt.engines.base import GenerationRequest
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
-from genopt.errors import DataError, GenoptError, InfeasibleError, OutOfMemoryError, SpecError, StageError
+from genopt.errors import DataError, GenoptError, InfeasibleError, OutOfMemoryError, SpecError
 from genopt.models import nvml
 from genopt.plan import JsonValue
 from genopt.process import SessionProcess, run_stage
@@ -186,7 +186,7 @@ if runs_here("engines", "vllm_cpu"):
         with SessionProcess("vllm_cpu", llama, {"threads": 2, "graphs": False}, log=tmp_path / "vllm.txt", timeout_s=300) as session:
             (model,) = (one for one in psutil.Process().children(recursive=True) if "VLLM" in one.name())
             model.kill()
-            with pytest.raises(StageError):
+            with pytest.raises(OutOfMemoryError, match="was killed, most likely for lack of memory"):
                 session.generate([GenerationRequest(prompt_ids=tuple(TEXT[:12]), max_new_tokens=490)])
 
     def test_guessing_ahead_changes_no_greedy_answer_and_no_score(llama: Path, tmp_path: Path) -> None:
