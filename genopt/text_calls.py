@@ -83,7 +83,10 @@ class TextCalls:
             self._channel.write({"failed": [key], "error": to_wire(error)})
 
     def advance(self) -> bool:
-        """One step of the running batch; its tokens are one message, since each message costs time that the engine then lacks."""
+        """One step of the running batch; its tokens are one message, since each message costs time that the engine then lacks.
+
+        Whoever listens takes each message as a sign of progress, so a step that only waited is none.
+        """
         if self._batch is None or not self._batch.busy:
             return False
         try:
@@ -93,6 +96,8 @@ class TextCalls:
             self._channel.write({"failed": sorted(self._joined), "error": to_wire(error)})
             self._joined.clear()
             self._batch = None
+            return True
+        if outcome.waited:
             return True
         self._joined.difference_update(key for key, _ in outcome.ended)
         tokens = [(key, token, None if scored is None else scored.model_dump(mode="json")) for key, token, scored in outcome.tokens]

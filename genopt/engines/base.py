@@ -155,10 +155,12 @@ class StepOutcome(NamedTuple):
     Attributes:
         tokens: Key, token id and, where the request asked for them, log-probabilities of each new token.
         ended: Key and result of each request that is over.
+        waited: Nothing is known to have happened; else the step was progress, though it may have given no token, such as where a prompt was read.
     """
 
     tokens: list[tuple[int, int, TokenLogProbs | None]]
     ended: list[tuple[int, Generation]]
+    waited: bool = False
 
 
 class RunningBatch(Protocol):

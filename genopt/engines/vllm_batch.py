@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import time
@@ -21,6 +22,10 @@ from genopt.errors import StageError
 if TYPE_CHECKING:
     from vllm.logprobs import Logprob
     from vllm.outputs import CompletionOutput
+
+
+WAIT_S = 0.05
+"""Longest time that a step waits."""
 
 
 class Limits(NamedTuple):
@@ -62,7 +67,8 @@ class _Arrival(NamedTuple):
 class VllmBatch:
     """See `genopt.engines.base.RunningBatch`.
 
-    vLLM goes on by itself; a step waits for what it says next.
+    vLLM goes on by itself; a step waits a little for what it says next. That may be nothing, while a long prompt is read, and those who join or leave
+    meanwhile must not wait for it.
 
     Args:
         loop: Where vLLM's engine answers.
@@ -116,6 +122,13 @@ class VllmBatch:
 
     def step(self) -> StepOutcome:
         """See `RunningBatch.step`."""
+        try:
+            return self._step()
+        except Exception:
+            self.give_up()
+            raise
+
+    def _step(self) -> StepOutcome:
         tokens: list[tuple[int, int, TokenLogProbs | None]] = []
         ended: list[tuple[int, Generation]] = []
         for key in dict.fromkeys(self._left):
@@ -123,7 +136,8 @@ class VllmBatch:
                 stream.following.cancel()
                 ended.append((key, stream.generation("cancelled")))
         self._left.clear()
-        for arrival in self._next(wait=bool(self._streams) and not ended):
+        arrivals = self._next(wait=bool(self._streams) and not ended)
+        for arrival in arrivals:
             if self._streams.get(arrival.key) is not arrival.stream:
                 continue  # it left before
             if isinstance(arrival.found, Exception):
@@ -132,14 +146,25 @@ class VllmBatch:
             tokens += _taken(arrival, arrival.found)
             if arrival.found.finish_reason is not None:
                 ended.append((arrival.key, self._ended(arrival.key, arrival.found)))
-        return StepOutcome(tokens, ended)
+        return StepOutcome(tokens, ended, waited=not (ended or arrivals))
 
     def _next(self, *, wait: bool) -> list[_Arrival]:
-        """All that arrived; waits for the first of it."""
-        found = [self._arrived.get()] if wait else []
-        while not self._arrived.empty():
-            found.append(self._arrived.get())
+        """All that arrived; waits a little for the first of it."""
+        found: list[_Arrival] = []
+        with contextlib.suppress(queue.Empty):
+            if wait:
+                found.append(self._arrived.get(timeout=WAIT_S))
+            while True:
+                found.append(self._arrived.get_nowait())
         return found
+
+    def give_up(self) -> None:
+        """Cancels all that is under way, so that others can begin."""
+        for stream in self._streams.values():
+            if stream.following is not None:
+                stream.following.cancel()
+        self._streams.clear()
+        self._left.clear()
 
     def _ended(self, key: int, found: CompletionOutput) -> Generation:
         if found.finish_reason not in ("stop", "length"):

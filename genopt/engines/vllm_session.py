@@ -55,6 +55,7 @@ class VllmSession:
 
     def running_batch(self, slots: int) -> RunningBatch:
         """See `Joinable.running_batch`; vLLM itself keeps those waiting that are too many."""
+        self._batch.give_up()
         return self._batch
 
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:

@@ -21,6 +21,8 @@ from genopt.engines.vllm_loop import EngineLoop
 from genopt.engines.vllm_options import VllmOptions
 from genopt.engines.vllm_reader import TextReader
 from genopt.engines.vllm_session import VllmSession
+from genopt.errors import StageError
+from genopt.text_calls import TextCalls
 
 PER_TOKEN = 2 * 2 * 3 * 4 * 16  # bytes, keys and values, layers, heads, their size
 
@@ -98,6 +100,14 @@ def session(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmSes
     sys.modules.pop("genopt.engines.vllm_batch")  # what it imported from the stand-in is no use to others
 
 
+def steps(session: VllmSession) -> tuple[TextCalls, list[dict[str, Any]]]:
+    """The session as others talk to it, and what it tells them."""
+    told: list[dict[str, Any]] = []
+    calls = TextCalls(session, SimpleNamespace(write=told.append))  # type: ignore[arg-type]
+    assert calls.answer("joinable", {"slots": 4}, stream=False)
+    return calls, told
+
+
 def says(engine: Engine, *outputs: Output | Exception) -> None:
     """What a request's answer will be; requests come in the order of these calls."""
     said: asyncio.Queue[Output | Exception] = asyncio.Queue()
@@ -132,3 +142,50 @@ def test_no_more_is_filled_than_was_reserved(engine: Engine, session: VllmSessio
         says(engine, *answer(5, 6, 7))
     session.generate([ask(400) for _ in range(4)])
     assert session.memory().kv_cache_bytes == 1_020_000
+
+
+def join(calls: TextCalls, key: int, request: GenerationRequest) -> None:
+    calls.tell({"join": key, "request": request.model_dump(mode="json")})
+
+
+def test_who_joins_or_leaves_does_not_wait_for_the_prompt_of_another(engine: Engine, session: VllmSession) -> None:
+    calls, told = steps(session)
+    says(engine)  # a prompt that is being read
+    says(engine, *answer(5, 6, 7))
+    join(calls, 0, ask(400))
+    assert calls.advance()
+    assert told == [], "it only waited, which is no progress"
+    join(calls, 1, ask(2))
+    while not (told and told[-1]["ended"]):
+        assert calls.advance()
+    assert told[-1]["ended"] == [[1, "length"]]
+    calls.tell({"leave": 0})
+    calls.advance()
+    assert told[-1] == {"step": [], "ended": [[0, "cancelled"]]}
+    assert not calls.advance()
+
+
+def test_a_request_that_fails_leaves_an_empty_batch_for_those_that_follow(engine: Engine, session: VllmSession) -> None:
+    calls, told = steps(session)
+    says(engine)
+    says(engine, RuntimeError("no room"))
+    says(engine, *answer(5, 6, 7))
+    join(calls, 0, ask(9))
+    join(calls, 1, ask(9))
+    while not told:
+        assert calls.advance()
+    assert (told[0]["failed"], told[0]["error"]["type"]) == ([0, 1], "StageError")
+    assert not session.running_batch(4).busy
+    assert session.generate([ask(9)])[0].token_ids == (5, 6, 7)
+    session.memory()  # asked in the loop, which has done by then what came before
+    assert engine.ended == 3, "the one that had not failed is cancelled"
+    says(engine, Output([], "abort"))
+    with pytest.raises(StageError, match="ended a request with 'abort'"):
+        session.generate([ask(9)])
+    assert not session.running_batch(4).busy
+
+
+def test_a_batch_is_empty_whatever_was_under_way(engine: Engine, session: VllmSession) -> None:
+    says(engine)
+    session.running_batch(4).join(0, ask(9))
+    assert not session.running_batch(4).busy
