@@ -23,9 +23,13 @@ WRITING_S = 0.5
 
 
 def child_environment(threads: int | None, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: explicit thread count, no hub or tokenizer chatter, and a last word on where it was if it dies of a signal."""
+    """The environment of a child: explicit thread count, no hub or tokenizer chatter, and a last word on where it was if it dies of a signal.
+
+    CUDA numbers GPUs fastest first unless told otherwise, and NVML as they sit on the bus. Where GPUs differ, a child would run on another
+    one than we, and Ray, read and count by the same number; so the order is ours even where the user set one.
+    """
     quiet = {"PYTHONFAULTHANDLER": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    environment = {**os.environ, **quiet, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **quiet, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     environment.update(extra or {})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 
@@ -30,15 +31,36 @@ def visible_devices() -> Iterator[tuple[Any, list[Any]]]:
         yield pynvml, []
         return
     try:
-        yield pynvml, [_handle(pynvml, name) for name in (visible.split(",") if visible else range(pynvml.nvmlDeviceGetCount()))]
+        yield pynvml, _visible(pynvml, visible)
     finally:
         pynvml.nvmlShutdown()
 
 
-def _handle(nvml: Any, name: str | int) -> Any:
-    """By index or, as in `CUDA_VISIBLE_DEVICES`, by UUID."""
-    text = str(name)
-    return nvml.nvmlDeviceGetHandleByIndex(int(text)) if text.isdigit() else nvml.nvmlDeviceGetHandleByUUID(text)
+def told(library: Any, question: Callable[..., Any], *arguments: Any) -> Any:
+    """What the library answers; None where the GPU or its driver does not tell, as slices of a GPU and small ones often do not."""
+    try:
+        return question(*arguments)
+    except library.NVMLError:
+        return None
+
+
+def _visible(library: Any, names: str | None) -> list[Any]:
+    """Handles of the GPUs that a value of `CUDA_VISIBLE_DEVICES` names; as CUDA does, it stops at the first name that is none's."""
+    every = [told(library, library.nvmlDeviceGetHandleByIndex, index) for index in range(library.nvmlDeviceGetCount())]
+    if names is None:
+        return [device for device in every if device is not None]
+    found = (_named(library, name.strip(), every) for name in names.split(","))
+    return list(takewhile(lambda device: device is not None, found))
+
+
+def _named(library: Any, name: str, every: list[Any]) -> Any:
+    """By index or by UUID, of which the beginning is enough where no other GPU's begins so."""
+    if name.isdecimal():
+        return every[int(name)] if int(name) < len(every) else None
+    if (exact := told(library, library.nvmlDeviceGetHandleByUUID, name)) is not None:
+        return exact
+    alike = [device for device in every if device is not None and (told(library, library.nvmlDeviceGetUUID, device) or "").startswith(name)]
+    return alike[0] if name and len(alike) == 1 else None
 
 
 def memory() -> DeviceMemory:

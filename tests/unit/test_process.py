@@ -180,6 +180,14 @@ def ask(*prompt: int, tokens: int = 4) -> list[GenerationRequest]:
     return [GenerationRequest(prompt_ids=prompt, max_new_tokens=tokens)]
 
 
+def test_a_child_numbers_gpus_as_their_driver_does_whatever_the_user_set(
+    plugins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    closed = SessionProcess("fake", tmp_path, {}, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins)
+    assert closed.setting.variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
 def test_a_session_generates_scores_and_reports(session: SessionProcess) -> None:
     assert session.load_s > 0
     assert bytes(session.generate(ask(1))[0].token_ids) == b"abca"
