@@ -186,10 +186,9 @@ def _arguments(kind: type[AsyncEngineArgs], folder: Path, options: VllmOptions) 
         named["speculative_config"] = {"method": "ngram", "num_speculative_tokens": options.lookahead, **LOOKED_UP}
     if options.draft_tokens:
         named["speculative_config"] = {"method": "draft_model", "model": str(folder / DRAFT), "num_speculative_tokens": options.draft_tokens}
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and (memory := nvml.memory()) is not None:  # else vLLM takes a share of its own
         # Others hold memory of the same GPU, such as the references that a candidate is compared with.
-        free, total = nvml.memory()
-        named["gpu_memory_utilization"] = options.memory_share * free / total
+        named["gpu_memory_utilization"] = options.memory_share * memory.free / memory.total
     tokens = options.max_batched_tokens or (HUMMING_TOKENS if options.kernels == "humming" else TOKENS)
     return kind(
         model=str(folder), skip_tokenizer_init=True, dtype=options.precision or "auto", max_num_seqs=options.max_streams,

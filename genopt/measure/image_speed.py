@@ -101,7 +101,7 @@ class _Duel:
         timings = self.timings[role]
         conditions: dict[str, JsonValue] = {
             "steps": timings[0].steps, "decided": self.decided, "contended": self.repeats.kept_disturbed,
-            **({"gpu": described(self.repeats.gpus)} if self.repeats.gpus else {}),
+            **({"gpu": told} if (told := described(self.repeats.gpus)) else {}),
         }  # fmt: skip
 
         def summary(samples: Sequence[float], unit: str, batch: int = 1) -> Metric:

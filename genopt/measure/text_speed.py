@@ -136,7 +136,7 @@ class _Duel:
         def summary(samples: Sequence[float], unit: str, streams: int = 1) -> Metric:
             conditions: dict[str, JsonValue] = {
                 **self._workload.lengths(), "concurrency": streams, "decided": self.decided, "contended": self.repeats.kept_disturbed,
-                **({"gpu": described(self.repeats.gpus)} if self.repeats.gpus else {}),
+                **({"gpu": told} if (told := described(self.repeats.gpus)) else {}),
                 **({"warm": self._warm[streams]} if streams > 1 else {}),
             }  # fmt: skip
             return metric(samples, unit, seed=seed, conditions=conditions)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+import psutil
+
 
 class DeviceMemory(NamedTuple):
     """Memory of a GPU, in bytes."""
@@ -63,10 +65,18 @@ def _named(library: Any, name: str, every: list[Any]) -> Any:
     return alike[0] if name and len(alike) == 1 else None
 
 
-def memory() -> DeviceMemory:
-    """That of the first GPU, which there must be."""
+def memory() -> DeviceMemory | None:
+    """That of the first GPU; the host's where the GPU has none of its own, such as GB10, and None where the driver does not tell."""
     with visible_devices() as (nvml, found):
-        state = nvml.nvmlDeviceGetMemoryInfo(found[0])
+        if not found:
+            return None
+        try:
+            state = nvml.nvmlDeviceGetMemoryInfo(found[0])
+        except nvml.NVMLError_NotSupported:
+            host = psutil.virtual_memory()
+            return DeviceMemory(host.available, host.total)
+        except nvml.NVMLError:
+            return None
     return DeviceMemory(state.free, state.total)
 
 

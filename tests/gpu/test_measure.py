@@ -55,10 +55,10 @@ def test_the_state_of_every_gpu_is_read() -> None:
     for state in states:
         print(state)
         assert state.name == torch.cuda.get_device_name()
-        assert state.sm_mhz > 100
-        assert 0 < state.temperature_c < 110
-        assert 10 < state.power_w < 1500
-        assert state.used_bytes > 0
+        assert (state.sm_mhz or 0) > 100
+        assert 0 < (state.temperature_c or 0) < 110
+        assert 10 < (state.power_w or 0) < 1500
+        assert (state.used_bytes or 0) > 0
 
 
 def test_energy_is_counted_and_grows_with_work() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from genopt.measure import gpu
 from genopt.measure.exclusivity import Counters, NodeWatch, Unwatched, read_counters
+from genopt.testing.fake_nvml import GB10, H100, FakeNvml, NVMLErrorNoPermission, NVMLErrorNotSupported
 
 TIMES = st.floats(0, 1e4)
 
@@ -96,3 +99,39 @@ def test_how_gpus_ran_is_said_in_words() -> None:
     assert gpu.described([cool, hot]) == "1755-1980 MHz, 41-83 °C, 180-700 W, throttled by power cap and thermal limit"
     assert gpu.described([cool]) == "1980 MHz, 41 °C, 180 W"
     assert gpu.described([]) == ""
+    assert gpu.described([gpu.GpuState(), cool.model_copy(update={"power_w": None})]) == "1980 MHz, 41 °C"
+    assert gpu.described([gpu.GpuState()]) == ""
+
+
+def see(monkeypatch: pytest.MonkeyPatch, *gpus: Mapping[str, Any]) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(gpus))
+
+
+@pytest.mark.parametrize("refusal", [NVMLErrorNotSupported(), NVMLErrorNoPermission()])
+@pytest.mark.parametrize("question", [*H100])
+def test_a_reading_that_a_gpu_refuses_is_absent_and_the_others_are_there(
+    question: str, refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    see(monkeypatch, {**H100, question: refusal}, GB10)
+    first, second = watched(counters(0), counters(1)).end().gpus
+    whole = gpu.GpuState(
+        name="NVIDIA H100 80GB HBM3", sm_mhz=1980, memory_mhz=1980, temperature_c=41, power_w=180.4, throttled=("power cap", "thermal limit"),
+        energy_j=5.0, used_bytes=20 * 2**30,
+    )  # fmt: skip
+    absent = {
+        "Name": {"name"}, "MemoryInfo": {"used_bytes"}, "ClockInfo": {"sm_mhz", "memory_mhz"}, "Temperature": {"temperature_c"},
+        "PowerUsage": {"power_w"}, "CurrentClocksEventReasons": {"throttled"}, "TotalEnergyConsumption": {"energy_j"},
+    }.get(question, set())  # fmt: skip
+    assert first == whole.model_copy(update=dict.fromkeys(absent))
+    assert second == gpu.GpuState(name="NVIDIA GB10")
+
+
+def test_processes_are_counted_where_the_driver_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = SimpleNamespace(pid=os.getpid(), usedGpuMemory=10)
+    see(monkeypatch, {**H100, "ComputeRunningProcesses": (ours,)}, GB10)
+    assert gpu.foreign_processes([]) == 1
+    assert gpu.used_by([os.getpid()]) == 10
+    see(monkeypatch, GB10)
+    assert gpu.foreign_processes([]) == 0
+    assert gpu.used_by([os.getpid()]) is None

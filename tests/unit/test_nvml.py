@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from genopt.models import nvml
-from genopt.testing.fake_nvml import H100, FakeNvml
+from genopt.testing.fake_nvml import H100, FakeNvml, NVMLErrorNoPermission, NVMLErrorNotSupported
 
 
 def machine_of(monkeypatch: pytest.MonkeyPatch, *gpus: Mapping[str, Any], visible: str | None = None) -> None:
@@ -42,3 +44,23 @@ def test_gpus_are_visible_as_they_are_to_cuda(visible: str | None, seen: list[in
     machine_of(monkeypatch, H100, H100, H100, visible=visible)
     with nvml.visible_devices() as (_, found):
         assert found == seen
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory"),
+    [
+        (H100, (60 * 2**30, 80 * 2**30)),
+        ({**H100, "MemoryInfo": NVMLErrorNotSupported()}, (10, 40)),
+        ({**H100, "MemoryInfo": NVMLErrorNoPermission()}, None),
+    ],
+)
+def test_a_gpu_without_memory_of_its_own_has_the_hosts(gpu: Mapping[str, Any], memory: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10, total=40))
+    machine_of(monkeypatch, gpu)
+    assert nvml.memory() == memory
+
+
+def test_where_no_gpu_is_visible_its_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_of(monkeypatch, H100, visible="-1")
+    assert nvml.memory() is None
+    assert nvml.capability() is None
