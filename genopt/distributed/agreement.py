@@ -59,8 +59,11 @@ def devices(counted: Mapping[str, float], nodes: Mapping[str, NodeFacts]) -> Ite
     for node, facts in nodes.items():
         found = len(facts.hardware["gpus"])
         if int(counted[node]) > found:
-            remedy = "Install NVIDIA's driver (in containers: its runtime), or start Ray there with the right --num-gpus."
-            yield Finding(nodes=(node,), what=f"Ray counts {counted[node]:g} GPU(s) and nvidia-smi shows {found}", remedy=remedy)
+            remedy = (
+                "Install NVIDIA's driver (in containers: its runtime), or start Ray there with the right --num-gpus and without "
+                "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1, which hides GPUs."
+            )
+            yield Finding(nodes=(node,), what=f"Ray counts {counted[node]:g} GPU(s) and its tasks see {found}", remedy=remedy)
 
 
 def environments(nodes: Mapping[str, NodeFacts]) -> Iterator[Finding]:

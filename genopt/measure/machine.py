@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -22,6 +21,7 @@ from packaging.requirements import Requirement
 
 from genopt.engines import compiler
 from genopt.measure.limits import available_memory, total_memory, usable_cores
+from genopt.models import nvml
 from genopt.plan import Record
 from genopt.version import OLDEST_PYTHON, __version__
 
@@ -40,7 +40,8 @@ FLAGS = frozenset({
     "asimddp", "bf16", "i8mm", "sve", "sve2",
 })  # fmt: skip
 """Instruction sets that decide which number formats are fast."""
-GPU_QUERY_TIMEOUT_S = 5.0
+UNKNOWN = "unknown"
+"""What a driver does not tell of a GPU."""
 
 DISTRIBUTION = "genopt-ray"
 DISK_BYTES = 5e9
@@ -50,8 +51,6 @@ MEMORY_BYTES = 4e9
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects, not a temporary file
 SHARED_MEMORY_BYTES = 256e6
 """Room for the object store of an embedded Ray; containers get 64 MB unless told otherwise."""
-
-_GPU_FIELDS = ("name", "memory.total", "compute_cap", "driver_version")
 
 
 class Problem(Record):
@@ -141,22 +140,21 @@ def _processor_facts() -> Mapping[str, str]:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    """NVIDIA GPUs as their driver's tool lists them; none where it is missing or does not answer."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=GPU_QUERY_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [gpu for line in answer.stdout.splitlines() if (gpu := _gpu(line))]
+    """NVIDIA GPUs that this process may use, as their driver tells of them; none where it is missing."""
+    with nvml.visible_devices() as (library, devices):
+        driver = nvml.told(library, library.nvmlSystemGetDriverVersion) if devices else None
+        return [_gpu(library, device) | {"driver": driver or UNKNOWN} for device in devices]
 
 
-def _gpu(line: str) -> dict[str, Any] | None:
-    fields = [field.strip() for field in line.split(",")]
-    if len(fields) != len(_GPU_FIELDS):
-        return None
-    name, mebibytes, capability, driver = fields
-    memory = int(mebibytes) * 2**20 if mebibytes.isdigit() else None  # GPUs that share the host's memory have none of their own
-    return {"name": name, "memory_bytes": memory, "compute_capability": capability, "driver": driver}
+def _gpu(library: Any, device: Any) -> dict[str, Any]:
+    name, capability, memory = (
+        nvml.told(library, question, device)
+        for question in (library.nvmlDeviceGetName, library.nvmlDeviceGetCudaComputeCapability, library.nvmlDeviceGetMemoryInfo)
+    )
+    return {
+        "name": name or UNKNOWN, "compute_capability": ".".join(map(str, capability)) if capability else UNKNOWN,
+        "memory_bytes": memory.total if memory else None,  # GPUs that share the host's memory have none of their own
+    }  # fmt: skip
 
 
 def _python() -> Iterator[Problem]:

@@ -79,7 +79,7 @@ def test_every_node_is_looked_at_and_each_fault_names_its_node(nodes: Nodes, buc
     assert faults(found, "llamacpp") == [("two",)]
     assert faults(found, "safetensors is 1.0.0") == [("two",)]
     assert faults(found, "the clock is 30.0 s behind") == [("two",)]
-    assert faults(found, "nvidia-smi") == [("one", "two")]
+    assert faults(found, "its tasks see") == [("one", "two")]
     assert faults(found, "no token") == [()]
     assert faults(found, "does not reach", "is not there", "does not answer") == []
     assert "✗ two: the store cannot be used" in captured.err

@@ -7,16 +7,16 @@ import json
 import os
 import platform
 import socket
-import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from genopt.measure import limits, machine
+from genopt.testing.fake_nvml import GB10, H100, FakeNvml
 
 Usage = namedtuple("Usage", "total used free")
 Groups = Callable[[dict[str, str], str], None]
@@ -108,21 +108,35 @@ def test_a_containers_memory_is_its_limit_and_page_cache_counts_as_free(groups: 
     assert limits.available_memory() == 750_000_000
 
 
-def test_gpus_are_read_from_the_drivers_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = "NVIDIA H100 80GB HBM3, 81559, 9.0, 570.124.06\nNVIDIA GB10, [N/A], 12.1, 580.95.05\nno GPU\n"
-    answer: subprocess.CompletedProcess[str] = subprocess.CompletedProcess([], 0, listing, "")
-    monkeypatch.setattr(subprocess, "run", lambda *_arguments, **_options: answer)
-    gpus = machine.hardware()["gpus"]
-    assert gpus[0] == {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 81559 * 2**20, "compute_capability": "9.0", "driver": "570.124.06"}
-    assert [gpu["memory_bytes"] for gpu in gpus] == [81559 * 2**20, None]
+def test_gpus_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml([H100, GB10]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    every = machine.hardware()
+    first, second = every["gpus"]
+    assert first == {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * 2**30, "compute_capability": "9.0", "driver": "570.124.06"}
+    assert second == {"name": "NVIDIA GB10", "memory_bytes": None, "compute_capability": "12.1", "driver": "570.124.06"}
+    digests = {machine.hardware_digest(every)}
+    for visible, seen in (("1", [second]), ("1, 0", [second, first]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found = machine.hardware()
+        assert found["gpus"] == seen
+        assert machine.kernels()["gpus"] == seen
+        digests.add(machine.hardware_digest(every | {"gpus": found["gpus"]}))
+    assert len(digests) == 4, "speed depends on which GPUs are used"
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("nvidia-smi", 5), subprocess.CalledProcessError(9, "nvidia-smi")])
-def test_without_a_working_driver_there_are_no_gpus(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_arguments: Any, **_options: Any) -> None:
-        raise error
+def test_what_a_driver_does_not_tell_of_a_gpu_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml([{}]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (found,) = machine.hardware()["gpus"]
+    assert found == {"name": "unknown", "memory_bytes": None, "compute_capability": "unknown", "driver": "570.124.06"}
 
-    monkeypatch.setattr(subprocess, "run", run)
+
+def test_without_a_working_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeNvml([H100])
+    monkeypatch.setattr(driver, "nvmlInit", lambda: driver.nvmlDeviceGetDriver(0))  # which it refuses
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert machine.hardware()["gpus"] == []
 
 
