@@ -29,7 +29,7 @@ class EarlierRuns:
         store: The store's folder.
         run: This run's folder.
         spec: This run's spec.
-        conditions: What the numbers depend on besides the spec: model, data, libraries, hardware, threads, references.
+        conditions: What the numbers depend on besides the spec: model, data, libraries, hardware, GPUs, threads, references.
         environment: What readers of a report are told about this run.
         given: Digests of the models that were given to this run.
     """

@@ -250,10 +250,11 @@ class _Run:
         """What runs under the same conditions measured; None on nodes of several kinds, between which nothing can be compared."""
         if not self._hardware:
             return None
-        threads = max(1, int(self._benches.slots[0][1].cpus))
+        part = self._benches.slots[0][1]
+        threads = max(1, int(part.cpus))
         conditions = {
             "model": self._model.digest, "task": self._task.name, "data": prepared.digest, "libraries": self._inputs.computing,
-            "hardware": self._hardware, "threads": threads, "references": [plan.identity() for plan in self._task.references()],
+            "hardware": self._hardware, "gpus": part.gpus, "threads": threads, "references": [plan.identity() for plan in self._task.references()],
         }  # fmt: skip
         environment = {"cpu": self._cpu, "threads": threads, "libraries": self._inputs.computing}
         return EarlierRuns(self._store, self._folder.path, self._spec, conditions, environment, self._given.values())

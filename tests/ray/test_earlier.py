@@ -47,3 +47,11 @@ def test_an_earlier_run_saves_a_later_one_work_and_wins_nothing(nodes: Nodes) ->
     assert from_elsewhere(report) == {"fair", "wrong"}
     assert {one.name for one in report.tried if one.status == "rejected"} == {"wrong"}
     assert {name for one in report.tried for name in (one.earlier[0].run.rpartition("/")[2] if one.earlier else "",)} == {"", "second"}
+
+
+def test_without_gpus_nothing_is_taken_over_that_was_measured_with_one(nodes: Nodes) -> None:
+    nodes.run("with", PLANS)
+    nodes.remove("one")
+    nodes.add("without", num_gpus=0)
+    without, report = nodes.run("without", PLANS, reuse="everything")
+    assert (measured(without), from_elsewhere(report)) == ({"fair", "good", "wrong"}, set())
