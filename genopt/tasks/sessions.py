@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from genopt import clock
 from genopt.errors import StageError
 from genopt.measure.affinity import cpus_for
 from genopt.measure.limits import cpu_list, usable_cpus
-from genopt.measure.page_cache import drop_pages
+from genopt.measure.page_cache import drop_pages, where_files_are
 from genopt.plan import JsonValue, Metric, Plan
 from genopt.process import EngineProcess
 from genopt.quality.audit import audit
@@ -26,6 +26,13 @@ QUICK_LOAD_S = 5.0
 Process = TypeVar("Process", bound=EngineProcess)
 
 
+class _FirstOpening(NamedTuple):
+    """What opening a session took at first, and where its files were then."""
+
+    seconds: float
+    files: str
+
+
 class RoleSessions(Generic[Process]):
     """Sessions by role, each in a process of its own; idle ones wait on a pipe.
 
@@ -38,7 +45,7 @@ class RoleSessions(Generic[Process]):
         self._config = config
         self._process = process
         self._sessions: dict[str, Process] = {}
-        self._cold_s: dict[str, float] = {}
+        self._first: dict[str, _FirstOpening] = {}
         self._ready = ReadyWorker(Path(config.logs) / "ready.session.log")
 
     def __getitem__(self, role: str) -> Process:
@@ -56,17 +63,20 @@ class RoleSessions(Generic[Process]):
     def open(self, role: str, plan: Plan, artifact: Path, deadline: float) -> Process:
         """Opens a session from disk, and again from memory where that is quick, so that both times are known.
 
+        What another session keeps mapped stays in memory, as the original's files do, and then no time from disk is known.
+
         Raises:
             GenoptError: The engine refused, failed or took too long, or the time is up.
         """
         drop_pages(artifact)
+        files = where_files_are(artifact)
         session = self._session(plan, artifact, deadline)
         if len(usable_cpus()) >= CPUS_FOR_TWO:
             session.open(self._ready.exchange(session.setting))
             self._ready.settle()
         else:
             session.open()
-        self._cold_s[role] = session.load_s
+        self._first[role] = _FirstOpening(session.load_s, files)
         if session.load_s <= QUICK_LOAD_S:
             session.close()
             session = self._session(plan, artifact, deadline).open()
@@ -93,12 +103,12 @@ class RoleSessions(Generic[Process]):
             artifact: What it has open.
             context: Tokens of one measured request with its answer, where there are such.
         """
-        session, cold_s = self._sessions[role], self._cold_s[role]
+        session, first = self._sessions[role], self._first[role]
         what = "start of the process until it can generate"
-        cold = Metric(value=cold_s, unit="s", conditions={"what": what, "files": "on disk"})
+        cold = Metric(value=first.seconds, unit="s", conditions={"what": what, "files": first.files})
         warm = Metric(value=session.load_s, unit="s", conditions={"what": what, "files": "in memory"})
         return {
-            "load_s": warm if cold_s <= QUICK_LOAD_S else cold, "load_cold_s": cold,
+            "load_s": warm if first.seconds <= QUICK_LOAD_S else cold, **({"load_cold_s": cold} if first.files == "on disk" else {}),
             "weights_bytes": Metric(value=float(audit(artifact, 0).bytes), unit="bytes", conditions={"what": "weight files on disk"}),
             **memory_metrics(session, context=context),
         }  # fmt: skip

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.measure.energy import Energy, joules_per_token, read_energy, spent
-from genopt.measure.page_cache import drop_pages
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +48,3 @@ def test_energy_per_token_is_what_was_spent_over_what_was_made(first: float, use
     readings = [Energy(joules={"a": first}, wraps={}), Energy(joules={"a": first + used}, wraps={})]
     found = joules_per_token(lambda: tokens, lambda: readings.pop(0))
     assert found is None if tokens == 0 else found == pytest.approx(used / tokens, abs=1e-6)
-
-
-def test_dropping_pages_changes_no_file(tmp_path: Path) -> None:
-    (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "weights").write_bytes(b"w" * 5000)
-    drop_pages(tmp_path)
-    drop_pages(tmp_path / "missing")
-    assert (tmp_path / "part" / "weights").read_bytes() == b"w" * 5000

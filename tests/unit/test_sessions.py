@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from genopt.process import SessionProcess
 from genopt.tasks import sessions
 from genopt.tasks.base import BenchConfig
 from genopt.tasks.sessions import CPUS_FOR_TWO, RoleSessions
+from genopt.testing.disk import is_on_disk
 from genopt.testing.plugin import write_plugin
 
 
@@ -59,3 +61,20 @@ def test_one_process_is_made_ready_where_there_are_many_processors(
     opened.close("candidate")
     assert len(started()) == 1 + ready, "it stays for the next one"
     assert not opened.lost()
+
+
+def test_only_what_was_loaded_from_disk_is_said_to_be(opened: RoleSessions[SessionProcess], tmp_path: Path) -> None:
+    if not is_on_disk(tmp_path):
+        pytest.skip("temporary files are in memory here")
+    weights = tmp_path / "model" / "weights"
+    weights.write_bytes(os.urandom(64 * mmap.PAGESIZE))
+    with weights.open("rb") as stream:
+        os.fsync(stream.fileno())
+        opens(opened, "original", tmp_path)
+        assert opened.loading("original", weights.parent)["load_cold_s"].conditions["files"] == "on disk"
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as kept:  # as the original's session keeps its weights
+            assert len(kept[:: mmap.PAGESIZE]) == 64
+            opens(opened, "baseline", tmp_path)
+    found = opened.loading("baseline", weights.parent)
+    assert "load_cold_s" not in found
+    assert found["load_s"].conditions["files"] == "in memory"
