@@ -78,7 +78,7 @@ class StageInputs:
             concurrency=spec.concurrency, output_tokens=spec.output_tokens, arrivals=spec.arrivals, precision=spec.precision,
             threads=max(1, int(node.cpus)), parameters=run.model.parameters, seed=spec.seed, environment=environment,
             store=run.location, shared=dict(shared), libraries=self.computing, run=str(run.folder.path.absolute()), reuse=spec.reuse,
-            batches_decide=spec.objective in BY_THROUGHPUT,
+            batches_decide=spec.objective in BY_THROUGHPUT, alone=len(node.parts) < 2,
         )  # fmt: skip
 
     def build(self, node: Node, prepared: Prepared, shared: Mapping[str, Artifact]) -> BuildFacts:

@@ -26,19 +26,34 @@ class Energy(Record):
     wraps: dict[str, float]
 
 
-def read_energy(powercap: Path = POWERCAP) -> Energy:
-    """All counters that can be read now; none on most virtual machines."""
+def gpu_energy() -> Energy:
+    """The counters of the GPUs that this process may use: all that is known where others work on the node's processors meanwhile."""
     joules = {f"gpu{index}": state.energy_j for index, state in enumerate(gpu.states()) if state.energy_j is not None}
+    return Energy(joules=joules, wraps={})
+
+
+def read_energy(powercap: Path | None = None) -> Energy:
+    """All counters that can be read now; none on most virtual machines.
+
+    Args:
+        powercap: Linux's folder of zones, or another one for tests.
+    """
+    joules = dict(gpu_energy().joules)
     wraps: dict[str, float] = {}
-    for package in sorted(powercap.glob("intel-rapl:[0-9]*")):
-        if package.name.count(":") > 1:  # a part of a package, which counts it already
-            continue
+    for zone in sorted((powercap or POWERCAP).glob("intel-rapl:[0-9]*")):
         try:
-            joules[package.name] = int((package / "energy_uj").read_text(encoding="ascii")) / 1e6
-            wraps[package.name] = int((package / "max_energy_range_uj").read_text(encoding="ascii")) / 1e6
+            if not _is_package(zone):
+                continue
+            joules[zone.name] = int((zone / "energy_uj").read_text(encoding="ascii")) / 1e6
+            wraps[zone.name] = int((zone / "max_energy_range_uj").read_text(encoding="ascii")) / 1e6
         except (OSError, ValueError):
-            joules.pop(package.name, None)
+            joules.pop(zone.name, None)
     return Energy(joules=joules, wraps=wraps)
+
+
+def _is_package(zone: Path) -> bool:
+    """Whether a zone is a whole processor, neither a part of one nor, as `psys` is, the platform: those would count its energy twice."""
+    return zone.name.count(":") == 1 and (zone / "name").read_text(encoding="ascii").startswith("package")
 
 
 def spent(before: Energy, after: Energy) -> float | None:

@@ -41,6 +41,7 @@ class BenchConfig(Record):
         run: The run's folder.
         reuse: What may be taken over from earlier runs; see `RunSpec.reuse`.
         batches_decide: Whether throughput counts for the choice of the winner.
+        alone: Whether nothing else is measured on the node meanwhile, as it is on the other parts of one with several GPUs.
     """
 
     original: str
@@ -62,6 +63,7 @@ class BenchConfig(Record):
     run: str = ""
     reuse: Reuse = "nothing"
     batches_decide: bool = False
+    alone: bool = True
 
 
 Again = Literal["no", "now", "later"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from genopt.engines.base import GenerationRequest
-from genopt.measure.energy import joules_per_token
+from genopt.measure.energy import gpu_energy, joules_per_token, read_energy
 from genopt.measure.text_speed import TextWorkload
-from genopt.plan import Metric
+from genopt.plan import JsonValue, Metric
 from genopt.process import SessionProcess
 from genopt.tasks.base import BenchConfig
 from genopt.tasks.sessions import RoleSessions
@@ -26,11 +26,17 @@ class BenchSessions(RoleSessions[SessionProcess]):
         super().__init__(config, SessionProcess)
 
     def resources(self, role: str, artifact: Path, workload: TextWorkload) -> dict[str, Metric]:
-        """What a session took to load, to hold and, where that is counted, in energy."""
+        """What a session took to load, to hold and, where that is counted, in energy.
+
+        Counters of processors count what all parts of a node do, so that on a part only its GPU's is read.
+        """
         found = self.loading(role, artifact, context=max(map(len, workload.prompts)) + workload.output_tokens)
-        joules = joules_per_token(lambda: self._answered(self[role], workload))
+        read = read_energy if self._config.alone else gpu_energy
+        joules = joules_per_token(lambda: self._answered(self[role], workload), read)
         if joules is not None:
-            found["energy_j_per_token"] = Metric(value=joules, unit="J/token", conditions={"what": "prompt and answer of a single stream"})
+            counted = "the node" if self._config.alone else "the GPU"
+            conditions: dict[str, JsonValue] = {"what": "prompt and answer of a single stream", "counters": counted}
+            found["energy_j_per_token"] = Metric(value=joules, unit="J/token", conditions=conditions)
         return found
 
     @staticmethod

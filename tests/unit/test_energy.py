@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genopt.measure.energy import Energy, joules_per_token, read_energy, spent
+from genopt.measure.energy import Energy, gpu_energy, joules_per_token, read_energy, spent
+from genopt.testing.fake_nvml import GB10, H100, FakeNvml
 
 
 @pytest.fixture(autouse=True)
@@ -16,17 +18,29 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def package(folder: Path, name: str, microjoules: str) -> None:
+def zone(folder: Path, name: str, what: str, microjoules: str) -> None:
     (folder / name).mkdir(parents=True)
+    (folder / name / "name").write_text(f"{what}\n")
     (folder / name / "energy_uj").write_text(microjoules)
     (folder / name / "max_energy_range_uj").write_text("262143328850\n")
 
 
-def test_packages_are_read_and_their_parts_left_out(tmp_path: Path) -> None:
-    package(tmp_path, "intel-rapl:0", "3000000\n")
-    package(tmp_path, "intel-rapl:0:0", "1000000\n")
-    package(tmp_path, "intel-rapl:1", "not a number")
+def test_packages_are_read_and_what_would_count_them_twice_left_out(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", "package-0", "3000000\n")
+    zone(tmp_path, "intel-rapl:0:0", "core", "1000000\n")
+    zone(tmp_path, "intel-rapl:1", "package-1", "not a number")
+    zone(tmp_path, "intel-rapl:2", "psys", "9000000\n")
+    zone(tmp_path, "intel-rapl:3", "package-3", "4000000\n")
+    (tmp_path / "intel-rapl:3" / "name").unlink()
     assert read_energy(tmp_path).joules == {"intel-rapl:0": 3.0}
+
+
+def test_gpus_count_beside_packages_and_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml([GB10, H100]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    zone(tmp_path, "intel-rapl:0", "package-0", "3000000\n")
+    assert read_energy(tmp_path).joules == {"gpu1": 5.0, "intel-rapl:0": 3.0}
+    assert gpu_energy().joules == {"gpu1": 5.0}
 
 
 def test_without_counters_nothing_is_told_and_nothing_run(tmp_path: Path) -> None:

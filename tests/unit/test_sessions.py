@@ -12,24 +12,32 @@ import pytest
 
 from genopt import clock
 from genopt.engines.base import GenerationRequest
+from genopt.measure import energy
+from genopt.measure.text_speed import TextWorkload
 from genopt.plan import Artifact, Plan
 from genopt.process import SessionProcess
 from genopt.tasks import sessions
 from genopt.tasks.base import BenchConfig
 from genopt.tasks.sessions import CPUS_FOR_TWO, RoleSessions
+from genopt.tasks.text_sessions import BenchSessions
 from genopt.testing.disk import is_on_disk
 from genopt.testing.plugin import write_plugin
 
 
 @pytest.fixture
-def opened(tmp_path: Path, started: Callable[[], set[psutil.Process]]) -> Iterator[RoleSessions[SessionProcess]]:
+def config(tmp_path: Path) -> BenchConfig:
+    """Of a bench whose engine is a fake."""
     write_plugin(tmp_path / "plugins")
     (tmp_path / "model").mkdir()
-    config = BenchConfig(
+    return BenchConfig(
         original=str(tmp_path / "model"), artifact=Artifact(digest="d", path=str(tmp_path / "model"), bytes=1), data="", logs=str(tmp_path / "logs"),
         quality=0.0, concurrency=(1,), output_tokens=8, threads=1, parameters=1, seed=0,
         environment={"PYTHONPATH": os.pathsep.join([str(tmp_path / "plugins"), str(Path(__file__).parents[2])])},
     )  # fmt: skip
+
+
+@pytest.fixture
+def opened(config: BenchConfig, started: Callable[[], set[psutil.Process]]) -> Iterator[RoleSessions[SessionProcess]]:
     found = RoleSessions(config, SessionProcess)
     yield found
     found.close()
@@ -78,3 +86,22 @@ def test_only_what_was_loaded_from_disk_is_said_to_be(opened: RoleSessions[Sessi
     found = opened.loading("baseline", weights.parent)
     assert "load_cold_s" not in found
     assert found["load_s"].conditions["files"] == "in memory"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_on_a_part_of_a_node_the_energy_of_its_processors_is_no_sessions(
+    config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    zone = tmp_path / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, content in (("name", "package-0"), ("energy_uj", "7000000"), ("max_energy_range_uj", "262143328850")):
+        (zone / name).write_text(content)
+    monkeypatch.setattr(energy, "POWERCAP", zone.parent)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = BenchSessions(config.model_copy(update={"alone": alone}))
+    try:
+        opens(found, "original", tmp_path)
+        workload = TextWorkload(prompts=((1, 2),), output_tokens=2, concurrency=(1,))
+        assert ("energy_j_per_token" in found.resources("original", tmp_path / "model", workload)) == alone
+    finally:
+        found.close()
