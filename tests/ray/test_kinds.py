@@ -12,6 +12,12 @@ from genopt.testing.nodes import Nodes
 from genopt.testing.sleep_task import sleep_plan
 
 pytestmark = pytest.mark.ray
+DRIVER = """
+import sys
+from genopt.testing.fake_nvml import FakeNvml
+
+sys.modules["pynvml"] = FakeNvml([{"Name": "NVIDIA L4"}])
+"""
 
 
 class Heard(Silent):
@@ -25,11 +31,10 @@ class Heard(Silent):
 
 
 def test_a_node_with_another_gpu_is_left_out(nodes: Nodes, tmp_path: Path) -> None:
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA L4, 23034, 8.9, 550.54'\n", encoding="utf-8")
-    (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "pynvml.py").write_text(DRIVER, encoding="utf-8")
     nodes.add("one")
     nodes.add("two")
-    nodes.add("other", env_vars={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    nodes.add("other", env_vars={"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
     heard = Heard()
     plans = [sleep_plan(f"k-{number}", {"label": f"k-{number}"}, sleep_s=0.3, speed=1.0 + number / 10) for number in range(1, 7)]
     folder, report = nodes.run("kinds", plans, heard)
