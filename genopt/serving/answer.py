@@ -25,7 +25,8 @@ from genopt.serving.answers import (
     text_logprobs,
     usage,
 )
-from genopt.serving.exchange import Admitted, Event, Piece, Refusal, ScoredToken
+from genopt.serving.exchange import Admitted, Event, Picture, Piece, Refusal, ScoredToken
+from genopt.serving.turns import Part, in_turns
 from genopt.serving.wire import ChatRequest, CompletionSettings
 
 BROKEN = Refusal(status=503, message="The engine ended the answer early; try again.", code="engine_failed", retry_after_s=5)
@@ -69,28 +70,31 @@ class Answer:
 
     Args:
         asked: The request.
-        streams: Events of each choice.
+        choices: Begin the events of each choice.
         patience: How long to wait.
+        at_once: Most choices under way; see `genopt.serving.turns`.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, once admitted.
+        prompt_tokens: Tokens of the prompts that are admitted.
         variant: Who answers, once admitted.
         failure: What ended it early.
         first_at: When the first text was known, on the clock of `time.monotonic`.
         last_at: When the last text was known.
     """
 
-    def __init__(self, asked: CompletionSettings, streams: Sequence[AsyncGenerator[Event, None]], patience: Patience) -> None:
+    def __init__(self, asked: CompletionSettings, choices: Sequence[Part], patience: Patience, at_once: int) -> None:
         self._asked = asked
-        self._streams = streams
+        self._streams = in_turns(choices, at_once)
+        self._unheard = set(range(min(at_once, len(choices))))
         self._patience = patience
         self._chat = isinstance(asked, ChatRequest)
         self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
-        self._choices = [Choice() for _ in streams]
+        self._choices = [Choice() for _ in choices]
         self._ends = time.monotonic() + patience.answer_s
-        self._admission: asyncio.Task[Refusal | None] | None = None
+        self._admission: asyncio.Future[Refusal | None] | None = None
         self._pumps: list[asyncio.Task[None]] = []
+        self._arrived: asyncio.Queue[tuple[int, Piece | Refusal]] = asyncio.Queue()
         self.prompt_tokens = 0
         self.variant = ""
         self.failure: Refusal | None = None
@@ -108,25 +112,24 @@ class Answer:
         return max(choice.tokens for choice in self._choices)
 
     async def admit(self, wait_s: float) -> Refusal | None:
-        """Waits until every choice is admitted, so that a refusal still has its own HTTP status; a refused request is closed.
+        """Waits until all choices that begin at once are admitted, so that a refusal has its own HTTP status; a refused request is closed.
 
         Args:
             wait_s: After that time the caller goes on as if it were admitted; `stream` waits for the rest.
         """
-        self._admission = asyncio.create_task(self._admit())
-        await asyncio.wait({self._admission}, timeout=min(wait_s, self._left()))
-        if not self._admission.done():
+        admission = self._begin()
+        await asyncio.wait({admission}, timeout=min(wait_s, self._left()))
+        if not admission.done():
             return None
-        self.failure = self._admission.result()
+        self.failure = admission.result()
         return self.failure
 
-    async def _admit(self) -> Refusal | None:
-        first = await asyncio.gather(*(anext(stream, BROKEN) for stream in self._streams))
-        admitted = [event for event in first[:: self._asked.repeats] if isinstance(event, Admitted)]
-        self.prompt_tokens = sum(event.prompt_tokens for event in admitted)
-        self.variant = next((event.variant for event in admitted), "")
-        refusal = next((event for event in first if isinstance(event, Refusal)), None)
-        return refusal
+    def _begin(self) -> asyncio.Future[Refusal | None]:
+        """Starts reading what comes, once; the result is there when all choices that begin at once are admitted, or one is refused."""
+        if self._admission is None:
+            self._admission = asyncio.get_running_loop().create_future()
+            self._pumps = [asyncio.create_task(self._pump(index, stream)) for index, stream in enumerate(self._streams)]
+        return self._admission
 
     async def whole(self) -> ChatCompletion | TextCompletion | Refusal:
         """The complete answer."""
@@ -207,8 +210,7 @@ class Answer:
 
         The last event of a failed answer is a refusal.
         """
-        admission = self._admission or asyncio.create_task(self._admit())
-        self._admission = admission
+        admission = self._begin()
         while not admission.done() and self._left() > 0:
             await asyncio.wait({admission}, timeout=min(self._patience.keep_alive_s, self._left()))
             if not admission.done():
@@ -218,12 +220,10 @@ class Answer:
             yield 0, refusal
             return
         yield 0, Admitted(prompt_tokens=self.prompt_tokens, variant=self.variant)
-        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._pumps = [asyncio.create_task(_pump(index, stream, events)) for index, stream in enumerate(self._streams)]
         running = len(self._pumps)
         while running:
             try:
-                index, event = await asyncio.wait_for(events.get(), timeout=min(self._patience.keep_alive_s, self._left()))
+                index, event = await asyncio.wait_for(self._arrived.get(), timeout=min(self._patience.keep_alive_s, self._left()))
             except TimeoutError:
                 if self._left() <= 0:
                     yield 0, self._too_long()
@@ -237,6 +237,33 @@ class Answer:
             if isinstance(event, Refusal):
                 return
 
+    async def _pump(self, index: int, stream: AsyncGenerator[Event, None]) -> None:
+        """Passes the events of one choice on; one that ends without a last event ends in a refusal."""
+        ended = False
+        try:
+            async for event in stream:
+                self._receive(index, event)
+                ended = isinstance(event, Refusal) or (isinstance(event, Piece) and event.finish_reason is not None)
+                if isinstance(event, Refusal):
+                    return  # without reading on, which would let the next one begin
+        except Exception as error:
+            if self._admission is not None and not self._admission.done():
+                self._admission.set_exception(error)
+            raise
+        finally:
+            if not ended:
+                self._receive(index, BROKEN)
+
+    def _receive(self, index: int, event: Event) -> None:
+        self._unheard.discard(index)
+        if self._admission is not None and not self._admission.done() and (isinstance(event, Refusal) or not self._unheard):
+            self._admission.set_result(event if isinstance(event, Refusal) else None)
+        if isinstance(event, Admitted):
+            self.prompt_tokens += 0 if index % self._asked.repeats else event.prompt_tokens
+            self.variant = self.variant or event.variant
+        elif not isinstance(event, Picture):
+            self._arrived.put_nowait((index, event))
+
     def _take(self, index: int, piece: Piece) -> None:
         self._choices[index].take(piece)
         if piece.completion_tokens:
@@ -248,21 +275,8 @@ class Answer:
 
     async def close(self) -> None:
         """Cancels what still runs; called once the answer is out, or its caller gone."""
-        waiting = [task for task in (self._admission, *self._pumps) if task is not None]
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
         for stream in self._streams:
             await stream.aclose()
-
-
-async def _pump(index: int, stream: AsyncGenerator[Event, None], events: asyncio.Queue[tuple[int, Event]]) -> None:
-    """Passes the events of one choice on; one that ends without a last event ends in a refusal."""
-    ended = False
-    try:
-        async for event in stream:
-            events.put_nowait((index, event))
-            ended = isinstance(event, Refusal) or (isinstance(event, Piece) and event.finish_reason is not None)
-    finally:
-        if not ended:
-            events.put_nowait((index, BROKEN))

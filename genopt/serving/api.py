@@ -24,10 +24,12 @@ class Front:
     Attributes:
         backend: Does what is asked for.
         patience: How long the API waits.
+        at_once: Most parts of one request, its choices or images, that are under way.
     """
 
     backend: Backend
     patience: Patience
+    at_once: int
 
     @staticmethod
     def refused(refusal: Refusal) -> Response:

@@ -154,29 +154,31 @@ class Ingress:
     Args:
         arguments: What is served.
         engine: Handle of the engine deployment.
+        at_once: See `Limits.at_once`.
 
     Raises:
         SpecError: The file of keys cannot be used.
         DeploymentError: Serve listens in public and there are no keys, or traces are asked for that cannot be sent.
     """
 
-    def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[Any]) -> None:
+    def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[Any], at_once: int) -> None:
         _require_private(arguments.keys)
         self._traced = noting(arguments.model_id)
         self._gate = OpenGate() if arguments.keys is None else KeyGate(Path(arguments.keys))
         self._api = api_of(arguments)
+        self._limits = Limits(patience=Patience(answer_s=LONGEST_STREAM_S), at_once=at_once)
         served = Served(model=arguments.model_id, variant=arguments.variant.name)
         self._backend = Routed(Retrying(HandleEngine(engine, served)), CanaryEngine(served), RayControl())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
-        limits, told = Limits(patience=Patience(answer_s=LONGEST_STREAM_S)), (log_finished, RequestMetrics().note, *self._traced)
+        told = (log_finished, RequestMetrics().note, *self._traced)
 
         def finished(request: Finished) -> None:
             for note in told:
                 note(request)
 
-        return create_app(backend=self._backend, gate=self._gate, limits=limits, finished=finished, api=self._api)
+        return create_app(backend=self._backend, gate=self._gate, limits=self._limits, finished=finished, api=self._api)
 
 
 def _require_private(keys: str | None) -> None:
@@ -206,7 +208,14 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
             **overrides.get(INGRESS, {}),
         }
     )
-    return ingress.bind(arguments, engine_deployment(arguments, overrides))
+    return ingress.bind(arguments, engine_deployment(arguments, overrides), _places(arguments, overrides.get(ENGINE, {})))
+
+
+def _places(arguments: ServeArguments, options: Mapping[str, Any]) -> int:
+    """How many requests an idle engine takes that come all at once: Serve counts each as queued until a replica has accepted it."""
+    accepted: int = options.get("max_ongoing_requests", arguments.accepted)
+    queued: int = options.get("max_queued_requests", -1)
+    return max(1, accepted if queued < 0 else min(accepted, queued))
 
 
 def engine_deployment(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
@@ -215,7 +224,7 @@ def engine_deployment(arguments: ServeArguments, overrides: Mapping[str, Mapping
         **{
             "name": ENGINE,
             "ray_actor_options": {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
-            "max_ongoing_requests": 2 * arguments.max_batch,
+            "max_ongoing_requests": arguments.accepted,
             "max_queued_requests": 8 * arguments.max_batch,
             # How long a full replica is left alone by requests that wait: with Serve's half a second, places that came free stayed empty.
             "request_router_config": RequestRouterConfig(max_backoff_s=0.1),

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from genopt.serving.answer import BROKEN, Patience
 from genopt.serving.exchange import Admitted, Event, Picture, Refusal
+from genopt.serving.turns import Part, in_turns
 
 
 class ImageData(TypedDict):
@@ -29,12 +30,13 @@ class ImageAnswer:
     """Waits for all images of a request; see `genopt.serving.guard.Answered` for what it tells.
 
     Args:
-        streams: Events of each image.
+        images: Begin the events of each image.
         patience: How long to wait.
+        at_once: Most images under way; see `genopt.serving.turns`.
     """
 
-    def __init__(self, streams: Sequence[AsyncGenerator[Event, None]], patience: Patience) -> None:
-        self._streams = streams
+    def __init__(self, images: Sequence[Part], patience: Patience, at_once: int) -> None:
+        self._streams = in_turns(images, at_once)
         self._patience = patience
         self._waiting: list[asyncio.Task[Picture | Refusal]] = []
         self.prompt_tokens = self.completion_tokens = self.longest = 0
@@ -44,27 +46,31 @@ class ImageAnswer:
         self.last_at: float | None = None
 
     async def pictures(self) -> list[Picture] | Refusal:
-        """All images in order, or why there are none."""
+        """All images in order, or why there are none; one that is refused ends the wait for the others."""
         self._waiting = [asyncio.create_task(self._picture(stream)) for stream in self._streams]
-        _, running = await asyncio.wait(self._waiting, timeout=self._patience.answer_s)
-        if running:
+        try:
+            async with asyncio.timeout(self._patience.answer_s):
+                for next_one in asyncio.as_completed(self._waiting):
+                    if isinstance(found := await next_one, Refusal):
+                        self.failure = found
+                        return found
+        except TimeoutError:
             self.failure = Refusal(status=504, message=f"The images took more than {self._patience.answer_s:.0f} s; ask for fewer.", code="timeout")
             return self.failure
-        found = [task.result() for task in self._waiting]
-        self.failure = next((event for event in found if isinstance(event, Refusal)), None)
-        return self.failure or [event for event in found if isinstance(event, Picture)]
+        return [picture for task in self._waiting if isinstance(picture := task.result(), Picture)]
 
     async def _picture(self, stream: AsyncGenerator[Event, None]) -> Picture | Refusal:
+        found: Picture | Refusal = BROKEN
         async for event in stream:
             if isinstance(event, Admitted):
                 self.variant = event.variant
             elif isinstance(event, Refusal):
-                return event
+                return event  # without reading on, which would let the next one begin
             elif isinstance(event, Picture):
                 self.last_at = time.monotonic()
                 self.first_at = self.first_at or self.last_at
-                return event
-        return BROKEN
+                found = event
+        return found
 
     async def close(self) -> None:
         """Cancels what still runs; called once the answer is out, or its caller gone."""

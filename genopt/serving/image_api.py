@@ -6,6 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class ImageApi:
             asks, as_file = asked.asks(), request.headers.get("accept", "").partition(";")[0].strip().lower() == PNG
             if as_file and len(asks) > 1:
                 return front.refused(_ONE_PNG)
-            answer = ImageAnswer([front.backend.generate(ask, request.state.caller) for ask in asks], front.patience)
+            images = [partial(front.backend.generate, ask, request.state.caller) for ask in asks]
+            answer = ImageAnswer(images, front.patience, front.at_once)
             request.state.answer = answer
             found = await answer.pictures()
             if isinstance(found, Refusal):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from genopt.plan import Record
@@ -26,10 +27,12 @@ class Limits(Record):
     Attributes:
         max_body_bytes: Larger bodies are refused unread.
         patience: How long the API waits.
+        at_once: Most parts of one request, its choices or images, that the backend gets before others have ended.
     """
 
     max_body_bytes: int = 4 * 2**20
     patience: Patience = Patience()
+    at_once: int = Field(default=8, gt=0)
 
 
 def create_app(*, backend: Backend, gate: Gate, limits: Limits, finished: Callable[[Finished], None], api: Api = TEXT) -> FastAPI:
@@ -49,7 +52,7 @@ def create_app(*, backend: Backend, gate: Gate, limits: Limits, finished: Callab
     )  # fmt: skip
     started = int(time.time())
 
-    front = Front(backend, limits.patience)
+    front = Front(backend, limits.patience, limits.at_once)
     refused = front.refused
 
     def entry() -> Model:

@@ -66,6 +66,11 @@ class ServeArguments(Record):
     trust_remote_code: bool = False
     compiled_folder: str | None = None
 
+    @property
+    def accepted(self) -> int:
+        """Most requests that a replica accepts, where its deployment's options say nothing else: the next batch is there when one ends."""
+        return 2 * self.max_batch
+
     def variables(self) -> dict[str, str]:
         """Environment variables of the engine's process on this machine."""
         found = {**trust.variables(self.trust_remote_code), **({} if self.num_gpus else {"CUDA_VISIBLE_DEVICES": ""})}

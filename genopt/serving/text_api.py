@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: FastAPI resolves the annotations of these local functions at run time.
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,7 +32,7 @@ class TextApi:
             if asked.model != backend.served().model:
                 return front.refused(front.unknown(asked.model))
             caller, streamed = request.state.caller, bool(asked.stream)
-            answer = Answer(asked, [backend.generate(ask, caller) for ask in asked.asks()], patience)
+            answer = Answer(asked, [partial(backend.generate, ask, caller) for ask in asked.asks()], patience, front.at_once)
             request.state.answer, request.state.stream = answer, streamed
             refusal = await answer.admit(patience.first_byte_s if streamed else patience.answer_s)
             if refusal is not None:

@@ -23,7 +23,7 @@ from genopt.errors import DeploymentError
 from genopt.plan import Plan
 from genopt.serving import client, deployment
 from genopt.serving.engine_thread import EngineLoad
-from genopt.serving.manifest import Scaling, serve_config
+from genopt.serving.manifest import Scaling, autoscaling, serve_config
 from genopt.testing.ports import unused_port
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
@@ -35,13 +35,17 @@ CRASH = 7
 WAIT_S = 45.0
 
 
-def _config(folder: Path, *, variant: str = "fast", port: int, host: str = "127.0.0.1", model_folder: Path | None = None) -> Path:
+# Serve counts a request as queued until a replica has taken it, so a burst of four needs four places even while slots are free.
+FOUR = Scaling(target_ongoing_requests=4, max_ongoing_requests=6, max_queued_requests=4, min_replicas=1, max_replicas=1)
+
+
+def _config(
+    folder: Path, *, variant: str = "fast", port: int, host: str = "127.0.0.1", model_folder: Path | None = None, scaling: Scaling = FOUR
+) -> Path:
     content = serve_config(
         application="genopt", model_id="tiny", host=host, port=port, artifact=folder, model_folder=model_folder or folder / "model",
         variant=Plan(name=variant, engine="fake", options={"text": TEXT, "delay_ms": 10, "crash_token": CRASH}),
-        # Serve counts a request as queued until a replica has taken it, so a burst of four needs four places even while slots are free.
-        scaling=Scaling(target_ongoing_requests=4, max_ongoing_requests=6, max_queued_requests=4, min_replicas=1, max_replicas=1),
-        threads=1, num_cpus=1, num_gpus=0, log_folder=folder / "logs",
+        scaling=scaling, threads=1, num_cpus=1, num_gpus=0, log_folder=folder / "logs",
     )  # fmt: skip
     path = folder / f"serve-{variant}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -361,4 +365,17 @@ def test_a_variant_that_cannot_start_is_a_deployment_error_with_its_cause(folder
     config = _config(folder, variant="broken", port=unused_port(), model_folder=folder / "nothing")
     with pytest.raises(DeploymentError, match=r"has no tokenizer\.json"):
         deployment.deploy(config, wait_s=WAIT_S, progress=lambda text: None)
+    assert deployment.undeploy()
+
+
+def test_one_place_is_enough_for_eight_prompts_with_two_choices_each(folder: Path) -> None:
+    deployment.undeploy()
+    endpoint = deployment.deploy(_config(folder, variant="narrow", port=unused_port(), scaling=autoscaling({})), wait_s=WAIT_S, progress=print)
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="unused", max_retries=0, timeout=30) as caller:
+        answer = caller.completions.create(model="tiny", prompt=["abc"] * 8, n=2, max_tokens=5)
+        chunks = list(caller.completions.create(model="tiny", prompt=["abc"] * 8, n=2, max_tokens=5, stream=True))
+    assert {choice.index: choice.text for choice in answer.choices} == dict.fromkeys(range(16), _expected(5))
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (24, 80)
+    streamed = {index: "".join(chunk.choices[0].text for chunk in chunks if chunk.choices[0].index == index) for index in range(16)}
+    assert streamed == dict.fromkeys(range(16), _expected(5))
     assert deployment.undeploy()

@@ -11,12 +11,13 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message
 
+from genopt.serving import turns
 from genopt.serving.answer import Patience
 from genopt.serving.exchange import Ask, Caller, Event, Piece, Refusal, ScoredToken
 from genopt.serving.guard import CLIENT_LEFT, Finished, Gate
 from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import OpenGate
-from genopt.testing.scripted_backend import ADMITTED, ANSWER, ScriptedBackend
+from genopt.testing.scripted_backend import ADMITTED, ANSWER, FULL, ScriptedBackend
 
 CHAT = "/v1/chat/completions"
 LOST = Refusal(status=503, message="The engine failed; try again.", code="engine_failed", retry_after_s=5)
@@ -107,6 +108,57 @@ def test_log_probabilities_travel_with_their_pieces() -> None:
     prompt = json.dumps({"model": "m", "prompt": "x", "logprobs": 0, "stream": True}).encode()
     chunks = [chunk["choices"][0] for chunk in events(post(api(backend), prompt, path="/v1/completions"))]
     assert [chunk["logprobs"]["text_offset"] for chunk in chunks if chunk["logprobs"]] == [[0], [1]]
+
+
+SIXTEEN = {"model": "m", "prompt": [f"p{number}" for number in range(8)], "n": 2}
+PACED = (ADMITTED, 0, ANSWER[1], 0, ANSWER[2])
+
+
+def test_a_request_with_more_choices_than_there_are_places_is_answered_by_a_server_that_does_nothing_else() -> None:
+    backend = ScriptedBackend(*PACED, places=2)
+    app = api(backend, limits=Limits(at_once=2))
+    whole = post(app, json.dumps(SIXTEEN).encode(), path="/v1/completions")
+    assert whole.status_code == 200, whole.text
+    assert [(choice["index"], choice["text"]) for choice in whole.json()["choices"]] == [(index, "ab") for index in range(16)]
+    assert whole.json()["usage"] == {"prompt_tokens": 24, "completion_tokens": 32, "total_tokens": 56}
+    assert [ask.prompt for ask, _ in backend.asked] == [f"p{number}" for number in range(8) for _ in range(2)]
+
+    streamed = post(app, json.dumps({**SIXTEEN, "stream": True, "stream_options": {"include_usage": True}}).encode(), path="/v1/completions")
+    *chunks, last = events(streamed)
+    texts = dict.fromkeys(range(16), "")
+    for chunk in chunks:
+        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    assert set(texts.values()) == {"ab"}
+    assert sum(chunk["choices"][0]["finish_reason"] == "stop" for chunk in chunks) == 16
+    assert last["usage"]["total_tokens"] == 56
+    assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_finds_no_place_later_tries_again_as_the_others_would_be_lost(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "AGAIN_S", 0)
+
+    class Crowded(ScriptedBackend):
+        """Others take all places once the first choice has begun, and leave after a few more have asked."""
+
+        async def generate(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
+            self.taken = 9 if 1 <= len(self.asked) < 4 else 0
+            async for event in super().generate(ask, caller):
+                yield event
+
+    backend = Crowded(*PACED, places=9)
+    answer = post(api(backend, limits=Limits(at_once=1)), body(n=3, stream=stream))
+    assert answer.status_code == 200, answer.text
+    assert "error" not in answer.text
+    assert len(backend.asked) == 6
+    assert backend.closed == 6
+
+
+def test_a_full_server_turns_a_request_with_many_choices_away_at_once() -> None:
+    backend = ScriptedBackend(*PACED, places=2)
+    backend.taken = 2
+    assert_refused(post(api(backend, limits=Limits(at_once=2)), body(n=8)), 429, FULL.code or "")
+    assert len(backend.asked) <= 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from genopt.serving.guard import Finished
 from genopt.serving.image_api import PATH, ImageApi
 from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import OpenGate
+from genopt.testing.scripted_backend import ScriptedBackend
 
 FILE = b"\x89PNG file"
 ADMITTED, PICTURE = Admitted(prompt_tokens=0, variant="fast"), Picture(png=base64.b64encode(FILE).decode(), steps=8)
@@ -63,6 +64,16 @@ def test_a_single_image_comes_as_a_file_where_that_is_accepted() -> None:
     assert (answer.content, answer.headers["content-type"]) == (FILE, "image/png")
     several = http.post(PATH, json={"prompt": "a cat", "n": 2}, headers={"Accept": "image/png"})
     assert (several.status_code, several.json()["error"]["param"]) == (400, "n")
+
+
+def test_more_images_than_there_are_places_are_made_one_after_the_other() -> None:
+    backend = ScriptedBackend(ADMITTED, 0, PICTURE, places=1)
+    app = create_app(backend=backend, gate=OpenGate(), limits=Limits(at_once=1), finished=lambda _: None, api=ImageApi())
+    answer = TestClient(app).post(PATH, json={"prompt": "a cat", "n": 8})
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["data"]) == len(backend.asked) == 8
+    backend.taken = 1
+    assert TestClient(app).post(PATH, json={"prompt": "a cat", "n": 8}).status_code == 429
 
 
 @pytest.mark.parametrize(
