@@ -68,8 +68,9 @@ def write_serve_config(
     knee = {streams: metric.value for streams, metric in chosen.rates.items()}
     config = serve_config(
         application=APPLICATION, model_id=Path(report.model.id).name, variant=plan_of(chosen).model_copy(update={"options": options}),
-        artifact=Path(artifact.path), model_folder=Path(report.model.path), host=where.host or spec.host, port=where.port or spec.port,
-        scaling=autoscaling(knee, max_replicas=max(1, int(shape["gpus"]) or int(shape["nodes"]))), threads=threads,
+        artifact=Path(artifact.path), digest=artifact.digest, model_folder=Path(report.model.path),
+        host=where.host or spec.host, port=where.port or spec.port, threads=threads,
+        scaling=autoscaling(knee, max_replicas=max(1, int(shape["gpus"]) or int(shape["nodes"]))),
         # So little that a canary, or the next version during an update, has room beside it on two processors.
         num_cpus=min(1.0, 0.4 * shape["cpus"]), num_gpus=min(1.0, shape["gpus"]), log_folder=folder.logs,
         keys=None if where.keys is None else Path(where.keys).expanduser(), modality=report.model.modality,

@@ -155,20 +155,26 @@ class Ingress:
         arguments: What is served.
         engine: Handle of the engine deployment.
         at_once: See `Limits.at_once`.
+        entry: See `application`.
 
     Raises:
         SpecError: The file of keys cannot be used.
         DeploymentError: Serve listens in public and there are no keys, or traces are asked for that cannot be sent.
     """
 
-    def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[Any], at_once: int) -> None:
+    def __init__(self, arguments: ServeArguments, engine: DeploymentHandle[Any], at_once: int, entry: dict[str, Any] | None) -> None:
         _require_private(arguments.keys)
         self._traced = noting(arguments.model_id)
         self._gate = OpenGate() if arguments.keys is None else KeyGate(Path(arguments.keys))
         self._api = api_of(arguments)
+        self._entry = entry
         self._limits = Limits(patience=Patience(answer_s=LONGEST_STREAM_S), at_once=at_once)
         served = Served(model=arguments.model_id, variant=arguments.variant.name)
         self._backend = Routed(Retrying(HandleEngine(engine, served)), CanaryEngine(served), RayControl())
+
+    async def entry(self) -> dict[str, Any] | None:
+        """What the application was told at its deployment; see `genopt.serving.running`."""
+        return self._entry
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the constructor is done."""
@@ -188,12 +194,13 @@ def _require_private(keys: str | None) -> None:
         require_private(host, keys)
 
 
-def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]]) -> Application:
+def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, Any]], entry: dict[str, Any] | None = None) -> Application:
     """Binds the two deployments.
 
     Args:
         arguments: What is served.
         overrides: Deployment options by deployment name, as under `deployments` in `serve.yaml`.
+        entry: The application in `serve.yaml`, where Serve does not read that file itself.
     """
     ingress = serve.deployment()(Ingress).options(
         **{
@@ -208,7 +215,8 @@ def application(arguments: ServeArguments, overrides: Mapping[str, Mapping[str, 
             **overrides.get(INGRESS, {}),
         }
     )
-    return ingress.bind(arguments, engine_deployment(arguments, overrides), _places(arguments, overrides.get(ENGINE, {})))
+    places = _places(arguments, overrides.get(ENGINE, {}))
+    return ingress.bind(arguments, engine_deployment(arguments, overrides), places, entry)
 
 
 def _places(arguments: ServeArguments, options: Mapping[str, Any]) -> int:

@@ -9,18 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import yaml
 from ray import serve
 
 from genopt.errors import DeploymentError
 from genopt.serving.app import engine_deployment
 from genopt.serving.canary import Policy, Progress
 from genopt.serving.canary_app import CANARY, canary_application, find_rollout, status_of
-from genopt.serving.deployment import Config, Endpoint, deploy, read_config, remove, require_keys_kept, wait_running
+from genopt.serving.deployment import Config, Endpoint, config_of, deploy, read_config, remove, require_keys_kept, wait_running
 from genopt.serving.rollout import RolloutArguments, RolloutStatus
 from genopt.serving.routing import POLL_S
+from genopt.serving.running import running_content
+from genopt.store.files import write_atomically
 
 STATE = "rollout.json"
 PREVIOUS = "serve-previous.yaml"
+MARK = "@"
+"""Between a variant's name and what tells it from another variant of that name."""
+_DIGITS = 8
 _CALL_S = 30.0
 
 
@@ -30,7 +36,8 @@ def begin(
     """Starts a canary beside what is deployed and waits until its engine answers; from then on the rollout needs nobody.
 
     Args:
-        config_path: A `serve.yaml` of the canary: with the same application, address and model as what is deployed.
+        config_path: A `serve.yaml` of the canary: with the same application, address and model as what is deployed. Where the names of both
+            variants are the same, the canary gets another one in it.
         policy: How the rollout advances.
         kept: Where that file is put once nothing speaks against the canary, so that one under way keeps its own; None leaves it.
         wait_s: Longest wait in seconds.
@@ -41,15 +48,18 @@ def begin(
     """
     config = read_config(config_path)
     require_keys_kept(config)  # it will take the place of what is deployed
-    stable = _stable(config)
-    if stable == config.arguments.variant.name:
-        raise DeploymentError(f"{stable} is served already; name another with --variant.")
+    _require_same_model(config)
+    content = running_content(config.name)
+    stable = config_of(content, config.name)
+    if stable.arguments.identity() == config.arguments.identity():
+        raise DeploymentError(f"{stable.arguments.variant.name} is served already; name another with --variant.")
     former = status_of(find_rollout())
     if former is not None and former.progress.state != "rolled_back":
         raise DeploymentError(f"{former.progress.variant} is a canary already; end it with `genopt promote` or `genopt rollback` first.")
+    config = _told_apart(config_path, config, stable.arguments.variant.name)
     arguments = RolloutArguments(
-        rollout=secrets.token_hex(8), variant=config.arguments.variant.name, stable=stable, policy=policy,
-        state=str((config_path.parent / STATE).absolute()),
+        rollout=secrets.token_hex(8), variant=config.arguments.variant.name, stable=stable.arguments.variant.name, policy=policy,
+        state=str((config_path.parent / STATE).absolute()), serves=config.arguments.identity(),
     )  # fmt: skip
     if kept is not None:  # before anything starts: whoever promotes it needs the file, also where this process ends meanwhile
         os.replace(config_path, kept)
@@ -114,6 +124,8 @@ def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: C
     status = status_of(rollout)
     if status is not None and status.progress.variant != config.arguments.variant.name:
         raise DeploymentError(f"The canary is {status.progress.variant} and not {config.arguments.variant.name}; name the run that it is of.")
+    if status is not None and status.serves not in ("", config.arguments.identity()):
+        raise DeploymentError(f"The canary is another {status.progress.variant} than that of this run; name the run that it is of.")
     require_keys_kept(config)
     found: Progress = rollout.promote.remote().result(timeout_s=_CALL_S)
     if found.state == "rolled_back":
@@ -155,12 +167,24 @@ def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Calla
     return endpoint.variant
 
 
-def _stable(config: Config) -> str:
+def _told_apart(path: Path, config: Config, stable: str) -> Config:
+    """Gives the canary a name of its own: metrics, logs, journals and `X-Genopt-Variant` know variants by their names alone.
+
+    It ends in a part of the digest of what answers, so that the name stays true when the canary is promoted, and is the same each time.
+    """
+    name = config.arguments.variant.name
+    if name not in (stable, stable.rpartition(MARK)[0]):
+        return config
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["applications"][0]["args"]["variant"]["name"] = f"{name}{MARK}{config.arguments.identity()[:_DIGITS]}"
+    write_atomically(path, yaml.safe_dump(content, sort_keys=False))
+    return read_config(path)
+
+
+def _require_same_model(config: Config) -> None:
     try:
         answer = httpx.get(f"{config.url}/readyz", timeout=10)
     except httpx.HTTPError:
         raise DeploymentError(f"Nothing answers at {config.url} beside which a canary could run; deploy without --canary first.") from None
-    body = answer.json()
-    if answer.status_code != 200 or body.get("model") != config.arguments.model_id:
+    if answer.status_code != 200 or answer.json().get("model") != config.arguments.model_id:
         raise DeploymentError(f"{config.url} does not serve {config.arguments.model_id}; a canary runs beside a variant of the same model.")
-    return str(body["variant"])

@@ -48,7 +48,7 @@ class Endpoint(Record):
 
 
 class Config(Record):
-    """The parts of `serve.yaml` that deploying needs."""
+    """The parts of `serve.yaml` that deploying needs; `entry` is the application as it stands there."""
 
     name: str
     route_prefix: str
@@ -58,6 +58,7 @@ class Config(Record):
     proxy_location: str
     arguments: ServeArguments
     overrides: dict[str, dict[str, Any]]
+    entry: dict[str, Any]
 
     @property
     def url(self) -> str:
@@ -89,7 +90,7 @@ def deploy(config_path: Path, *, wait_s: float, progress: Callable[[str], None])
         needs_key=config.arguments.keys is not None,
     )  # fmt: skip
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options)
-    target = serve.RunTarget(target=bind(config.arguments, config.overrides), name=config.name, route_prefix=config.route_prefix)
+    target = serve.RunTarget(target=bind(config.arguments, config.overrides, config.entry), name=config.name, route_prefix=config.route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
     wait_running(config.name, endpoint.variant, time.monotonic() + wait_s, progress=progress, answers=lambda: _answers(endpoint))
     return endpoint
@@ -174,20 +175,38 @@ def read_config(path: Path) -> Config:
         DeploymentError: It is none.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return config_of(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except OSError as error:
+        raise DeploymentError(f"{path} cannot be read ({error.strerror}); give the serve.yaml of a finished run.") from None
+    except yaml.YAMLError as error:
+        raise _not_ours(str(path), error) from None
+
+
+def config_of(content: Any, source: str) -> Config:
+    """The parts of what a `serve.yaml` holds.
+
+    Args:
+        content: Of the file.
+        source: Where it comes from, for the error.
+
+    Raises:
+        DeploymentError: It is none.
+    """
+    try:
         entry, http = content["applications"][0], content["http_options"]
         arguments = ServeArguments.model_validate(entry["args"])
         listed = {item["name"]: item for item in entry["deployments"]}
         return Config(
             name=entry["name"], route_prefix=entry["route_prefix"], host=http["host"], port=http["port"], http_options=http,
             proxy_location=content["proxy_location"], arguments=arguments,
-            overrides=_with_environment(listed, arguments, entry.get("runtime_env", {})),
+            overrides=_with_environment(listed, arguments, entry.get("runtime_env", {})), entry=entry,
         )  # fmt: skip
-    except OSError as error:
-        raise DeploymentError(f"{path} cannot be read ({error.strerror}); give the serve.yaml of a finished run.") from None
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValidationError) as error:
-        cause = str(error).splitlines()[0]
-        raise DeploymentError(f"{path} is not a serve.yaml of genopt ({cause}); write it again with `genopt report`.") from None
+    except (KeyError, IndexError, TypeError, ValidationError) as error:
+        raise _not_ours(source, error) from None
+
+
+def _not_ours(source: str, error: Exception) -> DeploymentError:
+    return DeploymentError(f"{source} is not a serve.yaml of genopt ({str(error).splitlines()[0]}); write it again with `genopt report`.")
 
 
 def _with_environment(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ class ServeArguments(Record):
         modality: What it makes, which decides the API: a name of the catalogue's APIs.
         variant: The plan that is served; its engine and options are opened.
         artifact: Folder that the engine opens.
+        digest: Of the artifact, where it is known.
         model_folder: The original model: tokenizer, chat template, stop tokens, context length.
         keys: File of API keys; None lets everybody in, which is refused on public addresses.
         log_folder: Where the engine's process writes its log; None takes the system's temporary folder.
@@ -51,6 +54,7 @@ class ServeArguments(Record):
     modality: str = "text"
     variant: Plan
     artifact: str
+    digest: str | None = None
     model_folder: str
     keys: str | None = None
     log_folder: str | None = None
@@ -65,6 +69,11 @@ class ServeArguments(Record):
     stall_s: float = Field(default=60.0, gt=0)
     trust_remote_code: bool = False
     compiled_folder: str | None = None
+
+    def identity(self) -> str:
+        """A digest over what answers: a name tells nothing, as the winner of a model that was trained further may be called as the one before."""
+        content = [self.digest or self.artifact, self.model_folder, self.variant.engine, self.variant.options]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def accepted(self) -> int:
@@ -126,6 +135,7 @@ def serve_config(
     model_id: str,
     variant: Plan,
     artifact: Path,
+    digest: str | None = None,
     model_folder: Path,
     host: str,
     port: int,
@@ -150,6 +160,7 @@ def serve_config(
         model_id: Name under which clients ask for the model.
         variant: The plan that is served.
         artifact: Folder that the engine opens.
+        digest: See `ServeArguments`.
         model_folder: The original model's folder.
         host: Address to listen on.
         port: Port to listen on.
@@ -165,9 +176,10 @@ def serve_config(
         compiled_folder: See `ServeArguments`.
     """
     arguments = ServeArguments(
-        model_id=model_id, modality=modality, variant=variant, artifact=str(artifact.absolute()), model_folder=str(model_folder.absolute()),
-        log_folder=None if log_folder is None else str(log_folder.absolute()), threads=threads, num_cpus=num_cpus, num_gpus=num_gpus,
-        max_batch=scaling.target_ongoing_requests, keys=None if keys is None else str(keys.absolute()),
+        model_id=model_id, modality=modality, variant=variant, artifact=str(artifact.absolute()), digest=digest,
+        model_folder=str(model_folder.absolute()), log_folder=None if log_folder is None else str(log_folder.absolute()),
+        threads=threads, num_cpus=num_cpus, num_gpus=num_gpus, max_batch=scaling.target_ongoing_requests,
+        keys=None if keys is None else str(keys.absolute()),
         trust_remote_code=trust_remote_code, compiled_folder=None if compiled_folder is None else str(compiled_folder.absolute()),
     )  # fmt: skip
     entry: dict[str, Any] = {

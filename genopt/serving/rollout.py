@@ -30,6 +30,7 @@ class RolloutArguments(Record):
         stable: The variant beside which it runs.
         policy: How it advances.
         state: File in which its progress is kept, for when the deployment itself is replaced.
+        serves: See `ServeArguments.identity`; empty where a file that somebody wrote says nothing.
     """
 
     rollout: str
@@ -37,6 +38,7 @@ class RolloutArguments(Record):
     stable: str
     policy: Policy
     state: str
+    serves: str = ""
 
 
 class RolloutStatus(Record):
@@ -50,6 +52,7 @@ class RolloutStatus(Record):
         failures: Failed ones among them.
         remark: What the present step waits for.
         opened: Whether the engine has answered.
+        serves: What the canary is; see `RolloutArguments`.
     """
 
     progress: Progress
@@ -59,6 +62,7 @@ class RolloutStatus(Record):
     failures: dict[Arm, int]
     remark: str
     opened: bool
+    serves: str = ""
 
 
 class Rollout:
@@ -154,6 +158,7 @@ class Rollout:
             progress=self._progress, share=route(self._progress, self._arguments.policy).share, shadow=self._arguments.policy.shadow,
             requests={arm: len(found) for arm, found in self._seen.items()},
             failures={arm: sum(one.failed for one in found) for arm, found in self._seen.items()}, remark=self._remark, opened=self._opened,
+            serves=self._arguments.serves,
         )  # fmt: skip
 
     def _keep(self, progress: Progress) -> None:

@@ -41,14 +41,15 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def config(folder: Path, port: int) -> Callable[..., Path]:
-    def write(name: str, **options: object) -> Path:
+    def write(name: str, *, run: str = ".", file: str | None = None, artifact: str | None = None, **options: object) -> Path:
         content = serve_config(
-            application="genopt", model_id="tiny", host="127.0.0.1", port=port, artifact=folder, model_folder=folder / "model",
+            application="genopt", model_id="tiny", host="127.0.0.1", port=port, artifact=folder / (artifact or name), model_folder=folder / "model",
             variant=Plan(name=name, engine="fake", options={"text": "abc ", **options}),
             scaling=Scaling(target_ongoing_requests=4, max_ongoing_requests=6, max_queued_requests=16, min_replicas=1, max_replicas=1),
-            threads=1, num_cpus=1, num_gpus=0, log_folder=folder / "logs",
+            threads=1, num_cpus=1, num_gpus=0, log_folder=folder / run / "logs",
         )  # fmt: skip
-        path = folder / f"serve-{name}.yaml"
+        path = folder / run / (file or f"serve-{name}.yaml")
+        path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         return path
 
@@ -138,3 +139,23 @@ def test_a_healthy_canary_advances_to_all_and_is_promoted_without_a_failure(url:
     assert failed == []
     assert endpoint.variant == _ask(url, "s") == "better"
     assert CANARY not in deployment.status()
+
+
+def test_a_retrained_model_whose_winner_is_called_as_what_is_served_is_a_canary_with_a_name_of_its_own(
+    url: str, config: Callable[..., Path], folder: Path
+) -> None:
+    served = _ask(url, "s")
+    with pytest.raises(DeploymentError, match="served already"):
+        canary_deploy.begin(config("renamed", artifact=served), SLOW, wait_s=WAIT_S, progress=print)
+    kept = folder / "second" / "serve-canary.yaml"
+    written = config(served, run="second", file="serve-canary-next.yaml", artifact="retrained")
+    begun = canary_deploy.begin(written, SLOW, kept=kept, wait_s=WAIT_S, progress=print).progress
+    assert begun.stable == served
+    assert begun.variant.startswith(f"{served}@")
+    _ask_until(url, lambda: {_ask(url, str(one)) for one in range(24)} == {served, begun.variant})
+    with pytest.raises(DeploymentError, match="name the run that it is of"):
+        canary_deploy.promote(config(begun.variant, run="third", artifact="another"), folder / "third" / "serve.yaml", wait_s=WAIT_S, progress=print)
+    endpoint = canary_deploy.promote(kept, folder / "second" / "serve.yaml", wait_s=WAIT_S, progress=print)
+    assert endpoint.variant == _ask(url, "s") == begun.variant
+    with pytest.raises(DeploymentError, match="served already"):
+        canary_deploy.begin(config(served, artifact="retrained"), SLOW, wait_s=WAIT_S, progress=print)

@@ -11,12 +11,14 @@ import openai
 import pytest
 import yaml
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from genopt.plan import Plan
 from genopt.serving import deployment
 from genopt.serving.app import build
 from genopt.serving.manifest import Scaling, ServeArguments, serve_config
+from genopt.serving.running import running_content
 from genopt.testing.ports import unused_port
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 from genopt.testing.trace_collector import TraceCollector
@@ -48,6 +50,17 @@ def test_each_request_is_a_span_where_the_files_environment_names_a_collector(co
         (span,) = collector.wait_for(1, timeout_s=WAIT_S)
     assert span.name == "/v1/completions"
     assert "secret" not in str(span), "what was asked stays here"
+
+
+def test_an_application_that_serve_deployed_from_a_file_says_what_the_file_said(content: dict[str, Any]) -> None:
+    (application,) = content["applications"]
+    application["deployments"][0]["graceful_shutdown_timeout_s"] = 7
+    serve.start(proxy_location=content["proxy_location"], http_options=content["http_options"])
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(content), _blocking=True)  # as the dashboard does for `serve deploy`
+    found = deployment.config_of(running_content("genopt"), "genopt")
+    expected = deployment.config_of(content, "the file")
+    assert (found.arguments, found.overrides, found.url) == (expected.arguments, expected.overrides, expected.url)
+    assert found.http_options["request_timeout_s"] == expected.http_options["request_timeout_s"]
 
 
 def test_nobody_serves_in_public_without_keys(content: dict[str, Any]) -> None:

@@ -62,6 +62,17 @@ def test_the_config_survives_yaml_and_its_arguments_validate() -> None:
     assert "runtime_env" not in entry
 
 
+def test_what_answers_is_known_by_its_bytes_engine_and_options_and_not_by_names() -> None:
+    def identity(**changes: Any) -> str:
+        return ServeArguments.model_validate(_config(**changes)["applications"][0]["args"]).identity()
+
+    assert identity() == identity(variant=Plan(name="other", engine="torch"), port=1, threads=9)
+    assert identity(digest="d1") == identity(digest="d1", artifact=Path("elsewhere"))
+    different = [{}, {"digest": "d1"}, {"digest": "d2"}, {"artifact": Path("elsewhere")}, {"model_folder": Path("elsewhere")},
+                 {"variant": Plan(name="int8", engine="vllm")}, {"variant": Plan(name="int8", engine="torch", options={"a": 1})}]  # fmt: skip
+    assert len({identity(**changes) for changes in different}) == len(different)
+
+
 def test_limits_can_change_without_changing_the_arguments_beyond_the_batch() -> None:
     more = Scaling(target_ongoing_requests=4, max_ongoing_requests=9, max_queued_requests=90, min_replicas=2, max_replicas=5)
     one, other = _config()["applications"][0], _config(scaling=more)["applications"][0]
