@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -23,7 +24,10 @@ from genopt.serving.running import running_content
 from genopt.store.files import write_atomically
 
 STATE = "rollout.json"
+STABLE = "serve-stable.yaml"
+"""Beside a canary's file: what was deployed when it began. It may be of another run, and its own file may say something else by now."""
 PREVIOUS = "serve-previous.yaml"
+"""What was deployed before the last promotion."""
 MARK = "@"
 """Between a variant's name and what tells it from another variant of that name."""
 _DIGITS = 8
@@ -61,6 +65,7 @@ def begin(
         rollout=secrets.token_hex(8), variant=config.arguments.variant.name, stable=stable.arguments.variant.name, policy=policy,
         state=str((config_path.parent / STATE).absolute()), serves=config.arguments.identity(),
     )  # fmt: skip
+    write_atomically(config_path.parent / STABLE, yaml.safe_dump(content, sort_keys=False))
     if kept is not None:  # before anything starts: whoever promotes it needs the file, also where this process ends meanwhile
         os.replace(config_path, kept)
     target = canary_application(engine_deployment(config.arguments, config.overrides), arguments)
@@ -111,7 +116,7 @@ def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: C
 
     Args:
         config_path: The canary's `serve.yaml`.
-        current_path: The `serve.yaml` of what is deployed; becomes the canary's, and the former one is kept beside it.
+        current_path: The run's `serve.yaml`; becomes the canary's. What was deployed before is kept beside it.
         wait_s: Longest wait in seconds.
         progress: Told what is waited for.
 
@@ -132,11 +137,8 @@ def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: C
         raise DeploymentError(f"{found.variant} was rolled back and cannot be promoted. {found.reason}")
     time.sleep(2 * POLL_S)  # by then every router has its new route
     endpoint = deploy(config_path, wait_s=wait_s, progress=progress)
-    # A run's own serve.yaml may be of a winner that was never deployed.
-    if current_path.exists() and read_config(current_path).arguments.variant.name == found.stable:
-        os.replace(current_path, current_path.parent / PREVIOUS)
-    else:
-        (current_path.parent / PREVIOUS).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # where a promotion that was interrupted is done again, it has been moved
+        os.replace(config_path.parent / STABLE, current_path.parent / PREVIOUS)
     os.replace(config_path, current_path)
     rollout.release.remote().result(timeout_s=_CALL_S)
     time.sleep(2 * POLL_S)
@@ -146,6 +148,12 @@ def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: C
 
 def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Callable[[str], None]) -> str:
     """Takes a canary away, or where there is none, puts back what was served before the last promotion.
+
+    Args:
+        current_path: The run's `serve.yaml`; becomes that of what is put back, unless that is of another run.
+        reason: Why the canary goes.
+        wait_s: Longest wait in seconds.
+        progress: Told what is waited for.
 
     Returns:
         The variant that answers now.
@@ -163,7 +171,10 @@ def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Calla
     if not previous.exists():
         raise DeploymentError("There is no canary, and nothing was served before; deploy another variant with `genopt deploy RUN --variant NAME`.")
     endpoint = deploy(previous, wait_s=wait_s, progress=progress)
-    os.replace(previous, current_path)
+    if current_path.exists() and read_config(previous).arguments.log_folder != read_config(current_path).arguments.log_folder:
+        previous.unlink()  # the other run has a serve.yaml of its own
+    else:
+        os.replace(previous, current_path)
     return endpoint.variant
 
 

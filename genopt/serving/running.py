@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ray import serve
@@ -32,4 +33,6 @@ def running_content(name: str) -> dict[str, Any]:
     details = _get_global_client().get_serve_details()  # `serve.status` does not tell what files said
     if entry is None:
         entry = {"route_prefix": "/", "deployments": [], **(details["applications"][name]["deployed_app_config"] or {})}
-    return {"proxy_location": details["proxy_location"], "http_options": details["http_options"], "applications": [entry]}
+    content = {"proxy_location": details["proxy_location"], "http_options": details["http_options"], "applications": [entry]}
+    plain: dict[str, Any] = json.loads(json.dumps(content))  # without Serve's enumerations, which no file can hold
+    return plain

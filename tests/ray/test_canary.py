@@ -18,6 +18,7 @@ from genopt.serving.canary import Policy
 from genopt.serving.canary_app import CANARY
 from genopt.serving.manifest import Scaling, serve_config
 from genopt.serving.rollout import read_progress
+from genopt.serving.running import running_content
 from genopt.testing.ports import unused_port
 from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
@@ -159,3 +160,34 @@ def test_a_retrained_model_whose_winner_is_called_as_what_is_served_is_a_canary_
     assert endpoint.variant == _ask(url, "s") == begun.variant
     with pytest.raises(DeploymentError, match="served already"):
         canary_deploy.begin(config(served, artifact="retrained"), SLOW, wait_s=WAIT_S, progress=print)
+
+
+def test_what_another_run_had_deployed_is_put_back_as_it_was_deployed(url: str, config: Callable[..., Path], folder: Path) -> None:
+    deployed = config("first", run="first", file="serve.yaml")
+    deployment.deploy(deployed, wait_s=WAIT_S, progress=print)
+    expected = deployment.read_config(deployed)
+    config("never deployed", run="first", file="serve.yaml")
+    kept, current = folder / "second" / "serve-canary.yaml", config("first", run="second", file="serve.yaml", artifact="never deployed")
+    canary_deploy.begin(config("next", run="second", file="serve-canary-next.yaml"), SLOW, kept=kept, wait_s=WAIT_S, progress=print)
+    assert canary_deploy.promote(kept, current, wait_s=WAIT_S, progress=print).variant == "next"
+    found = deployment.read_config(folder / "second" / canary_deploy.PREVIOUS)
+    assert (found.arguments, found.overrides, found.url) == (expected.arguments, expected.overrides, expected.url)
+
+    assert canary_deploy.roll_back(current, "by hand", wait_s=WAIT_S, progress=print) == "first"
+    assert _ask(url, "s") == "first"
+    served = deployment.config_of(running_content("genopt"), "genopt")
+    assert served.arguments == expected.arguments
+    assert deployment.read_config(current).arguments.variant.name == "next", "the run's own file stays one of the run"
+    with pytest.raises(DeploymentError, match="nothing was served before"):
+        canary_deploy.roll_back(current, "by hand", wait_s=WAIT_S, progress=print)
+
+
+def test_a_variant_of_the_same_run_is_put_back_in_the_runs_own_file(url: str, config: Callable[..., Path], folder: Path) -> None:
+    current = config("early", run="same", file="serve.yaml")
+    deployment.deploy(current, wait_s=WAIT_S, progress=print)
+    kept = folder / "same" / "serve-canary.yaml"
+    canary_deploy.begin(config("late", run="same", file="serve-canary-next.yaml"), SLOW, kept=kept, wait_s=WAIT_S, progress=print)
+    canary_deploy.promote(kept, current, wait_s=WAIT_S, progress=print)
+    assert deployment.read_config(current).arguments.variant.name == "late"
+    assert canary_deploy.roll_back(current, "by hand", wait_s=WAIT_S, progress=print) == _ask(url, "s") == "early"
+    assert deployment.read_config(current).arguments.variant.name == "early"
