@@ -23,7 +23,8 @@ _RULES = tuple(
         (NORMALISATION, r"norm", r"norm|ln|ln_\d|ln_f"),
         (ATTENTION, r"rotary|alibi", r"rotary.*"),
         (ATTENTION, r"attention|attn", r"attn|attention|self_attn|self_attention"),
-        (MLP, r"mlp|feedforward|ffn|moe|experts", r"mlp|ffn|feed_forward|moe|fc1|fc2|w[123]|experts|router"),
+        # "moe" in the middle is of the model: all of Qwen3 MoE has it, its attention and the model itself too
+        (MLP, r"mlp|feedforward|ffn|moe(?:block|layer)?$|experts", r"mlp|ffn|feed_forward|moe|fc1|fc2|w[123]|experts|router"),
     )
 )  # fmt: skip
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

@@ -223,6 +223,26 @@ def test_gpt2_projections_are_found_by_their_structure() -> None:
     assert work[PROJECTIONS].operations == 2 * 2 * (32 * 96 + 32 * 32)
 
 
+@pytest.mark.parametrize("architecture", ["Qwen3Moe", "Qwen2Moe", "Olmoe", "Mixtral", "GraniteMoe", "Phimoe", "Glm4Moe"])
+def test_a_model_of_experts_has_the_families_of_others(architecture: str) -> None:
+    experts = {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_intermediate_size": 64, "num_experts_per_tok": 2}
+    dense = {"shared_expert_intermediate_size": 64, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    config = getattr(transformers, f"{architecture}Config")(**{**SIZES, **experts, **dense, "head_dim": 8})
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    layout = Layout(model)
+    of = {id(module): family for module, family in layout.marks}
+    for layer in model.model.layers:
+        assert of[id(layer.self_attn)] == ATTENTION
+        assert of[id(layer.self_attn.q_proj)] == of[id(layer.self_attn.o_proj)] == PROJECTIONS
+        assert of[id(layer.mlp if hasattr(layer, "mlp") else layer.block_sparse_moe)] == MLP
+        assert of[id(layer.input_layernorm)] == NORMALISATION
+    assert of[id(model.lm_head)] == of[id(model.model.embed_tokens)] == HEAD
+    work = layout.work(tokens=1, state_bytes=0.0, attention_operations=0.0)
+    attention = sum(one.weight.numel() for layer in model.model.layers for name, one in layer.self_attn.named_children() if name.endswith("_proj"))
+    assert work[PROJECTIONS].operations == 2 * attention
+    assert OTHER not in work
+
+
 def test_only_the_active_experts_are_read() -> None:
     sizes = {**SIZES, "num_local_experts": 8}
     per_token = [
