@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from torch import nn
 
 from genopt.profiling.roofline import Work
-from genopt.search.footprint import ATTENTION, HEAD, MLP, NORMALISATION, OTHER, PROJECTIONS
+from genopt.search.footprint import ATTENTION, HEAD, MLP, NORMALISATION, OTHER, PROJECTIONS, Part
 
 FRAMEWORK = "framework overhead"
 """What happens outside all families: masks, residual additions, cache bookkeeping, and Python between the layers."""
@@ -61,14 +61,38 @@ class Layout:
             attention_operations: Operations of the attention itself.
         """
         found: dict[str, Work] = {}
-        for family in self._always.keys() | self._routed.keys() | self._looked_up.keys() | {ATTENTION}:
+        for family in self._families():
             routed = self._routed.get(family, 0.0) * (1 - (1 - self._active) ** tokens)  # tokens that choose their experts independently
-            looked_up = sum(min(tokens * row, table) for row, table in self._looked_up.get(family, ()))
-            rows = 1 if family == HEAD and self._last_only else tokens
-            operations = 2.0 * rows * self._multiplied.get(family, 0.0)
             state = (state_bytes, attention_operations) if family == ATTENTION else (0.0, 0.0)
-            found[family] = Work(bytes=self._always.get(family, 0.0) + routed + looked_up + state[0], operations=operations + state[1])
+            read = self._read_by_all(family, tokens) + routed + state[0]
+            found[family] = Work(bytes=read, operations=self._operations(family, tokens) + state[1])
         return found
+
+    def parts(self, *, bits: float, attention_operations: float) -> dict[str, Part]:
+        """What each family reads and computes for one token, with all its experts apart from what every token reads.
+
+        Args:
+            bits: Of one weight.
+            attention_operations: Operations of the attention itself.
+        """
+        return {
+            family: Part(
+                weights=8 * self._read_by_all(family, 1) / bits, routed=8 * self._routed.get(family, 0.0) / bits, active=self._active, bits=bits,
+                operations=self._operations(family, 1) + (attention_operations if family == ATTENTION else 0.0),
+            ) for family in self._families()
+        }  # fmt: skip
+
+    def _families(self) -> Set[str]:
+        return self._always.keys() | self._routed.keys() | self._looked_up.keys() | {ATTENTION}
+
+    def _read_by_all(self, family: str, tokens: int) -> float:
+        """Bytes of weights that are read whichever experts the tokens choose."""
+        return self._always.get(family, 0.0) + sum(min(tokens * row, table) for row, table in self._looked_up.get(family, ()))
+
+    def _operations(self, family: str, tokens: int) -> float:
+        """Operations of the products with a family's weights."""
+        rows = 1 if family == HEAD and self._last_only else tokens
+        return 2.0 * rows * self._multiplied.get(family, 0.0)
 
     def _visit(self, module: nn.Module, name: str, inside: str | None, *, routed: bool) -> None:
         found = self._family(module, name, inside)

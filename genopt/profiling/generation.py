@@ -16,7 +16,7 @@ from genopt.models.kv_cache import CacheSize
 from genopt.profiling.ceilings import synchronize
 from genopt.profiling.families import Layout, attention_operations
 from genopt.profiling.roofline import Work
-from genopt.search.footprint import Footprint, Part
+from genopt.search.footprint import Footprint
 
 
 def load(folder: Path, device: torch.device) -> Any:
@@ -100,10 +100,8 @@ class Generation:
 
     def footprint(self, cache: CacheSize, context: int) -> Footprint:
         """One token at a context, in the terms in which techniques say what they change."""
-        bits = 8.0 * self.dtype.itemsize
         operations = attention_operations(self._config, tokens=1, context=context)
-        works = self.layout.work(tokens=1, state_bytes=0.0, attention_operations=operations)
-        parts = {name: Part(weights=8 * work.bytes / bits, bits=bits, operations=work.operations) for name, work in works.items()}
+        parts = self.layout.parts(bits=8.0 * self.dtype.itemsize, attention_operations=operations)
         return Footprint(parts=parts, state_bytes=cache.at(context), layers=getattr(self._config, "num_hidden_layers", None) or 1)
 
     def prefill_work(self, cache: CacheSize) -> Mapping[str, Work]:

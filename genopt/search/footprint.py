@@ -30,19 +30,27 @@ class Part(Record):
     """One module family's share of a unit of work.
 
     Attributes:
-        weights: Weights that are read, in elements.
+        weights: Weights that every token reads, in elements.
+        routed: Those of all experts, of which each token reads only some.
+        active: Share of the experts that one token goes through.
         bits: Stored bits of each, with scales and zero points.
-        operations: Floating-point operations; a multiplication and an addition are two.
+        operations: Floating-point operations of one token; a multiplication and an addition are two.
     """
 
     weights: float = Field(default=0.0, ge=0)
+    routed: float = Field(default=0.0, ge=0)
+    active: float = Field(default=1.0, ge=0, le=1)
     bits: float = Field(default=16.0, gt=0)
     operations: float = Field(default=0.0, ge=0)
 
     @property
     def bytes(self) -> float:
-        """Bytes of the weights."""
-        return self.weights * self.bits / 8
+        """Bytes that are read for one token."""
+        return self.bytes_of(1)
+
+    def bytes_of(self, streams: int) -> float:
+        """Bytes that are read for one token of each stream; tokens choose their experts independently."""
+        return (self.weights + self.routed * (1 - (1 - self.active) ** streams)) * self.bits / 8
 
 
 class Footprint(Record):
@@ -61,14 +69,16 @@ class Footprint(Record):
     chance: float = Field(default=1.0, ge=0, le=1)
 
     def limit_s(self, read_gb_s: float, gflop_s: float, streams: int = 1) -> float:
-        """The least time of one unit for all streams together: weights are read once, all else per stream; reading and arithmetic overlap.
+        """The least time of one unit for all streams together; reading and arithmetic overlap.
+
+        Weights are read once, of the experts those that any stream goes through, and all else is read per stream.
 
         Args:
             read_gb_s: Read bandwidth of the machine.
             gflop_s: Its rate of matrix products.
             streams: Streams that share the unit.
         """
-        read = sum(part.bytes for part in self.parts.values()) + streams * self.state_bytes
+        read = sum(part.bytes_of(streams) for part in self.parts.values()) + streams * self.state_bytes
         computed = streams * sum(part.operations for part in self.parts.values())
         return max(read / (1e9 * read_gb_s), computed / (1e9 * gflop_s))
 
@@ -105,4 +115,4 @@ class Footprint(Record):
 
 
 def _scaled(part: Part, share: float) -> Part:
-    return part.model_copy(update={"weights": share * part.weights, "operations": share * part.operations})
+    return part.model_copy(update={name: share * getattr(part, name) for name in ("weights", "routed", "operations")})

@@ -28,6 +28,13 @@ SMALL = Footprint(
 
 sizes = st.floats(min_value=1e3, max_value=1e12)
 seconds = st.floats(min_value=1e-5, max_value=10.0)
+shares = st.floats(min_value=0.0, max_value=1.0)
+
+
+def of_experts(active: float) -> Footprint:
+    """A footprint with experts, of which one token goes through this share."""
+    experts = SMALL.parts[MLP].model_copy(update={"routed": 500e6, "active": active, "operations": 2 * (80e6 + active * 500e6)})
+    return SMALL.model_copy(update={"parts": {**SMALL.parts, MLP: experts}})
 
 
 def after(technique: str, params: dict[str, JsonValue], before: Footprint = SMALL) -> Footprint:
@@ -42,6 +49,33 @@ def limit(footprint: Footprint, streams: int = 1) -> float:
 def test_one_stream_of_a_small_model_is_limited_by_reading_its_weights() -> None:
     assert limit(SMALL) == pytest.approx((2 * 134.035e6 + 2e6) / 40e9)
     assert limit(SMALL, 32) == pytest.approx(32 * 268e6 / 200e9), "many streams share the weights, and arithmetic limits them"
+
+
+@given(active=shares, streams=st.integers(min_value=1, max_value=512), bits=st.floats(min_value=1, max_value=16), kept=shares)
+def test_streams_read_the_experts_of_one_token_at_least_and_all_of_them_at_most(active: float, streams: int, bits: float, kept: float) -> None:
+    for footprint in (of_experts(active), of_experts(active).stored(bits), of_experts(active).with_layers(1 + 29 * kept)):
+        one, here, more = (footprint.limit_s(READ_GB_S, math.inf, count) for count in (1, streams, streams + 1))
+        weights = sum((part.weights + part.routed) * part.bits / 8 for part in footprint.parts.values())
+        assert one <= here * (1 + 1e-9)
+        assert here <= more * (1 + 1e-9)
+        assert here <= (weights + streams * footprint.state_bytes) / (1e9 * READ_GB_S) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN["techniques"])
+def test_techniques_change_experts_like_other_weights(name: str) -> None:
+    """Where every expert is active, they are what a model without experts has."""
+    apart = of_experts(1.0)
+    part = apart.parts[MLP]
+    together = apart.model_copy(
+        update={"parts": {**apart.parts, MLP: part.model_copy(update={"weights": part.weights + part.routed, "routed": 0.0})}}
+    )
+    for streams in (1, 64):
+        assert limit(after(name, {}, apart), streams) == pytest.approx(limit(after(name, {}, together), streams))
+
+
+def test_half_of_the_layers_or_neurons_has_half_of_the_experts() -> None:
+    assert of_experts(0.1).with_layers(15).parts[MLP].routed == 250e6
+    assert of_experts(0.1).narrowed(0.5, (MLP,)).parts[MLP].routed == 250e6
 
 
 def test_techniques_say_what_they_change() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +17,11 @@ from pydantic import ValidationError
 
 from genopt.errors import DataError, ModelError
 from genopt.measure.exclusivity import Unwatched
+from genopt.models.kv_cache import CacheSize
 from genopt.profiling import families, roofline, wording
 from genopt.profiling.ceiling_cache import CeilingCache
 from genopt.profiling.families import FRAMEWORK, Layout
+from genopt.profiling.generation import Generation
 from genopt.profiling.roofline import Ceilings, Work
 from genopt.profiling.text import TextProfile, profile_text
 from genopt.report.model import Profile as ReportedProfile
@@ -258,6 +261,23 @@ def test_many_tokens_read_every_expert_once() -> None:
     few, many = (Layout(model).work(tokens=tokens, state_bytes=0.0, attention_operations=0.0)[MLP].bytes for tokens in (2, 500))
     experts = 4 * 2 * 8 * 3 * 32 * 64
     assert few < experts < many == pytest.approx(experts + 4 * 2 * 8 * 32)
+    part = Layout(model).parts(bits=32.0, attention_operations=0.0)[MLP]
+    assert [part.bytes_of(streams) for streams in (2, 500)] == pytest.approx([few, many]), "a token each of many streams is like many of one"
+
+
+def test_streams_share_the_experts_that_they_choose() -> None:
+    """Qwen3-30B-A3B at a context of 512 on 3 TB/s: one stream reads its 8 of 128 experts, many streams nearly all of them."""
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=151_936, hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768, num_hidden_layers=48, num_attention_heads=32,
+        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8, dtype="bfloat16",
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16)
+    cache = CacheSize(layers=((512, 2 * 4 * 128 * 2.0),) * 48, state_bytes=0, rows=1)
+    footprint = Generation(model, torch.device("meta"), [1], 1).footprint(cache, 512)
+    found = [1e3 * footprint.limit_s(3000.0, 1e9, streams) for streams in (1, 8, 128)]
+    assert found == pytest.approx([2.0, 8.7, 22.3], abs=0.06)
+    assert footprint.parts[MLP].active == 8 / 128
 
 
 def test_layers_without_a_known_name_are_other_layers() -> None:
