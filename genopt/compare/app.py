@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -83,7 +83,8 @@ def create_app(box: BallotBox, evaluate: Callable[[], HumanResult]) -> FastAPI:
         path = box.image(rater_of(token), position, place)
         if path is None or not path.is_file():
             raise HTTPException(404, "There is no picture here")
-        return FileResponse(path, media_type="image/png")
+        # Not the file itself: with it goes when it was written, and all pictures of one variant were written before the other's.
+        return Response(path.read_bytes(), media_type="image/png")
 
     @app.post("/r/{token}/votes")
     async def vote(token: str, request: Request) -> Response:

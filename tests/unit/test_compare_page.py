@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import threading
@@ -14,8 +15,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from genopt.cli import main
+from genopt.compare.app import create_app
+from genopt.compare.ballot_box import BallotBox
 from genopt.compare.voting import OpenPage, taking_votes
 from genopt.errors import SpecError, StorageError
 from genopt.quality.comparison import Comparison, ComparisonFolder, Question, TextAnswer
@@ -221,6 +225,21 @@ def test_pictures_are_shown_by_the_same_page(run: RunFolder) -> None:
         assert HTTP.get(f"{link}/images/0/middle").status_code == 422
         (folder.path / "images" / one.file).unlink()
         assert sorted(HTTP.get(f"{link}/images/0/{side}").status_code for side in ("left", "right")) == [200, 404]
+
+
+def test_nothing_beside_a_picture_tells_its_variant(tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path / "compare")
+    one, other = folder.add_image(PNG + b"one"), folder.add_image(PNG + b"of another length")
+    os.utime(folder.image(one), (1e9, 1e9))  # a variant's pictures are all written before those of the next one
+    folder.write(Comparison(a="original", b=WINNER, questions=(Question(id="q0", prompt="A lighthouse", a=one, b=other),)))
+    box = BallotBox(folder)
+    client, address = TestClient(create_app(box, lambda: pytest.fail("no result is asked for"))), f"/r/{box.raters[0].token}/images/0"
+    for asked in ({}, {"Range": "bytes=0-1"}, {"If-Modified-Since": "Tue, 01 Jan 2019 00:00:00 GMT"}):
+        pictures = [client.get(f"{address}/{side}", headers=asked) for side in ("left", "right")]
+        assert {picture.content for picture in pictures} == {PNG + b"one", PNG + b"of another length"}
+        left, right = ({name: value for name, value in picture.headers.items() if name != "content-length"} for picture in pictures)
+        assert left == right
+        assert left["cache-control"] == "no-store"
 
 
 def test_an_address_that_cannot_be_used_is_explained(run: RunFolder, comparison: ComparisonFolder) -> None:
