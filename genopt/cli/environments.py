@@ -53,7 +53,8 @@ def build_environment(
 
 @environments.command("use")
 def use_environment(
-    name: Name, python: Annotated[Path, typer.Argument(help="An interpreter that finds the engine, such as that of a container image.")],
+    name: Name,
+    python: Annotated[str, typer.Argument(help="An interpreter that finds the engine, such as that of a container image.")],  # a Path drops "./"
     as_json: options.Json = False,
 ) -> None:  # fmt: skip
     """Takes an interpreter that you already have instead of building one; say so again after changing what is installed there."""

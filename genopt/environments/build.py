@@ -58,35 +58,49 @@ def build(environment: Environment, *, wheels: Path | None, progress: Progress) 
     return note
 
 
-def adopt(environment: Environment, python: Path) -> place.BuildNote:
+def adopt(environment: Environment, python: str | Path) -> place.BuildNote:
     """Makes an interpreter that somebody else made, such as that of a container image, an environment's own.
 
     Results are told from those of other versions by what is installed there now; adopt it again after changing that.
 
     Args:
         environment: What it is to be used as.
-        python: The interpreter; the libraries that it finds by itself are used, whatever the lock says.
+        python: The interpreter, as a path or as the name of a program; the libraries that it finds by itself are used, whatever the
+            lock says.
 
     Raises:
-        SpecError: It does not run, or lacks what `genopt.worker` needs.
+        SpecError: There is none, it does not run, it lacks what `genopt.worker` needs, or it is the environment's own already.
         StorageError: The folder of environments cannot be written.
     """
-    found = _inspected(python)
-    folder = place.folder_of(environment)
+    program, folder = _program(python), place.folder_of(environment)
+    if program.is_relative_to(folder.absolute()):
+        raise SpecError(f"{program} is of the environment {environment.name!r} itself, which it would replace; give an interpreter from elsewhere.")
+    found = _inspected(program)
     with _held(folder):
         started = time.monotonic()
         shutil.rmtree(folder, ignore_errors=True)
         launcher = place.interpreter(folder)
         launcher.parent.mkdir(parents=True)
         # Not a link: Python looks for its libraries beside the path by which it was called.
-        launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python.absolute()))} "$@"\n', encoding="utf-8")
+        launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(str(program))} "$@"\n', encoding="utf-8")
         launcher.chmod(0o755)
         note = place.BuildNote(
             name=environment.name, digest=hashlib.sha256(json.dumps([environment.digest(), found]).encode()).hexdigest(),
-            python=found["python"], seconds=round(time.monotonic() - started, 1), bytes=_size(folder), installer=str(python.absolute()),
+            python=found["python"], seconds=round(time.monotonic() - started, 1), bytes=_size(folder), installer=str(program),
         )  # fmt: skip
         write_atomically(folder / place.NOTE, note.model_dump_json(indent=2))
     return note
+
+
+def _program(python: str | Path) -> Path:
+    """Where an interpreter is that somebody named, as a shell would find it; links are kept, as one tells a virtual environment."""
+    if (found := shutil.which(python)) is None:
+        raise _does_not_run(python)
+    return Path(found).absolute()
+
+
+def _does_not_run(python: str | Path) -> SpecError:
+    return SpecError(f"{python} does not run; give the path of a Python interpreter, such as /opt/venv/bin/python.")
 
 
 def _inspected(python: Path) -> dict[str, Any]:
@@ -95,7 +109,7 @@ def _inspected(python: Path) -> dict[str, Any]:
         variables = place.without_our_paths(os.environ)
         answer = subprocess.run([str(python), "-c", INSPECTION], env=variables, capture_output=True, text=True, timeout=INSPECTION_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        raise SpecError(f"{python} does not run; give the path of a Python interpreter, such as /opt/venv/bin/python.") from None
+        raise _does_not_run(python) from None
     if answer.returncode:
         last = answer.stderr.strip().splitlines()[-1:] or ["no output"]
         raise SpecError(f"{python} lacks what genopt's worker needs ({last[0][:160]}); install it there: pip install pydantic numpy pyarrow.")

@@ -271,6 +271,43 @@ def test_an_interpreter_that_cannot_be_used_is_refused(declare: Declare, tmp_pat
     assert place.states()["tiny"] == "absent"
 
 
+def test_an_interpreter_is_found_by_its_name_as_in_a_shell(
+    declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment, elsewhere, here = declare(lock()), tmp_path / "elsewhere", tmp_path / "here"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    for folder in (elsewhere, here):
+        folder.mkdir()
+        (folder / "their-python").symlink_to(program)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", str(elsewhere), prepend=os.pathsep)
+    for asked, found in (("their-python", elsewhere), ("./their-python", here), ("../elsewhere/their-python", here / "../elsewhere")):
+        assert main(["env", "use", "tiny", asked]) == 0
+        assert f"tiny is {found / 'their-python'} " in capsys.readouterr().err, "where it lies, and not what a link of it points to"
+        assert place.state_of(environment) == "built"
+        subprocess.run([*place.worker_command("tiny")[:1], "-c", "pass"], check=True)
+
+
+def test_what_cannot_be_adopted_leaves_the_build_that_is_there(
+    declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = declare(lock())
+    note = building.adopt(environment, sys.executable)
+    broken = tmp_path / "broken-python"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    for asked, reason in (
+        ("broken-python", "does not run; give the path"), ("./broken-python", "lacks what genopt's worker needs"),
+        (str(place.interpreter(place.folder_of(environment))), "give an interpreter from elsewhere"),
+    ):  # fmt: skip
+        assert main(["env", "use", "tiny", asked]) == 2
+        assert reason in capsys.readouterr().err
+        assert place.note_of(place.folder_of(environment)) == note
+
+
 def test_an_interpreter_that_has_gone_is_none(declare: Declare, tmp_path: Path) -> None:
     environment, theirs = declare(lock()), tmp_path / "python"
     theirs.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
