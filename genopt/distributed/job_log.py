@@ -19,7 +19,7 @@ POLL_S = 0.5
 Write = Callable[[str], object]
 
 
-async def follow(client: JobSubmissionClient, job: str, write: Write, ended: Callable[[], bool]) -> None:
+async def follow(client: JobSubmissionClient, job: str, write: Write, whole: Callable[[], str | None]) -> None:
     """Writes a job's log as it comes until the job has ended.
 
     Ray's own tail sees the end seconds late, so that the end is asked for, and the rest of the log fetched then.
@@ -28,7 +28,7 @@ async def follow(client: JobSubmissionClient, job: str, write: Write, ended: Cal
         client: Of the dashboard.
         job: Its id.
         write: Receives every part of the log once.
-        ended: Asks the dashboard whether it has ended.
+        whole: Asks the dashboard for the whole log of a job that has ended; None while it goes on.
 
     Raises:
         ClusterError: The dashboard was silent for too long.
@@ -39,13 +39,15 @@ async def follow(client: JobSubmissionClient, job: str, write: Write, ended: Cal
     try:
         while True:
             try:
-                if await asyncio.to_thread(ended):
-                    log.have(0, await asyncio.to_thread(client.get_job_logs, job))
-                    return
+                text = await asyncio.to_thread(whole)
                 heard = time.monotonic()
-            except (ClusterError, ConnectionError, RuntimeError) as error:
+            except ClusterError as error:
+                text = None
                 if time.monotonic() - heard > SILENCE_S:
                     raise ClusterError(f"{error} The job may go on: genopt jobs {job}.") from None
+            if text is not None:
+                log.have(0, text)
+                return
             await asyncio.sleep(POLL_S)
     finally:
         tail.cancel()

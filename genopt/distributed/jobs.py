@@ -9,7 +9,8 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -97,7 +98,7 @@ class Jobs:
             self._client = JobSubmissionClient(self.address)
         except AuthenticationError:
             raise ClusterError(f"The Ray dashboard at {self.address} refused the token; {TOKEN_REMEDY}.") from None
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"No Ray dashboard answers at {self.address} ({_first_line(error)}); start a cluster with `ray start --head`, or give --address."
             ) from None
@@ -115,7 +116,7 @@ class Jobs:
 
         Raises:
             SpecError: The verb cannot be submitted, or what should go along cannot.
-            ClusterError: The cluster refuses the job.
+            ClusterError: The cluster refuses the job, or does not answer.
         """
         require_verb(words)
         asked = entrypoint or Entrypoint()
@@ -131,6 +132,10 @@ class Jobs:
                     metadata={OURS: shlex.join(words)}, entrypoint_num_cpus=asked.num_cpus or None, entrypoint_memory=asked.memory or None,
                     entrypoint_label_selector=asked.labels or None,
                 )  # fmt: skip
+            except OSError as error:  # before the others: an answer that is no JSON is a ValueError as well
+                if error.filename is not None:
+                    raise SpecError(f"Cannot take {error.filename} along ({error.strerror}); make it readable, or list it in .rayignore.") from None
+                raise self._silent(error) from None
             except (RuntimeError, ValueError) as error:
                 raise ClusterError(f"The cluster at {self.address} refused the job ({_first_line(error)}); see `genopt doctor --address`.") from None
         return job
@@ -147,17 +152,17 @@ class Jobs:
             SpecError: There is no such job.
             ClusterError: The dashboard was silent for too long, or the cluster lost the job.
         """
-        self.details(job)
+        known = self.details(job)
         patience = Patience(job, notice)
 
-        def ended() -> bool:
-            details = self.details(job)
-            patience.note(details)
-            over: bool = JobStatus(details.status).is_terminal()
-            return over
+        def whole() -> str | None:
+            nonlocal known
+            known = self.details(job)
+            patience.note(known)
+            return self._log(job) if JobStatus(known.status).is_terminal() else None
 
-        asyncio.run(follow(self._client, job, write, ended))
-        return _exit_code(self.details(job))
+        asyncio.run(follow(self._client, job, write, whole))
+        return _exit_code(known)
 
     def listed(self) -> list[Job]:
         """The cluster's genopt jobs, the latest first.
@@ -165,10 +170,8 @@ class Jobs:
         Raises:
             ClusterError: The dashboard does not answer.
         """
-        try:
+        with self._heard():
             found = self._client.list_jobs()
-        except (ConnectionError, RuntimeError) as error:
-            raise self._silent(error) from None
         ours = [_job(one) for one in found if OURS in (one.metadata or {})]
         return sorted(ours, key=lambda job: job.started or float("inf"), reverse=True)
 
@@ -179,10 +182,11 @@ class Jobs:
 
         Raises:
             SpecError: There is no such job.
-            ClusterError: It does not end.
+            ClusterError: It does not end, or the dashboard does not answer.
         """
         self.details(job)
-        self._client.stop_job(job)
+        with self._heard(job):
+            self._client.stop_job(job)
         until = time.monotonic() + STOP_S
         patience = time.monotonic() + PENDING_S
         while not JobStatus((details := self.details(job)).status).is_terminal():
@@ -200,12 +204,21 @@ class Jobs:
             SpecError: There is no such job.
             ClusterError: The dashboard does not answer.
         """
-        try:
+        with self._heard(job):
             return self._client.get_job_info(job)
-        except ConnectionError as error:
-            raise self._silent(error) from None
-        except RuntimeError as error:
-            if "does not exist" in str(error):
+
+    def _log(self, job: str) -> str:
+        with self._heard(job):
+            text: str = self._client.get_job_logs(job)
+        return text
+
+    @contextmanager
+    def _heard(self, job: str = "") -> Iterator[None]:
+        """Tells what to do where the dashboard does not answer; its client lets the OSErrors of requests through, which are not Python's own."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if job and "does not exist" in str(error):
                 raise SpecError(f"The cluster at {self.address} has no job {job!r}; see: genopt jobs.") from None
             raise self._silent(error) from None
 
