@@ -111,6 +111,7 @@ class Gcp(Values):
         disk_image: A disk image with NVIDIA's driver and Docker, such as a Deep Learning VM's.
         file_system: Filestore's address with the share, as HOST:/SHARE, mounted by all nodes: it keeps models and runs.
         machine: Type of the nodes that build and measure; its GPUs come with it.
+        cpus: Processors of that type; like `gpus` they must be the machine's, as Ray looks them up on AWS only.
     """
 
     files = ("launcher-gcp.yaml",)
@@ -122,6 +123,7 @@ class Gcp(Values):
     disk_image: Word = "DISK_IMAGE"
     file_system: Word = "FILE_SYSTEM:/genopt"
     machine: Word = "g2-standard-16"
+    cpus: int = Field(default=16, ge=1)
 
 
 class Compose(Values):

@@ -12,6 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.common_pb2 import LabelSelectorOperator
 
 from genopt.cli import main
 from genopt.distributed.cluster import HOST_LABEL, ROLE_LABEL
@@ -214,6 +218,21 @@ def test_a_launcher_measures_on_nodes_that_stay_and_builds_on_spot_ones(name: st
     assert {role: types[role]["labels"] for role in spot} == {role: {ROLE_LABEL: role} for role in spot}
     assert (types["measure"]["min_workers"], types["compress"]["min_workers"]) == (1, 0)
     assert launcher(name)["max_workers"] == sum(types[role]["max_workers"] for role in spot)
+
+
+@pytest.mark.parametrize(("chosen", "offered"), [({}, {"CPU": 16, "GPU": 1}), ({"cpus": "32", "gpus": "0"}, {"CPU": 32})])
+def test_googles_autoscaler_starts_a_node_that_builds_when_a_build_waits(chosen: dict[str, str], offered: dict[str, int]) -> None:
+    content = yaml.safe_load(render(values_of("gcp", chosen))["launcher-gcp.yaml"])
+    node_types = AutoscalingConfig(content, skip_content_hash=True).get_node_type_configs()
+    build = ResourceRequestUtil.make(offered, label_selectors=[[(ROLE_LABEL, LabelSelectorOperator.LABEL_OPERATOR_IN, ["compress"])]])
+    waiting = ResourceRequestUtil.group_by_count([build])
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True, node_type_configs=node_types, max_num_nodes=content["max_workers"] + 1, resource_requests=waiting
+        )
+    )  # fmt: skip
+    assert reply.infeasible_resource_requests == []
+    assert {request.instance_type: request.count for request in reply.to_launch} == {"measure": 1, "compress": 1}
 
 
 def test_composes_nodes_are_two_of_one_machine_and_only_it_reaches_them() -> None:
