@@ -52,7 +52,7 @@ class KubeRay(Values):
         secret: A Secret whose keys become environment variables of the pods, such as credentials of the store's bucket; empty for none.
         spot: Label of the nodes that the provider may reclaim, as KEY=VALUE; empty for any node.
         measuring: Equal nodes that measure.
-        cpus: Processors of a node's pod.
+        cpus: Processors of a node's pod; where it serves, all but one are the engine's, and half of a single one.
         memory: Memory of a node's pod.
         model: What the RayJob optimizes.
         budget_s: Its budget in seconds.

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from genopt.manifests.render import render, values_of
 from genopt.serving.app import CanaryArguments
 from genopt.serving.binding import is_loopback
 from genopt.serving.canary_app import CANARY
@@ -41,6 +42,17 @@ def test_the_service_waits_for_what_it_has_begun_and_mounts_what_it_needs() -> N
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
         assert "/keys" in {mount["mountPath"] for mount in container["volumeMounts"]}
     assert spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S
+
+
+@pytest.mark.parametrize(("gpus", "cpus", "reserved", "threads"), [(0, 12, 11, 11), (1, 8, 7, 7), (4, 1, 0.5, 1)])
+def test_a_replica_gets_what_its_pod_has(gpus: int, cpus: int, reserved: float, threads: int) -> None:
+    values = values_of("kuberay", {"gpus": str(gpus), "cpus": str(cpus), "memory": "96Gi"})
+    spec = next(yaml.safe_load_all(render(values)["rayservice.yaml"]))["spec"]
+    arguments = ServeArguments.model_validate(yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"])
+    assert (arguments.num_gpus, arguments.num_cpus, arguments.threads) == (gpus, reserved, threads)
+    resources = spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]
+    assert resources["requests"] == {"cpu": str(cpus), "memory": "96Gi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+    assert resources["limits"] == resources["requests"]
 
 
 @pytest.mark.parametrize("name", ["serve-cpu.yaml", "serve-gpu.yaml", "serve-canary.yaml"])
