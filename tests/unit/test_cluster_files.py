@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -243,10 +244,26 @@ def test_composes_nodes_are_two_of_one_machine_and_only_it_reaches_them() -> Non
     assert "ports" not in services["worker"]
     for service in services.values():
         assert service["environment"]["RAY_AUTH_MODE"] == "token"
-        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == f"/run/secrets/{service['secrets'][0]['target']}"
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == f"/run/secrets/{service['secrets'][0]}"
         assert f"--labels {HOST_LABEL}=genopt" in service["command"]
         assert service["cap_drop"] == ["ALL"]
         assert service["volumes"] == ["genopt:/genopt"]
+
+
+def test_composes_containers_can_read_the_token_and_write_the_volume(tmp_path: Path) -> None:
+    text = (CLUSTER / "compose.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    assert content["secrets"] == {"token": {"file": "./secret/token"}}
+    assert {tuple(service["secrets"]) for service in content["services"].values()} == {("token",)}, "Compose mounts a file with its owner and mode"
+    (command,) = re.findall(r"^#   (mkdir .+ chmod .+?)  +#", text, re.MULTILINE)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    token = tmp_path / "secret" / "token"
+    assert (stat.S_IMODE(token.parent.stat().st_mode), stat.S_IMODE(token.stat().st_mode)) == (0o700, 0o444)
+    assert re.fullmatch("[0-9a-f]{64}", token.read_text(encoding="ascii"))
+    before, made, after = (CLUSTER / "Dockerfile").read_text(encoding="utf-8").partition("RUN mkdir /genopt && chown ray:users /genopt\n")
+    assert made, "a new volume takes over the owner of the image's folder"
+    assert "USER root" in before
+    assert after.startswith("USER ray\n")
 
 
 def test_the_script_explains_itself() -> None:
