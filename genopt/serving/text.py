@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from genopt.errors import ModelError, SpecError
+from genopt.models.text_prefix import begun, text_prefix
 from genopt.serving.exchange import ChatMessage
 
 _UNFINISHED = "\ufffd"
@@ -67,6 +68,7 @@ class ModelText:
         if not (folder / "tokenizer.json").is_file():
             raise ModelError(f"{folder} has no tokenizer.json; give the folder of the original model.")
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._prefix = text_prefix(self.tokenizer)
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary: int = max(vocabulary.values()) + 1
         self._longest_token = max(map(len, vocabulary))
@@ -127,8 +129,8 @@ class ModelText:
         return text
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of a plain prompt, with the tokenizer's own special tokens."""
-        return tuple(self.tokenizer.encode(prompt, add_special_tokens=True).ids)
+        """Token ids of a plain prompt behind the tokenizer's prefix, and without what it puts at the end: the answer goes on from there."""
+        return tuple(begun(self.tokenizer.encode(prompt, add_special_tokens=False).ids, self._prefix))
 
 
 class Detokenizer:

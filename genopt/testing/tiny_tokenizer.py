@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 CHAT_TEMPLATE = (
@@ -46,3 +47,20 @@ def write_tiny_tokenizer(folder: Path, *, context: int = 512, vocabulary: int = 
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def surround_texts(folder: Path, *, before: Sequence[str] = ("<s>",), after: Sequence[str] = ()) -> None:
+    """Has a model's tokenizer put special tokens around every text, as Llama's and Gemma's put one before it.
+
+    Args:
+        folder: The model's, with a `tokenizer.json`.
+        before: Special tokens.
+        after: Special tokens.
+    """
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after], pair=None, special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
