@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from genopt.engines.base import GenerationRequest, TextSession
+from genopt.models.text_prefix import fitted, unbegun
 from genopt.quality.task_scoring import Text
 
 BATCH = 8
@@ -24,7 +25,7 @@ class SessionLM(TemplateLM):
         session: Opens the model; called when it is first asked.
         text: Its tokenizer.
         context: Tokens that the model can hold.
-        stop_ids: End-of-sequence tokens; the first one also stands for an empty context.
+        stop_ids: End-of-sequence tokens; the first one also stands for an empty context where the tokenizer has no prefix.
     """
 
     def __init__(self, session: Callable[[], TextSession], text: Text, context: int, stop_ids: Sequence[int]) -> None:
@@ -37,6 +38,11 @@ class SessionLM(TemplateLM):
         return self._stop_ids[0] if self._stop_ids else 0
 
     @property
+    def prefix_token_id(self) -> int:
+        """The token that stands for an empty context: what the tokenizer begins a text with, if anything."""
+        return self._text.prefix[-1] if self._text.prefix else self.eot_token_id
+
+    @property
     def max_length(self) -> int:
         """Tokens that the model can hold."""
         return self._context
@@ -47,16 +53,19 @@ class SessionLM(TemplateLM):
         return min(NEW_TOKENS, self._context // 2)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_options: Any) -> list[int]:
-        """Token ids; without special tokens unless asked for, because the harness puts contexts and answers together itself."""
-        return self._text.encode(string, bool(add_special_tokens))
+        """Token ids behind the tokenizer's prefix; without it where the harness says so, as for an answer that it puts behind a context."""
+        return self._text.encode(string, add_special_tokens is not False)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_options: Any
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation, and whether it is what greedy decoding would write; contexts are cut on the left."""
+        """Log-probability of each continuation, and whether greedy decoding would write it; contexts are cut on the left, behind the prefix."""
         found: list[tuple[float, bool]] = []
         for start in range(0, len(requests), BATCH):
-            batch = [((context + answer)[-self._context :], len(answer)) for _, context, answer in requests[start : start + BATCH]]
+            batch = [
+                (fitted(context + answer, self._context, self._text.prefix), len(answer))
+                for _, context, answer in requests[start : start + BATCH]
+            ]  # fmt: skip
             scores = self._session().score([ids for ids, _ in batch])
             for (ids, count), log_probs, tops in zip(batch, scores.log_probs, scores.top_ids, strict=True):
                 count = min(count, len(log_probs))
@@ -64,16 +73,20 @@ class SessionLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, in pieces that fit the context; each piece begins with the last token of the one before."""
-        return [sum(self._piece(piece) for piece in self._pieces(request.args[0])) for request in requests]
+        """Log-probability of whole texts, in pieces that fit the context; behind the prefix each begins with the last token of the one before."""
+        return [sum(self._piece(*piece) for piece in self._pieces(request.args[0])) for request in requests]
 
-    def _pieces(self, text: str) -> list[list[int]]:
-        ids = [self.eot_token_id, *self._text.encode(text, False)]
-        step = self._context - 1
-        return [ids[start : start + step + 1] for start in range(0, max(1, len(ids) - 1), step)]
+    def _pieces(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """What each piece begins with, and what is scored of it."""
+        prefix = list(self._text.prefix)
+        ids = unbegun(self._text.encode(text, False), prefix)
+        before = prefix or [self.eot_token_id]
+        first, step = self._context - len(before), self._context - len(prefix) - 1
+        later = [([*prefix, ids[start - 1]], ids[start : start + step]) for start in range(first, len(ids), step)]
+        return [(before, ids[:first]), *later]
 
-    def _piece(self, ids: list[int]) -> float:
-        return float(sum(self._session().score([ids]).log_probs[0])) if len(ids) > 1 else 0.0
+    def _piece(self, before: list[int], ids: list[int]) -> float:
+        return float(sum(self._session().score([before + ids]).log_probs[0][-len(ids) :])) if ids else 0.0
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to the first of a task's stop strings; sampled only where the task asks for it."""
@@ -89,7 +102,7 @@ class SessionLM(TemplateLM):
     def _asked(self, context: str, options: dict[str, Any]) -> tuple[GenerationRequest, list[str]]:
         until = options.get("until") or []
         new = min(int(options.get("max_gen_toks", self.max_gen_toks)), self._context - 1)
-        ids = self._text.encode(context, True)[-(self._context - new) :] or [self.eot_token_id]
+        ids = fitted(self._text.encode(context, True), self._context - new, self._text.prefix) or [self.eot_token_id]
         temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
         request = GenerationRequest(prompt_ids=tuple(ids), max_new_tokens=new, stop_token_ids=self._stop_ids, temperature=temperature)
         return request, [until] if isinstance(until, str) else [stop for stop in until if stop]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from genopt.engines.base import GenerationRequest, TextSession
+from genopt.models.text_prefix import fitted
 from genopt.plan import Record
 from genopt.quality.task_items import TaskItem
 
@@ -20,10 +21,16 @@ _WORD = re.compile(r"\w+")
 
 
 class Text(Protocol):
-    """How texts become token ids and back."""
+    """How texts become token ids and back.
+
+    Attributes:
+        prefix: What the tokenizer puts before every text, see `genopt.models.text_prefix`.
+    """
+
+    prefix: tuple[int, ...]
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """Ids of a text, with or without the tokenizer's own special tokens."""
+        """Ids of a text, behind the prefix or without it; a text that begins with it does not get it twice."""
 
     def question(self, text: str) -> list[int]:
         """Ids of a question in the model's chat template; of a plain text where it has none."""
@@ -67,7 +74,7 @@ def mark(
     for place, item in enumerate(items):
         if item.choices:
             pairs = [_continued(item.prompt, choice, text) for choice in item.choices]
-            cut = [(ids[-context:], count) for ids, count in pairs]
+            cut = [(fitted(ids, context, text.prefix), count) for ids, count in pairs]
             if any(len(ids) > context for ids, _ in pairs):
                 shortened.add(place)
             found = session.score([ids for ids, _ in cut]).log_probs
@@ -78,7 +85,8 @@ def mark(
             ids = text.question(item.prompt)
             if len(ids) > context - new:
                 shortened.add(place)
-            request = GenerationRequest(prompt_ids=tuple(ids[-(context - new) :]), max_new_tokens=new, stop_token_ids=tuple(stop_ids))
+            kept = fitted(ids, context - new, text.prefix)
+            request = GenerationRequest(prompt_ids=tuple(kept), max_new_tokens=new, stop_token_ids=tuple(stop_ids))
             answers.append((place, request))
         if place % 50 == 49:
             progress(f"{len(scores)} of {len(items)} questions")

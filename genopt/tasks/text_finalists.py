@@ -14,6 +14,7 @@ from typing import Any
 
 from genopt import catalog, clock
 from genopt.engines.base import TextSession
+from genopt.models.text_prefix import begun, text_prefix
 from genopt.plan import Artifact, JsonValue, Record
 from genopt.process import SessionProcess
 from genopt.quality.task_items import TaskItems, read_items
@@ -22,7 +23,7 @@ from genopt.store.artifacts import step_key
 from genopt.store.shared import open_store
 from genopt.tasks.text_data import TextSet
 
-VERSION = 1
+VERSION = 2
 """Rises when the stored scores change their meaning."""
 FILE = "scores.json"
 
@@ -200,11 +201,12 @@ class ModelTokens:
 
         self._folder = folder
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.prefix = text_prefix(self._tokenizer)
 
     def encode(self, text: str, special: bool) -> list[int]:
         """See `Text.encode`."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return begun(ids, self.prefix) if special else ids
 
     def question(self, text: str) -> list[int]:
         """See `Text.question`."""

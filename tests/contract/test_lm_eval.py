@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from genopt.engines.base import Generation, GenerationRequest, Scores
 from genopt.errors import DataError
 from genopt.process import run_stage
+from genopt.tasks.text_finalists import ModelTokens
 from genopt.testing.fake_task import write_fake_model
 from genopt.testing.plugin import write_plugin
+from genopt.testing.tiny_tokenizer import BOS_ID, EOS_ID, surround_texts
 
 CHOICES = """
 task: tiny_choices
@@ -104,3 +108,58 @@ def test_a_run_finds_out_before_it_measures(folder: Path) -> None:
     }  # fmt: skip
     with pytest.raises(DataError, match="has no task 'no_such_task'"):
         stage("prepare_text", payload, folder)
+
+
+class Listener:
+    """A model that finds every token as likely as the next, and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, ...]] = []
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+        self.shown += map(tuple, sequences)
+        return Scores(log_probs=tuple((-1.0,) * (len(ids) - 1) for ids in sequences), top_ids=tuple(tuple(ids[1:]) for ids in sequences))
+
+    def generate(self, requests: Sequence[GenerationRequest], on_token: None = None) -> list[Generation]:
+        self.shown += [request.prompt_ids for request in requests]
+        return [Generation(token_ids=(97,), timestamps_ns=(1,), started_ns=0, finish_reason="length") for _ in requests]
+
+
+def heard(model: Path, kind: str, *asked: tuple[Any, ...], context: int = 32) -> tuple[list[Any], list[tuple[int, ...]]]:
+    """What the harness is told, and what the model was shown for it."""
+    from lm_eval.api.instance import Instance
+
+    from genopt.quality.lm_eval_model import SessionLM
+
+    listener: Any = Listener()
+    harness: Any = SessionLM(lambda: listener, ModelTokens(model), context, (EOS_ID,))
+    found = getattr(harness, kind)([Instance(request_type=kind, doc={}, arguments=one, idx=0) for one in asked])
+    return list(found), listener.shown
+
+
+@pytest.mark.parametrize(("before", "empty"), [((), EOS_ID), ((BOS_ID,), BOS_ID)])
+def test_contexts_begin_as_the_tokenizer_begins_a_text(tmp_path: Path, before: tuple[int, ...], empty: int) -> None:
+    write_fake_model(tmp_path)
+    if before:
+        surround_texts(tmp_path, after=("</s>",))
+    asked = [("ab", " cd"), ("", "cd"), ("x" * 60, "y"), *([("<s>ab", "c")] if before else [])]
+    found, shown = heard(tmp_path, "loglikelihood", *asked)
+    assert shown[:2] == [(*before, *b"ab cd"), (empty, *b"cd")]
+    assert shown[2] == (*before, *b"x" * (31 - len(before)), *b"y")
+    assert shown[3:] == ([(BOS_ID, *b"abc")] if before else [])
+    assert [round(log_prob) for log_prob, _ in found] == [-3, -2, -1, -1][: len(asked)]
+    _, shown = heard(tmp_path, "generate_until", ("ab", {"max_gen_toks": 4}), ("x" * 60, {"max_gen_toks": 4}), ("", {"max_gen_toks": 4}))
+    assert shown == [(*before, *b"ab"), (*before, *b"x" * (28 - len(before))), (empty,)]
+
+
+@pytest.mark.parametrize("before", [(), (BOS_ID,)])
+def test_each_piece_of_a_whole_text_begins_so_and_scores_its_tokens_once(tmp_path: Path, before: tuple[int, ...]) -> None:
+    write_fake_model(tmp_path)
+    if before:
+        surround_texts(tmp_path)
+    text = bytes(range(33, 108))
+    found, shown = heard(tmp_path, "loglikelihood_rolling", (text.decode(),))
+    assert found == [-75.0]
+    assert all(len(ids) <= 32 for ids in shown)
+    start = before or (EOS_ID,)
+    assert shown[:2] == [(*start, *text[:31]), (*before, *text[30 : 62 - len(before)])]

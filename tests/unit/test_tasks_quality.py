@@ -109,11 +109,14 @@ class Pupil:
 
 
 class Bytes:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = tuple(prefix.encode())
+
     def encode(self, text: str, special: bool) -> list[int]:
-        return list(text.encode())
+        return [*(self.prefix if special else ()), *text.encode()]
 
     def question(self, text: str) -> list[int]:
-        return list(text.encode())
+        return self.encode(text, True)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode()
@@ -138,6 +141,25 @@ def test_prompts_that_are_longer_than_the_context_lose_their_beginning() -> None
     items = [TaskItem(prompt="x" * 500, choices=("a", "b"), label=0), TaskItem(prompt="y" * 500, answer="z")]
     assert marked(pupil, items, context=100)[1] == 2
     assert pupil.longest <= 100
+
+
+def test_what_begins_every_text_is_not_cut_away() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Listening(Pupil):
+        def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
+            seen.extend(map(tuple, sequences))
+            return super().score(sequences)
+
+        def generate(self, requests: Sequence[GenerationRequest], on_token: None = None) -> list[Generation]:
+            seen.extend(request.prompt_ids for request in requests)
+            return super().generate(requests)
+
+    items = [TaskItem(prompt="x" * 500, choices=("a", "b"), label=0), TaskItem(prompt="y" * 500, answer="z")]
+    mark(Listening({}), items, Bytes("^"), context=100, stop_ids=(), progress=lambda _: None)
+    assert len(seen) == 3
+    assert {bytes(ids).count(b"^") for ids in seen} == {1}
+    assert {bytes(ids)[:2] for ids in seen} == {b"^x", b"^y"}
 
 
 @pytest.mark.parametrize(
