@@ -50,6 +50,10 @@ class Compared(Record):
         mine, theirs = vars(self), vars(other)
         return Compared(**{name: mine[name] + theirs[name] for name in Compared.model_fields})
 
+    def after(self, count: int) -> Compared:
+        """The same without the first entries of each sequence, as if it began with a later token."""
+        return Compared(**{name: tuple(row[count:] for row in rows) for name, rows in vars(self).items()}) if count else self
+
 
 NOTHING = Compared(log_probs=(), reference_log_probs=(), top_ids=(), reference_top_ids=(), kl=())
 

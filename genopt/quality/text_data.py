@@ -118,16 +118,17 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
-def windows(documents: Documents, encode: Encode, window: int, limit_tokens: int) -> list[list[int]]:
-    """Cuts the documents, joined by blank lines, into windows of token ids.
+def windows(documents: Documents, encode: Encode, window: int, limit_tokens: int, prefix: Sequence[int] = ()) -> list[list[int]]:
+    """Cuts the documents, joined by blank lines, into windows of token ids, each behind the tokenizer's prefix.
 
     The order is shuffled, always alike, so that every prefix of the result is a fair sample of it.
 
     Args:
         documents: What to cut.
         encode: Token ids of a text, without special tokens.
-        window: Tokens per window.
+        window: Tokens per window, those of the prefix among them.
         limit_tokens: Most tokens to return; encoding stops there.
+        prefix: See `genopt.models.text_prefix`; at least one token of each window is text.
 
     Returns:
         Full windows; one shorter one if there is no full one and it has two tokens or more; else nothing.
@@ -135,20 +136,23 @@ def windows(documents: Documents, encode: Encode, window: int, limit_tokens: int
     import numpy as np
 
     size = min(window, limit_tokens)
+    prefix = prefix[: size - 1]
+    length = size - len(prefix)
+    wanted = limit_tokens // size * length
     ids: list[int] = []
     for index, text in enumerate(documents.texts):
         # Piece by piece, because a large file holds far more text than the limit lets through.
         ids += encode(SEPARATOR + text if index else text)
-        if len(ids) >= limit_tokens:
+        if len(ids) >= wanted:
             break
-    count = min(len(ids), limit_tokens) // size
+    count = min(len(ids), wanted) // length
     if not count:
-        return [ids] if len(ids) >= 2 else []
+        return [[*prefix, *ids]] if ids and len(prefix) + len(ids) >= 2 else []
     order = np.random.default_rng(SHUFFLE_SEED).permutation(count).tolist()
-    return [ids[place * size : (place + 1) * size] for place in order]
+    return [[*prefix, *ids[place * length : (place + 1) * length]] for place in order]
 
 
-def evaluation_windows(documents: Documents, encode: Encode, longest: int, limit_tokens: int) -> list[list[int]]:
+def evaluation_windows(documents: Documents, encode: Encode, longest: int, limit_tokens: int, prefix: Sequence[int] = ()) -> list[list[int]]:
     """As `windows`, with shorter ones for a short text: a verdict needs several independent sequences.
 
     Args:
@@ -156,13 +160,14 @@ def evaluation_windows(documents: Documents, encode: Encode, longest: int, limit
         encode: Token ids of a text, without special tokens.
         longest: Tokens per window of a long text.
         limit_tokens: Most tokens to return.
+        prefix: As for `windows`.
 
     Raises:
         DataError: Even the shortest windows are too few.
     """
     found: list[list[int]] = []
     for size in sorted({longest, *(size for size in WINDOW_SIZES if size < longest)}, reverse=True):
-        found = windows(documents, encode, size, limit_tokens)
+        found = windows(documents, encode, size, limit_tokens, prefix)
         if len(found) >= ENOUGH_WINDOWS:
             return found
     if len(found) < LEAST_ACCEPTED:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import TemplateError
 from pydantic import Field
 
 from genopt import clock
 from genopt.errors import DataError, ModelError
 from genopt.measure.prompts import Message, read_prompts
+from genopt.models.text_prefix import begun, text_prefix
 from genopt.plan import Record
 from genopt.quality.generation import NEW_TOKENS
 from genopt.quality.held_out import HeldOut, held_out
@@ -25,6 +24,7 @@ from genopt.quality.task_items import holds_items
 from genopt.quality.text_data import Documents, load_documents, overlap, split
 from genopt.store.files import write_atomically
 from genopt.tasks.base import Prepared
+from genopt.techniques.calibration import write_sequences
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,8 +47,8 @@ class TextSet(Record):
     """The tokenized texts of a run.
 
     Attributes:
-        windows: Evaluation sequences for the likelihood gate, in a seeded order.
-        prompts: Prompts for speed: the user's own, or pieces of the calibration text, all of the same length.
+        windows: Evaluation sequences for the likelihood gate, in a seeded order, each behind the tokenizer's prefix.
+        prompts: Prompts for speed: the user's own, or pieces of the calibration text behind the prefix, all of the same length.
         stop_ids: End-of-sequence tokens.
         calibration: Parquet file with calibration sequences (column `ids`).
         source: Where the evaluation text comes from.
@@ -110,20 +110,21 @@ def prepare(payload: dict[str, Any], _ends: float) -> dict[str, Any]:
         require_task(name)
     window = min(WINDOW, int(payload["max_context"]))
     limit = EVALUATION_TOKENS if payload["eval_data"] is None else OWN_EVALUATION_TOKENS
-    evaluated = evaluation_windows(evaluation, encode, window, limit)
-    calibrated = windows(calibration, encode, window, CALIBRATION_TOKENS)
+    prefix = text_prefix(tokenizer)
+    evaluated = evaluation_windows(evaluation, encode, window, limit, prefix)
+    calibrated = windows(calibration, encode, window, CALIBRATION_TOKENS, prefix)
     room, length = int(payload["max_context"]) - int(payload["output_tokens"]), int(payload["prompt_tokens"])
     if payload["prompts"] is not None:
         prompts = _own_prompts(Path(payload["prompts"]).expanduser(), folder, tokenizer, room, payload["seed"])
     elif length > room:
         raise DataError(f"Prompts of {length} tokens leave no room for the answer in the model's context; --prompt-tokens may be {room} here.")
     else:
-        prompts = [piece for piece in windows(calibration, encode, length, PROMPTS * length) if len(piece) == length]
+        prompts = [piece for piece in windows(calibration, encode, length, PROMPTS * length, prefix) if len(piece) == length]
     if not evaluated or not prompts:
         raise DataError("The evaluation or calibration text is too short for one window; give a longer text with --eval-data or --calib-data.")
     destination.mkdir(parents=True, exist_ok=True)
     table = destination / "calibration.parquet"
-    pq.write_table(pa.table({"ids": pa.array([list(piece) for piece in calibrated], pa.list_(pa.int32()))}), table)
+    write_sequences(table, calibrated, prefix)
     text_set = TextSet(
         windows=tuple(map(tuple, evaluated)), prompts=tuple(map(tuple, prompts)), stop_ids=stop_token_ids(folder),
         calibration=str(table), source=evaluation.source, digest=evaluation.digest, calibration_source=calibration.source,
@@ -131,8 +132,15 @@ def prepare(payload: dict[str, Any], _ends: float) -> dict[str, Any]:
     )  # fmt: skip
     write_atomically(destination / "text_set.json", text_set.model_dump_json())
     digest = hashlib.sha256(text_set.model_dump_json(exclude={"calibration"}).encode()).hexdigest()
-    found = Prepared(data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=calibration.digest, digest=digest)
+    found = Prepared(
+        data=str(destination / "text_set.json"), calibration=str(table), calibration_digest=_begun_digest(calibration, prefix), digest=digest
+    )
     return found.model_dump(mode="json")
+
+
+def _begun_digest(calibration: Documents, prefix: tuple[int, ...]) -> str:
+    """What tells calibration sequences apart: what was calibrated on a text without the prefix is not what it would be with it."""
+    return hashlib.sha256(f"{calibration.digest}:{prefix}".encode()).hexdigest() if prefix else calibration.digest
 
 
 def _texts(eval_data: Path | None, calib_data: Path | None, seed: int) -> tuple[Documents, Documents]:
@@ -164,10 +172,11 @@ def _own_prompts(path: Path, folder: Path, tokenizer: Tokenizer, room: int, seed
     """
     listed = read_prompts(path)
     chosen = np.random.default_rng(seed).permutation(len(listed))[:OWN_PROMPTS].tolist()
+    prefix = text_prefix(tokenizer)
     found: list[list[int]] = []
     for place in chosen:
         prompt = listed[place]
-        ids = tokenizer.encode(prompt, add_special_tokens=True).ids if isinstance(prompt, str) else _chat_ids(folder, prompt)
+        ids = begun(tokenizer.encode(prompt, add_special_tokens=False).ids, prefix) if isinstance(prompt, str) else _chat_ids(folder, prompt)
         if not 0 < len(ids) <= room:
             raise DataError(f"Prompt {place + 1} of {path} has {len(ids)} tokens, and with its answer only 1 to {room} fit; shorten or remove it.")
         found.append(ids)

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from genopt import clock
+from genopt.models.text_prefix import text_prefix
 from genopt.plan import Plan, Quality
 from genopt.process import SessionProcess
 from genopt.quality.divergence import summary, worst
@@ -42,10 +43,13 @@ class TextJudge:
 
     def __init__(self, config: BenchConfig, data: TextSet, plan: Plan) -> None:
         self._config, self._data = config, data
-        self._gate = SequentialGate(bar=config.quality, looks=_looks(data), accept_from=ACCEPT_FROM, seed=config.seed)
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(Path(config.original) / "tokenizer.json"))
+        # The first token of a window is given anyway; of a prefix of several the rest must not be scored either.
+        self._given = max(0, len(text_prefix(self._tokenizer)) - 1)
+        self._scored = [window[self._given :] for window in data.windows]
+        self._gate = SequentialGate(bar=config.quality, looks=_looks(self._scored), accept_from=ACCEPT_FROM, seed=config.seed)
         self._reference = TextReference(config, plan, data)
         self._evidence = TextEvidence(config)
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(Path(config.original) / "tokenizer.json"))
         self._original: SessionProcess | None = None
         self._continuations: Continuations | None = None
 
@@ -92,7 +96,7 @@ class TextJudge:
         if held and self._config.quality:
             progress("checking what it writes")
             quality = self._checked(case, quality)
-        shown = [item.model_dump(mode="json") for item in worst(case.found, self._data.windows, self._decode)]
+        shown = [item.model_dump(mode="json") for item in worst(case.found, self._scored, self._decode)]
         return quality.model_copy(update={"details": {**quality.details, "worst_sequences": shown}})
 
     def _look(self, case: Case, look: int, progress: Progress) -> Quality:
@@ -102,11 +106,11 @@ class TextJudge:
             first, last = self._span(part)
             if len(case.found.kl) < last:
                 started = clock.now()
-                case.found += self._evidence.compared(case, self._data.windows[first:last], self._part(part))
+                case.found += self._evidence.compared(case, self._data.windows[first:last], self._part(part)).after(self._given)
                 case.pace = (clock.now() - started) / max(1, last - first)
         found = case.found
         quality = self._gate.decide(found.reference_log_probs, found.log_probs, look)
-        details = {**quality.details, **summary(found, self._data.windows[: len(found.kl)])}
+        details = {**quality.details, **summary(found, self._scored[: len(found.kl)])}
         case.quality = quality.model_copy(update={"details": details})
         return case.quality
 
@@ -135,7 +139,7 @@ class TextJudge:
     def _window_count(self, look: int) -> int:
         """How many evaluation windows a look needs."""
         total = 0
-        for count, window in enumerate(self._data.windows, start=1):
+        for count, window in enumerate(self._scored, start=1):
             total += len(window) - 1
             if total >= self._gate.looks[look]:
                 return count
@@ -146,8 +150,8 @@ class TextJudge:
         return text
 
 
-def _looks(data: TextSet) -> tuple[int, ...]:
+def _looks(windows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """The looks that the text reaches; the last one takes all of it, where that is worth a look of its own."""
-    available = sum(len(window) - 1 for window in data.windows)
+    available = sum(len(window) - 1 for window in windows)
     looks = tuple(look for look in LOOKS if look <= available)
     return (*looks, available) if not looks or available > 1.2 * looks[-1] else looks

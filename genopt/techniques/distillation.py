@@ -26,7 +26,7 @@ from genopt.errors import DataError
 from genopt.models import products
 from genopt.models.checkpoint import load_model
 from genopt.techniques.base import Progress, TransformContext
-from genopt.techniques.calibration import calibration_sequences
+from genopt.techniques.calibration import calibration_prefix, calibration_sequences, parts
 from genopt.techniques.data_parallel import ALONE, Team
 from genopt.techniques.distillation_params import DistillParams
 from genopt.techniques.training_state import BestWeights, Checkpoint, Standing
@@ -62,7 +62,8 @@ def texts_of(calibration: str | None, params: DistillParams) -> Texts:
     """
     length = params.max_seq_length
     wanted = calibration_sequences(calibration, length * (4 * params.steps + HELD_OUT))
-    pieces = [ids[start : start + length] for ids in wanted for start in range(0, len(ids) - 1, length)]
+    prefix = calibration_prefix(calibration)
+    pieces = [piece for ids in wanted for piece in parts(ids, prefix, length) if len(piece) >= len(prefix) + 2]
     held_out = min(HELD_OUT, max(1, len(pieces) // 5))
     if len(pieces) <= held_out:
         raise DataError("The calibration text is too short to distill on; give a longer one with --calib-data.")

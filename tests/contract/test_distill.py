@@ -18,8 +18,9 @@ from genopt.errors import DataError
 from genopt.models.decoder import without_layers
 from genopt.techniques import training_state
 from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.calibration import write_sequences
 from genopt.techniques.distill import Distill
-from genopt.techniques.distillation import Texts, distill
+from genopt.techniques.distillation import Texts, distill, texts_of
 from genopt.techniques.distillation_params import DistillParams
 from genopt.techniques.training_state import Checkpoint
 from genopt.testing.tiny_models import write_tiny_llama, written_by
@@ -66,6 +67,16 @@ def test_the_original_writes_text_to_train_on(llama: Path, tmp_path: Path) -> No
         made.append([line for line in said if line.startswith("step")])
     assert "letting the original write 3 sequences" in said
     assert made[0] == made[1], "the same seed writes the same"
+
+
+def test_every_piece_of_calibration_text_begins_as_the_tokenizer_begins_one(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.parquet"
+    write_sequences(path, [[256, *range(100)]] * 10, [256])
+    found = texts_of(str(path), DistillParams(steps=8, max_seq_length=32))
+    pieces = found.training + found.held_out
+    assert [ids[0] for ids in pieces] == [256] * len(pieces)
+    assert [len(ids) for ids in pieces[:5]] == [32, 32, 32, 8, 32]
+    assert [token for ids in pieces[:4] for token in ids[1:]] == list(range(100))
 
 
 def test_distillation_brings_a_damaged_model_closer(llama: Path, texts: Texts) -> None:

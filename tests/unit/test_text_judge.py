@@ -22,6 +22,7 @@ from genopt.tasks.text_evidence import Case
 from genopt.tasks.text_judge import TextJudge
 from genopt.testing.fake_task import fake_plan, write_fake_model
 from genopt.testing.plugin import write_plugin
+from genopt.testing.tiny_tokenizer import surround_texts
 
 Open = Callable[..., SessionProcess]
 WINDOWS = tuple(tuple(97 + (3 * row + place * row) % 26 for place in range(129)) for row in range(160))
@@ -159,6 +160,15 @@ def test_what_was_judged_on_is_named(folder: Path, own_store: Path) -> None:
     facts = judge(folder, own_store).facts()
     assert (facts["source"], facts["digest"], facts["calibration_source"], facts["calibration_digest"]) == ("a", "b", "c", "d")
     assert facts["looks"] == [2_048, 8_192, 12_288, 16_384, 20_480]
+
+
+def test_a_prefix_of_two_tokens_is_given_and_not_scored(folder: Path, own_store: Path, start: Open, tmp_path: Path) -> None:
+    write_fake_model(tmp_path / "model")
+    surround_texts(tmp_path / "model", before=("</s>", "<s>"))
+    found = judge(tmp_path, own_store, tuple((257, 256, *window[2:]) for window in WINDOWS[:14]))
+    found.prepare(start())
+    quality = verdict(found, start(), tmp_path / "model")
+    assert (quality.verdict, quality.n) == ("accept", 14 * 127)
 
 
 class Counting:
