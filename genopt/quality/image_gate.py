@@ -97,15 +97,17 @@ class ImageGate:
         if blank > 0:
             name = "ssim" if self.scorer is None else self.scorer.name
             return anomalous(name, len(pairs.candidates), f"{blank} images are blank that the original’s are not", facts)
-        if self.scorer is None:
-            return self._by_fidelity(pairs, facts)
-        found = compare_image_scores(
-            self.scorer.name, pairs.before, pairs.after, bar=self._bar, seed=self._seed, details=facts, reject_error=self._errors[look]
-        )
+        found = self._by_fidelity(pairs, facts) if self.scorer is None else self._by_score(self.scorer, pairs, facts, look)
         if found.verdict == "accept" and look < len(self.looks) - 1:
-            early = f"accepting takes {self.looks[-1]} pairs of images; this look had {len(pairs.after)}"
+            early = f"accepting takes {self.looks[-1]} pairs of images; this look had {len(pairs.candidates)}"
             return found.model_copy(update={"verdict": "inconclusive", "details": {**found.details, "reason": early}})
         return found
+
+    def _by_score(self, scorer: ImageScorer, pairs: Pairs, facts: dict[str, JsonValue], look: int) -> Quality:
+        """Accepts and rejects by the interval of the scores' ratio."""
+        return compare_image_scores(
+            scorer.name, pairs.before, pairs.after, bar=self._bar, seed=self._seed, details=facts, reject_error=self._errors[look]
+        )
 
     def _by_fidelity(self, pairs: Pairs, facts: dict[str, JsonValue]) -> Quality:
         """Accepts what makes the same images; nothing else can be said without a scorer."""

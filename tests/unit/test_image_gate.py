@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
+from genopt import clock
+from genopt.engines.images import GeneratedImage, ImageRequest
 from genopt.measure.duel import Comparison
-from genopt.plan import Quality, Ratio
+from genopt.plan import Artifact, Plan, Quality, Ratio
 from genopt.quality.image_difference import Image
 from genopt.quality.image_gate import ImageGate, Pairs
 from genopt.quality.image_scorers import FunctionScorer
+from genopt.tasks.base import BenchConfig
 from genopt.tasks.image_bench import outcome
-from genopt.tasks.image_judge import contact_sheet
+from genopt.tasks.image_data import ImageSet
+from genopt.tasks.image_judge import ImageCase, ImageJudge, contact_sheet
 
 SIZE = 32
 
@@ -72,6 +80,47 @@ def test_the_first_look_rejects_and_never_accepts() -> None:
     good = judged([picture(seed) for seed in range(16)], SCORER, look=0)
     assert good.verdict == "inconclusive"
     assert "accepting takes 32 pairs" in str(good.details["reason"])
+
+
+def test_the_same_images_are_accepted_at_the_last_look_only() -> None:
+    """Of a candidate that ruins 3 % of its images, the first 16 have a chance of 61 % to be without one."""
+    ruined = [picture(seed + 100 if seed == 20 else seed) for seed in range(32)]
+    early = judged(ruined[:16], None, look=0)
+    assert (early.verdict, early.details["same_images"]) == ("inconclusive", True)
+    assert "accepting takes 32 pairs" in str(early.details["reason"])
+    assert judged(ruined, None).verdict == "inconclusive"
+
+
+def png(image: Image) -> bytes:
+    stream = io.BytesIO()
+    PillowImage.fromarray(image).save(stream, format="png")
+    return base64.b64encode(stream.getvalue())
+
+
+class Camera:
+    """A process that makes the pictures of its seeds."""
+
+    def generate(self, requests: Sequence[ImageRequest]) -> list[GeneratedImage]:
+        return [GeneratedImage(png=png(picture(request.seed)), started_ns=0, timestamps_ns=(), finished_ns=0) for request in requests]
+
+
+@pytest.mark.parametrize(("seconds", "verdict", "images"), [(600.0, "accept", 32), (0.0, "inconclusive", 16)])
+def test_a_candidate_whose_time_ends_before_the_last_look_is_undecided(tmp_path: Path, seconds: float, verdict: str, images: int) -> None:
+    config = BenchConfig(
+        original=str(tmp_path), artifact=Artifact(digest="d", path=str(tmp_path), bytes=1), data="", logs="", quality=0.99, concurrency=(1,),
+        output_tokens=1, threads=1, parameters=1, seed=0, store=str(tmp_path / "store"),
+    )  # fmt: skip
+    data = ImageSet(
+        pairs=tuple((f"prompt {seed % 8}", seed) for seed in range(32)), prompts=("a",), source="s", digest="d", calibration_source="s",
+        calibration_digest="d",
+    )  # fmt: skip
+    camera: Any = Camera()
+    judge, case = ImageJudge(config, data, Plan(name="original", steps=(), engine="e")), ImageCase(camera)
+    judge.prepare(camera, 0.01, clock.now() + 600, lambda _: None)
+    judge.first_look(case, lambda _: None)
+    found = judge.verdict(case, clock.now() + seconds, lambda _: None)
+    assert (found.verdict, found.n) == (verdict, images)
+    assert ("the time for this candidate ended" in told(found)[1]) == (verdict == "inconclusive")
 
 
 def test_worse_images_are_rejected() -> None:
