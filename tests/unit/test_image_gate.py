@@ -41,10 +41,10 @@ def brightness(_prompts: Sequence[str], images: Sequence[Image]) -> list[float]:
 SCORER = FunctionScorer("brightness", brightness)
 
 
-def judged(candidates: list[Image], scorer: FunctionScorer | None, look: int = 1, looks: tuple[int, ...] = (16, 32)) -> Quality:
+def judged(candidates: list[Image], scorer: FunctionScorer | None, look: int = 1, looks: tuple[int, ...] = (16, 32), prompts: int = 8) -> Quality:
     pairs = Pairs()
     originals = [picture(seed) for seed in range(len(candidates))]
-    pairs.add(["a"] * len(candidates), originals, candidates, scorer)
+    pairs.add([f"prompt {place % prompts}" for place in range(len(candidates))], originals, candidates, scorer)
     return ImageGate(0.99, looks, seed=0, scorer=scorer).decide(pairs, look)
 
 
@@ -138,6 +138,14 @@ def test_black_images_are_implausible_and_never_fast(scorer: FunctionScorer | No
 
 def test_a_handful_of_images_decides_nothing() -> None:
     assert judged([picture(seed) for seed in range(4)], None, look=0, looks=(4,)).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("scorer", [None, SCORER])
+@pytest.mark.parametrize(("prompts", "verdict"), [(1, "inconclusive"), (7, "inconclusive"), (8, "accept")])
+def test_many_images_of_few_prompts_accept_nothing(scorer: FunctionScorer | None, prompts: int, verdict: str) -> None:
+    found = judged([picture(seed) for seed in range(32)], scorer, prompts=prompts)
+    assert found.verdict == verdict
+    assert ("give more prompts" in told(found)[1]) == (verdict == "inconclusive")
 
 
 def test_the_contact_sheet_shows_the_first_pairs_and_those_that_differ_most() -> None:
