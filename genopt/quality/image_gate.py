@@ -107,8 +107,9 @@ class ImageGate:
     def _by_score(self, scorer: ImageScorer, pairs: Pairs, facts: dict[str, JsonValue], look: int) -> Quality:
         """Accepts and rejects by the interval of the scores' ratio."""
         return compare_image_scores(
-            scorer.name, pairs.prompts, pairs.before, pairs.after, bar=self._bar, seed=self._seed, details=facts, reject_error=self._errors[look]
-        )
+            scorer.name, pairs.prompts, pairs.before, pairs.after, bar=self._bar, seed=self._seed,
+            details={**facts, **scorer.facts(pairs.prompts)}, reject_error=self._errors[look],
+        )  # fmt: skip
 
     def _by_fidelity(self, pairs: Pairs, facts: dict[str, JsonValue]) -> Quality:
         """Accepts what makes the same images; nothing else can be said without a scorer."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from pydantic import JsonValue
 
 from genopt.errors import DataError
 from genopt.quality.image_difference import Image
@@ -20,6 +23,16 @@ class ImageScorer(Protocol):
 
     def score(self, prompts: Sequence[str], images: Sequence[Image]) -> list[float]:
         """One number per image; prompts and images belong together in order."""
+
+    def require_usable(self, prompts: Iterable[str]) -> None:
+        """Makes sure that its scores mean something for these prompts.
+
+        Raises:
+            DataError: They do not.
+        """
+
+    def facts(self, prompts: Iterable[str]) -> dict[str, JsonValue]:
+        """What a verdict on images of these prompts says about their scores."""
 
 
 def load_scorer(where: str) -> ImageScorer:
@@ -49,7 +62,18 @@ def load_scorer(where: str) -> ImageScorer:
     return FunctionScorer(where, found)
 
 
-class FunctionScorer:
+class AnyPrompt:
+    """A scorer that prompts of any kind suit."""
+
+    def require_usable(self, prompts: Iterable[str]) -> None:
+        """See `ImageScorer.require_usable`."""
+
+    def facts(self, prompts: Iterable[str]) -> dict[str, JsonValue]:
+        """See `ImageScorer.facts`."""
+        return {}
+
+
+class FunctionScorer(AnyPrompt):
     """The user's function.
 
     Args:
@@ -75,7 +99,7 @@ class FunctionScorer:
             raise DataError(f"The scorer {self.name} returned something other than numbers; return one number for each image.") from None
 
 
-class ClipScorer:
+class ClipScorer(AnyPrompt):
     """Cosine similarity of image and prompt, times 100 and at least 0 (Hessel et al., "CLIPScore", 2021, in torchmetrics' scale).
 
     Args:
@@ -107,6 +131,33 @@ class ClipScorer:
         return found
 
 
+class ClassWords:
+    """The classes that a prompt names, by whole words.
+
+    Args:
+        labels: By class, all of its names with commas between, as ImageNet's are ("tench, Tinca tinca").
+    """
+
+    def __init__(self, labels: Mapping[int, str]) -> None:
+        self._classes: dict[str, list[int]] = {}
+        for index, label in labels.items():
+            for name in filter(None, map(_plain, label.split(","))):
+                self._classes.setdefault(name, []).append(index)
+        # The longest come first, so that a tiger shark is no tiger.
+        names = "|".join(re.escape(name) for name in sorted(self._classes, key=len, reverse=True))
+        self._pattern = re.compile(rf"(?<!\w)(?:{names})(?!\w)")
+
+    def named(self, prompt: str) -> list[int]:
+        """Their indices; none where it names no class."""
+        found = self._pattern.findall(_plain(prompt))
+        return sorted({index for name in found if name for index in self._classes[name]})
+
+
+def _plain(text: str) -> str:
+    """In lower case, with single spaces between words."""
+    return " ".join(text.casefold().replace("_", " ").split())
+
+
 class ClassifierScorer:
     """Probability of the class that the prompt names; of the most probable class where it names none.
 
@@ -121,7 +172,7 @@ class ClassifierScorer:
 
         self._model = AutoModelForImageClassification.from_pretrained(folder).eval()
         self._processor = AutoImageProcessor.from_pretrained(folder)
-        self._labels = {label.casefold(): index for index, label in self._model.config.id2label.items()}
+        self._words = ClassWords(self._model.config.id2label)
 
     def score(self, prompts: Sequence[str], images: Sequence[Image]) -> list[float]:
         """See `ImageScorer.score`."""
@@ -132,9 +183,30 @@ class ClassifierScorer:
             with torch.inference_mode():
                 logits = self._model(**self._processor(images=list(images[start : start + BATCH]), return_tensors="pt")).logits
             for prompt, row in zip(prompts[start : start + BATCH], logits.float().softmax(1), strict=True):
-                named = [index for label, index in self._labels.items() if label in prompt.casefold()]
+                named = self._words.named(prompt)
                 found.append(float(row[named].max() if named else row.max()))
         return found
+
+    def require_usable(self, prompts: Iterable[str]) -> None:
+        """See `ImageScorer.require_usable`.
+
+        Raises:
+            DataError: Most prompts name no class, so that it could not tell right images from confident wrong ones.
+        """
+        asked = set(prompts)
+        unnamed = self._unnamed(asked)
+        if 2 * len(unnamed) > len(asked):
+            raise DataError(
+                f"{len(unnamed)} of {len(asked)} prompts, such as {unnamed[0]!r}, name no class of the classifier that scores images; "
+                "give prompts that do with --eval-data, or another scorer, such as a CLIP model, with --scorer."
+            )
+
+    def facts(self, prompts: Iterable[str]) -> dict[str, JsonValue]:
+        """See `ImageScorer.facts`: of how many prompts the most probable class counts, whichever it is."""
+        return {"prompts_without_class": len(self._unnamed(set(prompts)))}
+
+    def _unnamed(self, prompts: set[str]) -> list[str]:
+        return sorted(prompt for prompt in prompts if not self._words.named(prompt))
 
 
 def _from_folder(folder: Path) -> ImageScorer:

@@ -77,9 +77,11 @@ class ImageJudge:
             progress: Told what happens.
 
         Raises:
-            GenoptError: The original makes no images, or the scorer cannot be loaded.
+            GenoptError: The original makes no images, or the scorer cannot be loaded or does not suit the prompts.
         """
         scorer: ImageScorer | None = load_scorer(self._data.scorer) if self._data.scorer else None
+        if scorer is not None:
+            scorer.require_usable(prompt for prompt, _ in self._data.pairs)
         affordable = int(REFERENCE_SHARE * max(0.0, deadline - clock.now()) / max(image_s, 1e-3))
         parts = max(1, min(affordable, len(self._data.pairs)) // PART)
         looks = sorted({1, parts // 2, parts} - {0})
