@@ -73,28 +73,41 @@ def split(documents: Documents, seed: int) -> tuple[Documents, Documents]:
     Raises:
         DataError: There is too little text for two parts.
     """
-
-    def place(text: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{text_digest(text)}".encode()).digest()
-
-    unique = distinct(documents.texts)
-    left_out = len(documents.texts) - len(unique)
-    source = documents.source + (f", without {left_out} near-duplicates" if left_out else "")
+    whole = unsplit(documents, seed)
+    unique, source = whole.texts, whole.source
     if len(unique) == 1:
         first, second = _halves(unique[0], source)
         return _documents([first], source), _documents([second], source)
     parts: tuple[list[str], list[str]] = ([], [])
     sizes = [0, 0]
     # From long to short by powers of two, so that the short ones even out the shares; by seed among similar ones.
-    for text in sorted(unique, key=lambda text: (-len(text).bit_length(), place(text))):
+    for text in sorted(unique, key=lambda text: -len(text).bit_length()):
         side = 0 if sizes[0] * (1 - EVALUATION_SHARE) <= sizes[1] * EVALUATION_SHARE else 1
         parts[side].append(text)
         sizes[side] += len(text)
-    evaluation, calibration = (sorted(part, key=place) for part in parts)
+    evaluation, calibration = (sorted(part, key=lambda text: _place(text, seed)) for part in parts)
     remaining = apart(calibration, evaluation)
     if not remaining:
         raise DataError(f"{documents.source} repeats itself, which leaves nothing to calibrate with; give a longer text.")
     return _documents(evaluation, source), _documents(remaining, source)
+
+
+def unsplit(documents: Documents, seed: int) -> Documents:
+    """All documents for one part, without those of which a good part stands in longer ones, so that no passage counts twice.
+
+    Args:
+        documents: What to take.
+        seed: Determines the order.
+    """
+    unique = distinct(documents.texts)
+    left_out = len(documents.texts) - len(unique)
+    source = documents.source + (f", without {left_out} near-duplicates" if left_out else "")
+    return _documents(sorted(unique, key=lambda text: _place(text, seed)), source)
+
+
+def _place(text: str, seed: int) -> bytes:
+    """Where a document comes among others."""
+    return hashlib.sha256(f"{seed}:{text_digest(text)}".encode()).digest()
 
 
 def overlap(a: Documents, b: Documents) -> None:

@@ -21,7 +21,7 @@ from genopt.plan import Record
 from genopt.quality.generation import NEW_TOKENS
 from genopt.quality.held_out import HeldOut, held_out
 from genopt.quality.task_items import holds_items
-from genopt.quality.text_data import Documents, load_documents, overlap, split
+from genopt.quality.text_data import Documents, load_documents, overlap, split, unsplit
 from genopt.store.files import write_atomically
 from genopt.tasks.base import Prepared
 from genopt.techniques.calibration import write_sequences
@@ -146,15 +146,19 @@ def _begun_digest(calibration: Documents, prefix: tuple[int, ...]) -> str:
 def _texts(eval_data: Path | None, calib_data: Path | None, seed: int) -> tuple[Documents, Documents]:
     """Evaluation and calibration text.
 
-    Questions with answers are text, too, where they are long enough; nothing of them ever calibrates.
+    Questions with answers are text, too, where they are long enough; nothing of them ever calibrates. Where the user
+    gives both, all of the evaluation text evaluates; of the default text it is always the same part, whatever calibrates.
 
     Raises:
         DataError: A file cannot be used, or both share passages.
     """
     questions = load_documents(eval_data) if eval_data is not None and holds_items(eval_data) else None
-    evaluation, calibration = split(load_documents(eval_data if questions is None else None), seed)
-    if calib_data is not None:
-        calibration = load_documents(calib_data)
+    own = eval_data if questions is None else None
+    texts = load_documents(own)
+    if calib_data is None:
+        evaluation, calibration = split(texts, seed)
+    else:
+        evaluation, calibration = split(texts, seed)[0] if own is None else unsplit(texts, seed), load_documents(calib_data)
         overlap(evaluation, calibration)
     if questions is not None:
         overlap(questions, calibration)

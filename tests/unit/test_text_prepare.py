@@ -78,6 +78,26 @@ def test_evaluation_and_calibration_that_share_passages_are_refused(model: Path,
         prepared(model, tmp_path, eval_data=lines(tmp_path, "a.jsonl", texts), calib_data=lines(tmp_path, "b.jsonl", shared))
 
 
+def test_all_of_an_evaluation_text_evaluates_beside_calibration_text(model: Path, tmp_path: Path) -> None:
+    texts = [{"text": words(seed, 200)} for seed in range(20)]
+    own = lines(tmp_path, "a.jsonl", [*texts, texts[0]])
+    other = lines(tmp_path, "b.jsonl", [{"text": words(seed, 500)} for seed in range(100, 110)])
+    found = prepared(model, tmp_path, eval_data=own, calib_data=other)
+    characters = sum(len(text["text"]) for text in texts)
+    read = sum(map(len, found.windows))
+    assert 0.9 * characters < read <= characters + 2 * len(texts), "a byte is a token, and a document counts once"
+    assert found.source.endswith("without 1 near-duplicates")
+    assert found.calibration_source.endswith("b.jsonl")
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_calibration_text_that_is_anywhere_in_the_evaluation_text_is_refused(model: Path, tmp_path: Path, place: int) -> None:
+    texts = [{"text": words(seed, 800)} for seed in range(6)]
+    other = lines(tmp_path, "b.jsonl", [texts[place], {"text": words(99, 4_000)}])
+    with pytest.raises(DataError, match="share 1 documents"):
+        prepared(model, tmp_path, eval_data=lines(tmp_path, "a.jsonl", texts), calib_data=other)
+
+
 def test_questions_never_calibrate(model: Path, tmp_path: Path) -> None:
     asked = [{"prompt": words(seed, 40), "answer": words(seed + 1_000, 5)} for seed in range(20)]
     few = prepared(model, tmp_path, eval_data=lines(tmp_path, "few.jsonl", asked))
