@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module, ModuleList
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from genopt.errors import InfeasibleError
 
@@ -64,8 +64,10 @@ def without_layers(model: PreTrainedModel, dropped: Collection[int]) -> PreTrain
         index, _, rest = key.removeprefix(f"{name}.").partition(".")
         if int(index) in places:
             state[f"{name}.{places[int(index)]}.{rest}"] = value
-    smaller: PreTrainedModel = AutoModelForCausalLM.from_config(_config(model.config, kept, len(layers)), dtype=model.dtype)
+    # Its own class, whatever transformers would take for such a config.
+    smaller: PreTrainedModel = type(model)._from_config(_config(model.config, kept, len(layers)), dtype=model.dtype)
     smaller.load_state_dict(state)
+    smaller.generation_config = model.generation_config
     smaller.eval()
     return smaller
 

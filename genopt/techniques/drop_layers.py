@@ -37,7 +37,7 @@ class DropLayers(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "drop_layers"
-    version = 1
+    version = 2
     phase = 10
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})

@@ -372,6 +372,12 @@ def test_a_model_without_layers_is_the_model_with_those_skipped(llama: Path) -> 
     np.testing.assert_allclose(log_probs(smaller, prompt(20)), log_probs(model, prompt(20)), atol=1e-5)
 
 
+def test_a_model_without_layers_ends_its_answers_as_the_whole_one(llama: Path) -> None:
+    model = load(llama)
+    model.generation_config.eos_token_id = [2, 7]
+    assert without_layers(model, [1]).generation_config.eos_token_id == [2, 7]
+
+
 def test_layers_of_other_architectures_are_found_too() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=2, n_positions=32)).eval()
     assert decoder_layers(model)[0] == "transformer.h"
