@@ -55,7 +55,7 @@ def load_pipeline(folder: Path, dtype: str | None = None) -> Any:
 
     Args:
         folder: Folder that `save_pretrained` wrote.
-        dtype: Name of a dtype, or None for the checkpoint's.
+        dtype: Name of a dtype, or None for what `compute_dtype` says.
 
     Raises:
         ModelError: A component is missing or cannot be loaded.
@@ -70,7 +70,7 @@ def load_pipeline(folder: Path, dtype: str | None = None) -> Any:
     missing = sorted(name for name in parts if not (folder / name).is_dir())
     if missing:
         raise ModelError(f"The pipeline in {folder} lacks {', '.join(missing)}; fetch all of its component folders again.")
-    wanted = stored_dtype(folder) if dtype is None else getattr(torch, dtype)
+    wanted = compute_dtype(folder) if dtype is None else getattr(torch, dtype)
     kind: Any = DiffusionPipeline
     given: dict[str, Any] = {}
     if class_name(folder) == OF_CLASSES:
@@ -113,8 +113,15 @@ def stored_dtype(folder: Path) -> torch.dtype:
                 dtype = _DTYPES.get(tensor.get_dtype())
                 if dtype is not None:
                     counts[dtype] = counts.get(dtype, 0) + int(torch.Size(tensor.get_shape()).numel())
-    found = max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
-    # Kernels of half precision are missing or slow on CPUs; checkpoints come in it to be small.
+    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
+
+
+def compute_dtype(folder: Path) -> torch.dtype:
+    """What a pipeline is to compute in here: what it is stored in, except for float16 where there is no GPU.
+
+    Kernels of half precision are missing or slow on CPUs; checkpoints come in it to be small, and so does what is made from them.
+    """
+    found = stored_dtype(folder)
     return torch.float32 if found == torch.float16 and not torch.cuda.is_available() else found
 
 

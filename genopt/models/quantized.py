@@ -77,6 +77,8 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         library, getattr(importlib.import_module(library), class_name), json.loads((folder / "config.json").read_text(encoding="utf-8"))
     )
     component.to(dtype).load_state_dict(state, strict=True, assign=True)
+    if any(tensor.dtype == torch.float16 for tensor in plain.values()):  # formats that have one precision alone lie in bfloat16
+        component.to(dtype)
     component.eval()
     return component
 

@@ -33,7 +33,7 @@ class DistillSteps(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_distill_steps"
-    version = 2
+    version = 3
     phase = 30
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized", "sparse"})

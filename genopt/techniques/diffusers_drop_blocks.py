@@ -40,7 +40,7 @@ class DropBlocks(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_drop_blocks"
-    version = 2
+    version = 3
     phase = 10
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized", "sparse"})
@@ -67,7 +67,7 @@ class DropBlocks(Transform):
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        from genopt.models.pipeline_loading import load_pipeline
+        from genopt.models.pipeline_loading import load_pipeline, stored_dtype
         from genopt.techniques.denoiser_calls import record
 
         chosen = parse_settings(DropBlocksParams, params, cls.name)
@@ -83,6 +83,8 @@ class DropBlocks(Transform):
             leave_out(denoiser, removal)
             config |= removal.config
         copy_pipeline(source, destination, without={name})
+        if denoiser.dtype != stored_dtype(source):  # without a GPU it computes in a wider one
+            denoiser.to(stored_dtype(source))
         denoiser.save_pretrained(destination / name)
         # What diffusers wrote there also holds the source's path, and the number of blocks before.
         (destination / name / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

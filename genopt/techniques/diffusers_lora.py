@@ -24,7 +24,7 @@ class Lora(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_lora"
-    version = 2
+    version = 3
     phase = 10
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})

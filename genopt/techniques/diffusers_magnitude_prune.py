@@ -26,7 +26,7 @@ class DenoiserMagnitudePrune(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_magnitude_prune"
-    version = 2
+    version = 3
     phase = 20
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})

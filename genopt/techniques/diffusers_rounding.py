@@ -45,7 +45,7 @@ class PipelineRoundingParams(Record):
 class PipelineRounding(TorchaoTechnique):
     """See `genopt.techniques.base.Transform`; subclasses say into what."""
 
-    version = 3
+    version = 4
     requires = frozenset({"diffusers"})
     tunables: tuple[Tunable, ...] = ()
     what = "8-bit weights"

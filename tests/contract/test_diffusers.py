@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from diffusers import DiTPipeline, EulerDiscreteScheduler
+from diffusers import DiTPipeline, EulerDiscreteScheduler, StableDiffusionPipeline
+from pyarrow import parquet as pq
 from safetensors.torch import load_file, save_file
 
 from genopt.engines.diffusers_engine import DiffusersEngine
@@ -26,6 +28,7 @@ from genopt.profiling.images import profile_pipeline
 from genopt.quality.image_difference import ssim
 from genopt.tasks.image_data import ImageSet, prepare
 from genopt.techniques.base import TransformContext
+from genopt.techniques.diffusers_drop_blocks import DropBlocks
 from genopt.techniques.diffusers_float8 import PipelineFloat8Dynamic, PipelineFloat8WeightOnly
 from genopt.techniques.diffusers_int4 import PipelineInt4Params, PipelineInt4WeightOnly
 from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
@@ -268,6 +271,38 @@ def test_eight_bits_load_back_smaller_and_close(pipeline: Path, tmp_path: Path, 
     assert kinds
     assert not any("time_emb" in name for name in kinds), "what tells the time stays as it is"
     assert ssim(opened(pipeline).generate([ASKED])[0].pixels(), session.generate([ASKED])[0].pixels()) > 0.99
+
+
+@pytest.fixture(scope="session")
+def halves(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("halves")
+    StableDiffusionPipeline.from_pretrained(pipeline, dtype=torch.float16).save_pretrained(folder)
+    return folder
+
+
+HALVED: list[tuple[Any, dict[str, Any], float]] = [
+    (PipelineInt8WeightOnly, {"least_features": 16}, 0.95), (PipelineInt8Dynamic, {"least_features": 16}, 0.95),
+    (DenoiserMagnitudePrune, {}, 1.0), (DropBlocks, {"prompts": 1, "steps": 2}, 0.95),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("technique", "params", "share"), HALVED, ids=[technique.name for technique, _, _ in HALVED])
+def test_what_is_made_of_float16_without_a_gpu_stays_float16(
+    halves: Path, technique: Any, params: dict[str, Any], share: float, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"prompt": ["a digit"]}), tmp_path / "prompts.parquet")
+    context = TransformContext(original=str(halves), calibration=str(tmp_path / "prompts.parquet"), seed=0, threads=1, time_limit_s=100)
+    technique.apply(halves, tmp_path / "made", params, context, lambda _: None)
+    (file,) = (tmp_path / "made" / "unet").glob("*.safetensors")
+    whole = load_file(halves / "unet" / "diffusion_pytorch_model.safetensors")
+    made = load_file(file)
+    assert made["conv_in.weight"].dtype == whole["conv_in.weight"].dtype == torch.float16
+    assert sum(map(_bytes, made.values())) <= share * sum(map(_bytes, whole.values()))
+    assert opened(tmp_path / "made").generate([ASKED])[0].pixels().std() > 0, "a CPU widens what it computes with"
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def test_a_denoiser_with_tensors_of_its_own_is_rounded_and_loaded_back(tmp_path: Path) -> None:
