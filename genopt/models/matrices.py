@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from genopt.models.decoder import decoder_layers
+from genopt.models.experts import fused
 
 HEAD = "head"
 _NAMES = {
@@ -22,6 +23,9 @@ _NAMES = {
 }
 """How the names of a family's modules end, in the model definitions of transformers."""
 _PATTERNS = {family: re.compile(rf"(?:^|\.)(?:{pattern})$") for family, pattern in _NAMES.items()}
+
+MOST = 0.9
+"""Least share of a decoder's weights that techniques must reach; models without experts have 0.98 and more."""
 
 Matrix = nn.Linear | Conv1D
 
@@ -52,6 +56,35 @@ def by_layer(model: PreTrainedModel) -> list[list[Matrix]]:
     """
     _, layers = decoder_layers(model)
     return [[module for module in layer.modules() if isinstance(module, Matrix)] for layer in layers]
+
+
+def share(model: PreTrainedModel) -> float:
+    """Share of the decoder's weights that lie in matrices of their own, which techniques can change; vectors such as those of norms do not count.
+
+    Raises:
+        InfeasibleError: The model's layers cannot be told from its config.
+    """
+    _, layers = decoder_layers(model)
+    reached = sum(_weights(module) for layer in by_layer(model) for module in layer)
+    return reached / max(1, _weights(layers))
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
+
+
+def require_most(model: PreTrainedModel, technique: str) -> None:
+    """Refuses a model most of whose weights a technique would leave as they are.
+
+    Args:
+        model: Loaded.
+        technique: Its name.
+
+    Raises:
+        InfeasibleError: Its experts are fused, or its layers cannot be told from its config.
+    """
+    if share(model) < MOST:
+        raise fused(technique)
 
 
 def outputs_by_inputs(module: Matrix) -> Tensor:

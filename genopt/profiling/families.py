@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from genopt.models.experts import COUNTS
 from genopt.profiling.roofline import Work
 from genopt.search.footprint import ATTENTION, HEAD, MLP, NORMALISATION, OTHER, PROJECTIONS, Part
 
@@ -27,7 +28,6 @@ _RULES = tuple(
         (MLP, r"mlp|feedforward|ffn|moe(?:block|layer)?$|experts", r"mlp|ffn|feed_forward|moe|fc1|fc2|w[123]|experts|router"),
     )
 )  # fmt: skip
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k")
 
 
@@ -147,7 +147,7 @@ def _first(config: Any, names: tuple[str, ...]) -> Iterator[int]:
 
 def _active_share(config: Any) -> float:
     """Share of the experts that one token goes through; 1 for models without experts."""
-    count, active = next(_first(config, _EXPERTS), 0), next(_first(config, _ACTIVE_EXPERTS), 0)
+    count, active = next(_first(config, COUNTS), 0), next(_first(config, _ACTIVE_EXPERTS), 0)
     return min(1.0, active / count) if count and active else 1.0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from genopt.errors import InfeasibleError
+from genopt.models.experts import refuse_experts
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
@@ -65,6 +66,7 @@ class CompressedTensors(Transform):
         parse_settings(CompressedTensorsParams, params, "compressed_tensors")
         if importlib.util.find_spec("compressed_tensors") is None:
             raise InfeasibleError("compressed-tensors is not installed; install it with: pip install compressed-tensors.")
+        refuse_experts(source, "compressed_tensors")
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -79,6 +81,7 @@ class CompressedTensors(Transform):
         from torch import nn
 
         from genopt.models.checkpoint import load_model, save_model
+        from genopt.models.matrices import require_most
 
         chosen = parse_settings(CompressedTensorsParams, params, "compressed_tensors")
         scheme = named_scheme(chosen.scheme, chosen.group_size)
@@ -86,6 +89,7 @@ class CompressedTensors(Transform):
         linear = inner_matrices(model)
         if not linear:
             raise InfeasibleError("This model has no linear layers, which is all that compressed-tensors knows; use another technique for it.")
+        require_most(model, "compressed_tensors")
         if chosen.scheme in GROUPED:
             require_groups(model, chosen.group_size)
         state = model.state_dict()

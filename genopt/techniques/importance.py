@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from genopt.models.experts import refuse_experts
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
@@ -53,6 +54,7 @@ class Importance(Transform):
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
         parse_settings(ImportanceParams, params, cls.name)
+        refuse_experts(source, cls.name)
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -65,10 +67,13 @@ class Importance(Transform):
         from safetensors.torch import save_file
 
         from genopt.models.checkpoint import load_model
+        from genopt.models.matrices import require_most
 
         chosen = parse_settings(ImportanceParams, params, cls.name)
         sequences = calibration_sequences(context.calibration, chosen.calibration_tokens)
-        found = mean_squares(load_model(source), sequences, progress)
+        model = load_model(source)
+        require_most(model, cls.name)
+        found = mean_squares(model, sequences, progress)
         for path in source.iterdir():
             if path.is_file():
                 shutil.copyfile(path, destination / path.name)

@@ -96,6 +96,7 @@ class LlmCompressor(Transform):
             DataError: The calibration text has no piece of that length.
         """
         from genopt.models.checkpoint import load_model, save_model
+        from genopt.models.matrices import require_most
 
         chosen = parse_settings(LlmCompressorParams, params, cls.name)
         pieces = calibration_pieces(context.calibration, chosen.num_calibration_samples, chosen.max_seq_length)
@@ -104,6 +105,7 @@ class LlmCompressor(Transform):
             require_groups(model, chosen.group_size)
         progress(f"rounding with {chosen.method} ({chosen.scheme}) on {len(pieces)} pieces of {chosen.max_seq_length} tokens")
         _compress(model, pieces, chosen)
+        require_most(model, cls.name)  # llm-compressor takes the experts of some architectures apart, so that this is known afterwards
         save_model(model, source, destination)
         _leave_out_order(destination / "config.json")
 

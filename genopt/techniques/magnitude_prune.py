@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from genopt.errors import InfeasibleError, SpecError
+from genopt.models.experts import refuse_experts
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
@@ -54,6 +55,7 @@ class MagnitudePrune(Transform):
         chosen = parse_settings(MagnitudePruneParams, params, cls.name)
         if chosen.pattern != "unstructured" and chosen.sparsity != KEPT / OF:
             raise SpecError(f"The pattern {chosen.pattern} of magnitude_prune is a sparsity of {KEPT / OF}; leave `sparsity` out.")
+        refuse_experts(source, cls.name)
 
     @staticmethod
     def footprint(before: Footprint, params: dict[str, JsonValue]) -> Footprint:
@@ -66,7 +68,7 @@ class MagnitudePrune(Transform):
         import torch
 
         from genopt.models.checkpoint import load_model, save_model
-        from genopt.models.matrices import by_layer, outputs_by_inputs
+        from genopt.models.matrices import by_layer, outputs_by_inputs, require_most
 
         chosen = parse_settings(MagnitudePruneParams, params, cls.name)
         model = load_model(source)
@@ -74,6 +76,7 @@ class MagnitudePrune(Transform):
         matrices = [outputs_by_inputs(module) for layer in by_layer(model) for module in layer]
         if not matrices:
             raise InfeasibleError("The model's decoder has no matrix that magnitude_prune knows; leave it out with --exclude magnitude_prune.")
+        require_most(model, cls.name)
         with torch.no_grad():
             for weight in matrices:
                 if chosen.pattern == "unstructured":

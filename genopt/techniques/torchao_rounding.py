@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genopt.errors import InfeasibleError
+from genopt.models.experts import refuse_experts
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import HEAD, MATRICES, Footprint
 from genopt.search.space import Tunable
@@ -33,6 +34,12 @@ class TorchaoRounding(TorchaoTechnique):
     settings: type[RoundingParams] = RoundingParams
 
     @classmethod
+    def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
+        """See `Transform.check`."""
+        super().check(source, params)
+        refuse_experts(source, cls.name)
+
+    @classmethod
     def footprint(cls, before: Footprint, params: dict[str, JsonValue]) -> Footprint:
         """See `Transform.footprint`."""
         chosen = parse_settings(cls.settings, params, cls.name)
@@ -45,6 +52,7 @@ class TorchaoRounding(TorchaoTechnique):
         from transformers import TorchAoConfig
 
         from genopt.models.checkpoint import load_untied, load_with, save_model
+        from genopt.models.matrices import require_most
 
         chosen = parse_settings(cls.settings, params, cls.name)
         progress(f"rounding to {cls.what}")
@@ -55,4 +63,5 @@ class TorchaoRounding(TorchaoTechnique):
             raise InfeasibleError(
                 f"{cls.name} rounds matrices of the kind nn.Linear, and this model has none besides its head; use another technique."
             )
+        require_most(model, cls.name)
         save_model(model, source, destination)
