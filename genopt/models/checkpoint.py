@@ -14,7 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from genopt.models.trust import trusted
 
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+COMPANIONS = (
+    "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "*.bpe", "*.importance", "*.md", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+"""What goes along with changed weights: descriptions, tokenizers, code and terms, what was measured of inputs, and no weights in other formats."""
+INDEX = ".index.json"
+"""Ends the names of files that say in which shards weights lie."""
 
 
 def load_model(folder: Path, dtype: str | None = None) -> PreTrainedModel:
@@ -68,8 +73,18 @@ def save_model(model: PreTrainedModel, source: Path, destination: Path, state: d
     model.save_pretrained(destination, state_dict=state)
     for path in destination.glob("*.safetensors"):
         sort_metadata(path)
-    for path in source.iterdir():
-        if path.is_file() and not path.name.endswith(WEIGHTS) and not (destination / path.name).exists():
+    copy_companions(source, destination)
+
+
+def copy_companions(source: Path, destination: Path) -> None:
+    """Copies what belongs to a checkpoint beside its weights, unless the destination has it.
+
+    Args:
+        source: The checkpoint.
+        destination: Where changed weights are.
+    """
+    for path in sorted({path for pattern in COMPANIONS for path in source.glob(pattern)}):
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(INDEX) and not (destination / path.name).exists():
             shutil.copyfile(path, destination / path.name)
 
 

@@ -14,6 +14,9 @@ from genopt.errors import ModelError
 TAKES = "genopt takes causal language models (…ForCausalLM, …LMHeadModel) and text-to-image pipelines of diffusers"
 """How a refusal of another model goes on."""
 
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+"""What transformers and diffusers call a model's weights when they are not in shards."""
+
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER_BYTES = 100_000_000
 _DTYPES: Mapping[str, tuple[str, int]] = {
@@ -90,18 +93,44 @@ def weights(folder: Path, names: tuple[str, ...]) -> tuple[Counter[str], int]:
     Raises:
         ModelError: A shard is missing, or a header is unreadable.
     """
+    return _sum(_loaded(folder, names))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model or of a pipeline's component that libraries load, which need not all be there.
+
+    Others may lie beside them: the same weights as their maker lays them out (`consolidated.safetensors`), or in another precision.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        What the index names, else the file that is called as weights are; where there is neither, all that there are.
+
+    Raises:
+        ModelError: The index cannot be used.
+    """
+    return _loaded(folder, WEIGHTS) or sorted(folder.glob("*.safetensors"))
+
+
+def _loaded(folder: Path, names: tuple[str, ...]) -> list[Path]:
     for name in names:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise ModelError(f"{index} names no shards; fetch the model again.")
-            if outside := [str(shard) for shard in shards.values() if Path(str(shard)).is_absolute() or ".." in Path(str(shard)).parts]:
-                raise ModelError(f"{index} names {outside[0]!r}, which lies outside of the model; do not use it, or fetch it from its origin.")
-            return _sum([folder / str(shard) for shard in sorted(set(shards.values()))])
+            return [folder / shard for shard in _shards(index)]
         if (folder / name).is_file():
-            return _sum([folder / name])
-    return Counter(), 0
+            return [folder / name]
+    return []
+
+
+def _shards(index: Path) -> list[str]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelError(f"{index} names no shards; fetch the model again.")
+    found = sorted(set(map(str, shards.values())))
+    if outside := [shard for shard in found if Path(shard).is_absolute() or ".." in Path(shard).parts]:
+        raise ModelError(f"{index} names {outside[0]!r}, which lies outside of the model; do not use it, or fetch it from its origin.")
+    return found
 
 
 def _sum(files: list[Path]) -> tuple[Counter[str], int]:

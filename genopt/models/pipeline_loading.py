@@ -14,6 +14,7 @@ from torch import nn
 
 from genopt.errors import ModelError
 from genopt.models import quantized
+from genopt.models.headers import weight_files
 from genopt.models.pipeline import OF_CLASSES
 from genopt.models.trust import trusted
 
@@ -106,7 +107,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     from safetensors import safe_open
 
     counts: dict[torch.dtype, int] = {}
-    for path in sorted((folder / denoiser_name(components(folder))).glob("*.safetensors")):
+    for path in weight_files(folder / denoiser_name(components(folder))):
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - it is no mapping
                 tensor = weights.get_slice(name)

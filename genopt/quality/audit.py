@@ -6,9 +6,10 @@ import json
 import struct
 from pathlib import Path
 
+from genopt.models.headers import weight_files
 from genopt.plan import Record
 
-WEIGHT_ENDINGS = (".safetensors", ".onnx", ".onnx.data", ".onnx_data", ".gguf", ".ovweights")
+OTHER_ENDINGS = (".onnx", ".onnx.data", ".onnx_data", ".gguf", ".ovweights")
 HEADER_LIMIT = 100_000_000
 """Largest header that the safetensors library accepts, in bytes."""
 
@@ -35,9 +36,11 @@ def audit(folder: Path, parameters: int) -> Audit:
         parameters: Parameter count of the original model, 0 if unknown.
     """
     files = _weight_files(folder)
+    problems = [f"{path.name} is missing though the index names it" for path in files if not path.is_file()]
+    files = [path for path in files if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    problems = [f"{path.name} {problem}" for path in files if path.suffix == ".safetensors" and (problem := _safetensors_problem(path))]
-    if not files:
+    problems += [f"{path.name} {problem}" for path in files if path.suffix == ".safetensors" and (problem := _safetensors_problem(path))]
+    if not files and not problems:
         problems.append("it holds no weight file")
     return Audit(bytes=size, effective_bits=8 * size / parameters if parameters > 0 else 0.0, problems=tuple(problems))
 
@@ -46,13 +49,17 @@ def _weight_files(folder: Path) -> list[Path]:
     """Weight files beside the model's configuration, else those of its parts.
 
     Model repositories carry copies of the same weights in subfolders; they must not count twice. Pipelines
-    have nothing at the top and one subfolder per part.
+    have one subfolder per part, and what lies at the top is such a copy.
     """
-    for pattern in ("*", "**/*"):
-        found = sorted(path for path in folder.glob(pattern) if path.name.endswith(WEIGHT_ENDINGS) and path.is_file())
-        if found:
-            return found
-    return []
+    top = _of_part(folder)
+    if top and not (folder / "model_index.json").is_file():
+        return top
+    return [file for part in sorted(folder.glob("**/*")) if part.is_dir() for file in _of_part(part)] or top
+
+
+def _of_part(folder: Path) -> list[Path]:
+    """What is loaded from a folder: safetensors, or where there are none whatever other engines read."""
+    return weight_files(folder) or sorted(path for path in folder.iterdir() if path.name.endswith(OTHER_ENDINGS) and path.is_file())
 
 
 def _safetensors_problem(path: Path) -> str | None:

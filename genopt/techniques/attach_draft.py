@@ -12,7 +12,7 @@ from pathlib import Path
 from genopt.engines.vllm_options import DRAFT
 from genopt.errors import InfeasibleError
 from genopt.models.given import GivenParams
-from genopt.models.headers import read_json
+from genopt.models.headers import read_json, weight_files
 from genopt.plan import JsonValue, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
@@ -22,7 +22,7 @@ class AttachDraft(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "attach_draft"
-    version = 1
+    version = 2
     phase = 60
     requires = frozenset({"hf"})
     excludes = frozenset({DRAFT})
@@ -43,7 +43,7 @@ class AttachDraft(Transform):
         """See `Transform.apply`."""
         digest = parse_settings(GivenParams, params, cls.name).given
         folder = context.given_folder(digest)
-        weights = sorted(folder.glob("*.safetensors"))
+        weights = weight_files(folder)
         if not (folder / "config.json").is_file() or not weights:
             raise InfeasibleError(f"{folder} has no config.json with safetensors; give a model in Hugging Face's format.")
         sizes = [read_json(one / "config.json").get("vocab_size") for one in (source, folder)]
@@ -52,5 +52,5 @@ class AttachDraft(Transform):
         progress(f"attaching the smaller model {digest[:12]}")
         shutil.copytree(source, destination, dirs_exist_ok=True)
         (destination / DRAFT).mkdir()
-        for path in (folder / "config.json", *weights, *folder.glob("*.safetensors.index.json")):
+        for path in (folder / "config.json", *weights, *folder.glob("model.safetensors.index.json")):
             shutil.copyfile(path, destination / DRAFT / path.name)

@@ -48,7 +48,7 @@ class CompressedTensors(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "compressed_tensors"
-    version = 1
+    version = 2
     phase = 50
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})

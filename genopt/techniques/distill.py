@@ -19,7 +19,7 @@ class Distill(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill"
-    version = 4
+    version = 5
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})

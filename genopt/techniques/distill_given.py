@@ -28,7 +28,7 @@ class DistillGiven(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "distill_given"
-    version = 3
+    version = 4
     phase = 30
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})

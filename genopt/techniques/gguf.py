@@ -39,7 +39,7 @@ class Gguf(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "gguf"
-    version = 2
+    version = 3
     phase = 50
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})

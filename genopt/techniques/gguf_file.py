@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genopt.errors import InfeasibleError, StageError
+from genopt.models.headers import weight_files
 from genopt.techniques.gguf_shape import Shape, read_shape
 from genopt.techniques.importance import FILE
 
@@ -123,7 +124,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, Values]]:
     The layout is that of https://github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the data.
     """
     found: dict[str, tuple[str, Values]] = {}  # maps of the files
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         found |= _mapped(path)
     for name in sorted(found):
         yield name, *found[name]

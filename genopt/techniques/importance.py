@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from genopt.models.experts import refuse_experts
+from genopt.models.headers import weight_files
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
@@ -42,7 +43,7 @@ class Importance(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "importance"
-    version = 1
+    version = 2
     phase = 45
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})
@@ -66,7 +67,7 @@ class Importance(Transform):
         """See `Transform.apply`."""
         from safetensors.torch import save_file
 
-        from genopt.models.checkpoint import load_model
+        from genopt.models.checkpoint import copy_companions, load_model
         from genopt.models.matrices import require_most
 
         chosen = parse_settings(ImportanceParams, params, cls.name)
@@ -74,9 +75,9 @@ class Importance(Transform):
         model = load_model(source)
         require_most(model, cls.name)
         found = mean_squares(model, sequences, progress)
-        for path in source.iterdir():
-            if path.is_file():
-                shutil.copyfile(path, destination / path.name)
+        copy_companions(source, destination)
+        for path in (*weight_files(source), *source.glob("model.safetensors.index.json")):
+            shutil.copyfile(path, destination / path.name)
         save_file({name: values.cpu() for name, values in found.items()}, destination / FILE)
 
 

@@ -64,7 +64,7 @@ class LlmCompressor(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "llmcompressor"
-    version = 1
+    version = 2
     phase = 50
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})

@@ -43,7 +43,7 @@ class MagnitudePrune(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "magnitude_prune"
-    version = 3
+    version = 4
     phase = 20
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized"})

@@ -50,7 +50,7 @@ class PruneWidth(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "prune_width"
-    version = 1
+    version = 2
     phase = 15
     requires = frozenset({"hf"})
     excludes = frozenset({"quantized", "sparse"})

@@ -27,7 +27,7 @@ class RoundingParams(Record):
 class TorchaoRounding(TorchaoTechnique):
     """See `genopt.techniques.base.Transform`; subclasses say into what."""
 
-    version = 2
+    version = 3
     requires = frozenset({"hf"})
     tunables: tuple[Tunable, ...] = (Tunable(name="head", choices=(False, True), words=("", "head")),)
     dtype: str | None = "auto"

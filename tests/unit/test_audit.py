@@ -44,6 +44,27 @@ def test_the_parts_of_a_pipeline_count_but_not_copies_beside_a_model(tmp_path: P
     assert audit(tmp_path, 100).bytes == (tmp_path / "model.safetensors").stat().st_size
 
 
+def test_only_what_is_loaded_counts(tmp_path: Path) -> None:
+    """Not the same weights as a maker lays them out, in another precision or in another format."""
+    for name in ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors", "model.fp16.safetensors"):
+        write_safetensors(tmp_path / name, b"\1" * 100)
+    (tmp_path / "model.gguf").write_bytes(b"\0" * 100)
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    found = audit(tmp_path, 100)
+    assert (found.bytes, found.problems) == (2 * (tmp_path / "model-1.safetensors").stat().st_size, ())
+    (tmp_path / "model-2.safetensors").unlink()
+    assert audit(tmp_path, 100).problems == ("model-2.safetensors is missing though the index names it",)
+
+
+def test_of_a_pipeline_its_parts_as_they_are_loaded_count(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    for name, size in (("all-in-one", 400), ("unet/diffusion_pytorch_model", 200), ("unet/diffusion_pytorch_model.fp16", 100)):
+        write_safetensors(tmp_path / f"{name}.safetensors", b"\1" * size)
+    assert audit(tmp_path, 100).bytes == (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+
+
 def test_an_artifact_without_weights_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     found = audit(tmp_path, 100)
