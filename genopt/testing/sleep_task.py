@@ -47,7 +47,7 @@ class SleepOptions(Record):
 
 def sick_gpu() -> Path:
     """A file with the id of the GPU on which references fail; there is none unless a test or a candidate writes it."""
-    return Path(os.environ[LOG]).with_name("sick_gpu")
+    return Path(os.environ.get(LOG, "")).parent / "sick_gpu"
 
 
 def sleep_plan(name: str, *steps: Mapping[str, JsonValue], **options: JsonValue) -> Plan:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from genopt.progress import Silent
@@ -13,10 +10,11 @@ from genopt.testing.sleep_task import sleep_plan
 
 pytestmark = pytest.mark.ray
 DRIVER = """
+import os
 import sys
 from genopt.testing.fake_nvml import FakeNvml
 
-sys.modules["pynvml"] = FakeNvml([{"Name": "NVIDIA L4"}])
+sys.modules["pynvml"] = FakeNvml([{"Name": os.environ.get("GPU_NAME", "NVIDIA H100")}])
 """
 
 
@@ -30,11 +28,11 @@ class Heard(Silent):
         self.messages.append(message)
 
 
-def test_a_node_with_another_gpu_is_left_out(nodes: Nodes, tmp_path: Path) -> None:
-    (tmp_path / "pynvml.py").write_text(DRIVER, encoding="utf-8")
+def test_a_node_with_another_gpu_is_left_out(nodes: Nodes) -> None:
+    (nodes.folder / "plugin" / "pynvml.py").write_text(DRIVER, encoding="utf-8")
     nodes.add("one")
     nodes.add("two")
-    nodes.add("other", env_vars={"PYTHONPATH": f"{tmp_path}:{os.environ['PYTHONPATH']}"})
+    nodes.add("other", env_vars={"GPU_NAME": "NVIDIA L4"})
     heard = Heard()
     plans = [sleep_plan(f"k-{number}", {"label": f"k-{number}"}, sleep_s=0.3, speed=1.0 + number / 10) for number in range(1, 7)]
     folder, report = nodes.run("kinds", plans, heard)
