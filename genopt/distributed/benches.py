@@ -17,8 +17,8 @@ from genopt.tasks.base import References
 
 ANSWER_S = 10.0
 """A bench that does not say what it does within this time is lost."""
-REPLACEMENTS = 2
-"""Benches that a node, or a part of one, may lose before it is left out."""
+REPLACEMENTS, REPLACEMENTS_OF_PARTS = 2, 1
+"""Benches that a node, or a part of one, may lose before it is left out: other parts go on, and each loss costs a candidate an attempt."""
 
 
 class Benches:
@@ -67,7 +67,7 @@ class Benches:
         self._drop(slot)
         node = slot[1]
         self._lost[_key(node)] += 1
-        if self._lost[_key(node)] > REPLACEMENTS:
+        if self._lost[_key(node)] > (REPLACEMENTS_OF_PARTS if node.parts else REPLACEMENTS):
             self._leave_out(node)
         elif _is_alive(node):
             successor = (self._start(node), node)
