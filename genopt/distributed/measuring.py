@@ -83,7 +83,10 @@ class BenchActor:
     def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: dict[str, Any]) -> dict[str, Any]:
         """See `Bench.evaluate`."""
         self._note(f"{plan['name']}: starting")
-        note = lambda message: self._note(f"{plan['name']}: {message}")  # noqa: E731
+
+        def note(message: str) -> None:
+            self._note(f"{plan['name']}: {message}")
+
         candidate = Plan.model_validate(plan)
         if self._references is None and "error" in (missed := self.references(self._ends)):  # others held this part's GPU when it was their turn
             reason, late = str(missed["error"]["message"]), missed["error"]["type"] == "StageTimeoutError"

@@ -38,7 +38,7 @@ UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy")
 ANY_DIGEST = "0" * 64
 """Stands for what a user gives beside the model."""
 ANY_BUDGET_S = 600.0
-POINTS = 1_000
+POINTS = 3_000
 """Points of a space that are checked; the last choices change first."""
 
 
