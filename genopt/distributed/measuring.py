@@ -97,6 +97,7 @@ class BenchActor:
                 found = self._bench.evaluate(candidate, here, Moment.model_validate(deadline).here(), note)
         except StorageError as error:
             found = Evaluation(candidate=failed(candidate, "failed", str(error)), again="now")
+        self._note("")
         if found.candidate.status == "failed" and found.again == "no" and not self.intact():
             found = found.model_copy(update={"again": "now"})  # the candidate may not be to blame for what took the original or the baseline
         content: dict[str, Any] = found.model_dump(mode="json")

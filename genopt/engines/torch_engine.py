@@ -22,7 +22,7 @@ class TorchEngine:
 
     name = "torch"
     modality = "text"
-    accepts = frozenset({"hf"})
+    accepts = frozenset({"hf", "torchao"})
     tunables = (
         Tunable(name="compile", choices=(True, False), words=("", "eager")),
         Tunable(name="attention", choices=(None, "flash", "cudnn"), words=("", "flash", "cudnn"), gpu=True),

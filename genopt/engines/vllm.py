@@ -24,9 +24,11 @@ class VllmEngine:
     accepts = frozenset({"hf", "compressed_tensors"})
     tunables = (
         Tunable(name="cache_type", choices=(None, "fp8"), words=("", "kv-fp8")),
-        Tunable(name="max_batched_tokens", choices=(None, 8192), words=("", "8k-steps")),
+        Tunable(
+            name="kernels", choices=(None, "humming", "marlin"), words=("", "humming", "marlin"), when=(("compressed_tensors.scheme", "W4A16"),)
+        ),
+        Tunable(name="max_batched_tokens", choices=(None, 8192), words=("", "8k-steps"), when=(("kernels", None), ("kernels", "marlin"))),
         Tunable(name="lookahead", choices=(0, 4), words=("", "lookahead-4")),
-        Tunable(name="kernels", choices=(None, "humming", "marlin"), words=("", "humming", "marlin"), requires=frozenset({"compressed_tensors"})),
     )
     environment: str | None = "vllm"
     layer_overhead_s = 1e-5

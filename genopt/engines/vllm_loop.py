@@ -169,8 +169,12 @@ def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
 
 def _require_possible(folder: Path, options: VllmOptions) -> None:
     """Refuses what is known to fail before the seconds are spent that importing vLLM takes."""
-    if options.kernels is not None and "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        raise InfeasibleError("Kernels are chosen for compressed checkpoints, which this is not; leave kernels out.")
+    if options.kernels is not None:
+        compressed = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        if compressed is None:
+            raise InfeasibleError("Kernels are chosen for compressed checkpoints, which this is not; leave kernels out.")
+        if options.kernels == "humming" and any(group.get("input_activations") for group in compressed["config_groups"].values()):
+            raise InfeasibleError("vLLM has Humming's kernels for rounded weights alone, and activations are rounded here too; leave kernels out.")
     if options.draft_tokens and options.lookahead:
         raise InfeasibleError("vLLM guesses in one way at a time; give lookahead or draft_tokens.")
     if options.draft_tokens and not (folder / DRAFT).is_dir():

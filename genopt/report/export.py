@@ -45,7 +45,7 @@ FORMATS: Mapping[str, Format] = {
     found.name: found
     for found in (
         Format(
-            name="transformers", traits=frozenset({"hf", "compressed_tensors"}),
+            name="transformers", traits=frozenset({"hf", "compressed_tensors", "torchao"}),
             run=("python -c \"from transformers import pipeline; print(pipeline('text-generation', '.')('What is machine learning?'))\"",),
         ),
         Format(name="vllm", traits=frozenset({"hf", "compressed_tensors"}), run=("vllm serve .",)),

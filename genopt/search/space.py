@@ -29,7 +29,8 @@ class Tunable(Record):
         name: The parameter.
         choices: Its values; the first one is what it is without a reason for another.
         words: How a candidate's name spells each of them; an empty word leaves it out.
-        when: (parameter of the same owner, value): asked for only where one of these was chosen; always where there are none.
+        when: (parameter, value): asked for only where one of these was chosen; always where there are none. Of the same owner, or
+            `owner.parameter` of one that comes before. A parameter that was not asked for counts as None.
         requires: Asked for only where what is changed, or opened, carries these traits.
         family: The module family whose bits it sets, in the words of `genopt.search.precision`; empty where it sets no such thing.
         gpu: Whether choices other than the first one work on GPUs alone.
@@ -162,7 +163,8 @@ class Space(Record):
 
     def _tune(self, owner: Owner, traits: frozenset[str], point: Point, choose: Choose) -> None:
         for tunable, dimension in self._parameters[owner.name]:
-            chosen = not tunable.when or any(point.get(f"{owner.name}.{name}") == value for name, value in tunable.when)
+            names = ((name if "." in name else f"{owner.name}.{name}", value) for name, value in tunable.when)
+            chosen = not tunable.when or any(point.get(name) == value for name, value in names)
             if chosen and tunable.requires <= traits:
                 point[dimension.name] = choose(dimension)
 

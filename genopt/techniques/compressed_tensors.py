@@ -117,7 +117,7 @@ def named_scheme(name: str, group_size: int) -> QuantizationScheme:
     scheme = preset_name_to_scheme(name, ["Linear"])
     if scheme.weights is None or name not in GROUPED:
         return scheme
-    weights = scheme.weights.model_copy(update={"group_size": group_size})
+    weights = scheme.weights.model_copy(update={"strategy": "group", "group_size": group_size})  # until 0.17, rows shared a scale in W8A16
     return scheme.model_copy(update={"weights": weights})
 
 

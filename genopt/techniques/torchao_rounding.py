@@ -12,6 +12,9 @@ from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.torchao_technique import TorchaoTechnique
 
+TRAIT = "torchao"
+"""Files that PyTorch opens alone: vLLM would import torchao, which touches the GPU and keeps it from being forked."""
+
 
 class RoundingParams(Record):
     """Parameters that all of these techniques have.
@@ -27,8 +30,10 @@ class RoundingParams(Record):
 class TorchaoRounding(TorchaoTechnique):
     """See `genopt.techniques.base.Transform`; subclasses say into what."""
 
-    version = 3
+    version = 4
     requires = frozenset({"hf"})
+    adds = frozenset({TRAIT, "quantized"})
+    removes = frozenset({"hf"})
     tunables: tuple[Tunable, ...] = (Tunable(name="head", choices=(False, True), words=("", "head")),)
     dtype: str | None = "auto"
     settings: type[RoundingParams] = RoundingParams

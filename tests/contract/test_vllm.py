@@ -10,9 +10,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, quant_scheme
 
 from genopt.engines.base import GenerationRequest
 from genopt.engines.vllm import VllmCpuEngine, VllmEngine
+from genopt.engines.vllm_loop import open_loop
+from genopt.engines.vllm_options import VllmOptions
 from genopt.errors import DataError, GenoptError, InfeasibleError, OutOfMemoryError, SpecError
 from genopt.models import nvml
 from genopt.plan import JsonValue
@@ -20,7 +23,7 @@ from genopt.process import SessionProcess, run_stage
 from genopt.tasks.session_memory import memory_metrics
 from genopt.techniques.attach_draft import AttachDraft
 from genopt.techniques.base import TransformContext
-from genopt.techniques.compressed_tensors import CompressedTensors
+from genopt.techniques.compressed_tensors import CompressedTensors, named_scheme
 from genopt.techniques.llmcompressor import LlmCompressor
 from genopt.testing.contracts import runs_here
 from genopt.testing.tiny_models import write_tiny_llama
@@ -84,6 +87,22 @@ def test_calibration_text_without_a_whole_piece_is_refused(llama: Path, tmp_path
 def test_groups_that_do_not_divide_a_width_are_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(InfeasibleError, match=r"Groups of 128 weights do not divide the 64 of model\.layers\.0\.self_attn\.q_proj"):
         rounded(llama, tmp_path / "artifact", "W4A16", 128)
+
+
+def test_groups_share_scales_whatever_the_library_means_by_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_rows(name: str, targets: list[str]) -> QuantizationScheme:  # as until release 0.17
+        return QuantizationScheme(targets=targets, weights=QuantizationArgs(num_bits=8, strategy="channel"))
+
+    monkeypatch.setattr(quant_scheme, "preset_name_to_scheme", by_rows)
+    weights = named_scheme("W8A16", 64).weights
+    assert weights is not None
+    assert (weights.strategy, weights.group_size) == ("group", 64)
+
+
+def test_kernels_for_weights_alone_are_refused_where_activations_are_rounded(llama: Path, tmp_path: Path) -> None:
+    folder = rounded(llama, tmp_path / "artifact", "W8A8", 32)
+    with pytest.raises(InfeasibleError, match="activations are rounded here too; leave kernels out"):
+        open_loop(folder, VllmOptions(kernels="humming"))
 
 
 def test_the_checkpoint_says_what_it_holds(llama: Path, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_a_bench_whose_references_died_says_so(tmp_path: Path, monkeypatch: pyte
         found = evaluation()
         assert (found.candidate.status, found.again) == ("accepted", "no"), found.candidate.reason
         assert bench.intact()
+        assert bench.state() == "", "what has ended is under way no more"
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # some end with those before them
                 if "session" in process.cmdline():

@@ -64,6 +64,29 @@ def test_options_that_need_a_trait_are_asked_for_only_where_it_is_carried() -> N
     assert len(points) == 1 + 2
 
 
+def test_options_can_wait_for_what_a_technique_or_another_option_chose() -> None:
+    kernels = Tunable(name="kernels", choices=(None, "fast"), words=("", "fast"), when=(("mix.bits", 4),))
+    steps = Tunable(name="steps", choices=(None, 8), words=("", "steps8"), when=(("kernels", None),))
+    space = Space(engines=(owner("exported", kernels, steps, accepts=ONNX),), techniques=SPACE.techniques)
+    points = list(space.points())
+    assert all(("exported.kernels" in point) == (point.get("mix.bits") == 4) for point in points)
+    assert all(("exported.steps" in point) == (point.get("exported.kernels") != "fast") for point in points)
+
+
+def test_vllm_is_asked_only_for_what_it_has() -> None:
+    space = TextGeneration.space()
+
+    def kernels(scheme: str) -> tuple[Choice, Choice]:
+        asked = {"engine": "vllm", "compressed_tensors": True, "compressed_tensors.scheme": scheme, "vllm.kernels": "humming"}
+        point = space.complete(asked | {"vllm.max_batched_tokens": 8192})
+        return point.get("vllm.kernels"), point.get("vllm.max_batched_tokens")
+
+    assert kernels("W4A16") == ("humming", None), "they err in longer steps"
+    assert kernels("W8A8") == (None, 8192), "they multiply by weights alone"
+    rounded = space.complete({"engine": "vllm", "torchao_int8_weight_only": True})
+    assert "torchao_int8_weight_only" not in rounded, "it would import torchao, which keeps it from being forked"
+
+
 def test_a_step_that_is_needed_is_taken_unasked() -> None:
     plan = SPACE.plan(SPACE.complete({"engine": "exported", "mix": True, "mix.bits": 4}))
     assert plan.steps == (Step(technique="export"), Step(technique="mix", params={"bits": 4, "edges": None}))
