@@ -31,7 +31,8 @@ class VllmOptions(Record):
             step (prompt lookup: Saxena, 2023); greedy answers stay what they are. 0 guesses none.
         draft_tokens: Likewise, guessed by the smaller model that the artifact brings (technique `attach_draft`).
         kernels: Which multiply by weights of a compressed checkpoint; None lets vLLM choose, which takes Machete for 4 bits on an H100 or H200.
-            There `humming`, compiled for the matrices at hand while it opens, was faster with 1 to 128 streams, and `marlin` with up to 32.
+            There steps of `humming`, compiled for the matrices at hand while it opens, were faster with 1 to 128 streams, and those of `marlin`
+            with up to 32; where 128 prompts came at once, `humming` was slower, as it reads them `HUMMING_TOKENS` at a time.
         prefix_caching: Keep what was read of prompts for those that begin alike.
         graphs: Compile the model, and on GPUs replay its steps as graphs.
         cache_gib: Room for keys and values on CPUs, in GiB; GPUs give most of what is free.

@@ -11,14 +11,13 @@ On an H100 (2026-11-28, torch 2.11, 8B shape) the step took 7.58 ms (59 % of the
 tuning by coordinate descent, and 6.30 ms (71 %) with plain attention besides, which is how the engine compiles it since (then set
 from outside, by Inductor's environment variable); eager it took 33.2 ms, on another H100.
 On one H200 each (2026-11-28, --bandwidth 4.8, as the engine compiles it now), side by side with eager transformers: 8B shape 5.17 ms,
-61 %, 5.30x, opened in 141 s; 1B shape 1.23 ms against 16.55 ms, 42 %, 13.4x, opened in 96 s. Since then, layers that are alike are compiled once:
-the 1B shape opened in 41 to 52 s where it had taken 82, with steps of 1.36 to 1.41 ms where they had taken 1.41 (2026-11-29, as the baseline of
-`fan_out.py`).
-With roundings, on one H200 beside other work on other GPUs of the host (2026-11-28, torchao 0.17, 8B shape): eager bf16 28.7 ms; compiled bf16
-5.26 ms, opened in 111 s; float8 weights 4.69 ms, 113 s; int4 (tinygemm, HQQ) 8.38 ms, 76 s; int8 weights 9.06 ms, 626 s; float8 with
-activations 9.61 ms, 106 s. So of torchao's formats only float8 weights gained at one stream there, 1.12x (each step took their weights apart in
-Python, which it does no more: not measured on a GPU since); prompts are read eagerly and take 2.8x to 9x as long in them. vLLM's kernels on
-checkpoints of 4 and 8 bits took 3.4 to 3.7 ms in the same minutes (`whole_job.py`).
+61 %, 5.30x, opened in 141 s; 1B shape 1.23 ms against 16.55 ms, 42 %, 13.4x, opened in 96 s.
+On one H200 (2026-11-30, beside other work on another GPU of the host; rows in results/): 8B shape eager 19.5 ms, which is bound by the processor and
+took 28.7 ms on another host; compiled 4.72 ms, 66 %, 4.12x, opened in 46 s, as layers that are alike are compiled once; float8 weights (torchao 0.17)
+4.02 ms, 1.17x the compiled step, opened in 105 s; int4 (tinygemm, HQQ) 3.72 ms, 1.27x, 61 s. 1B shape 1.16 ms, 44 %, 10.4x, 45 s. Until then each
+step took apart torchao's weights in Python: int4 8.38 ms, int8 weights 9.06 ms, float8 with activations 9.61 ms (2026-11-28). Prompts are read
+eagerly, which takes four times as long in float8 weights and 13 times in int4. vLLM's kernels on checkpoints of 4 and 8 bits took 2.9 to 3.7 ms
+(`whole_job.py`).
 The products of gate and up reach 92 % of the bandwidth, the head 95 %, down 77 %; smaller products, attention over
 the whole cache and copies of keys and values take the rest.
 """
