@@ -12,6 +12,9 @@ from genopt.spec import ArrivalKind, Objective
 
 MEMORY_NOISE = 0.01
 """Peaks of memory that differ by less than this share are the same: allocators are not that repeatable."""
+THROUGHPUT_NOISE = 0.01
+"""Throughputs that differ by less than this share are the same, however alike the batches of each run were: those of five candidates, timed by two
+runs on H200, differed by 0.03 to 1 %."""
 SPEED_GIVEN_UP = 0.1
 """The most of its score that a tie may cost: noise hides which of two is faster, not that one is far behind."""
 _GOALS: Mapping[Objective, str] = {
@@ -48,7 +51,8 @@ def choose(
     differences are what no difference looks like. Where the A/A interval misses 1 the machine was noisy, and even the
     lower end must exceed it. Those that none surely beats, after all intervals are widened by the noise of the A/A
     measurement, and that are less than a tenth (`SPEED_GIVEN_UP`) behind the surest one, are tied: their order is
-    chance and would differ in the next run. Ties are broken by what hardly depends on timing: lower end of the quality
+    chance and would differ in the next run. How well the baseline's throughput is known does not tell candidates apart,
+    as all are divided by the same one. Ties are broken by what hardly depends on timing: lower end of the quality
     interval to three digits, then smaller artifact, then name. (For the memory objective the smaller artifact comes
     first.) The same seed therefore chooses the same winner although its timings are never quite the same. Speeds that
     another run measured win nothing.
@@ -69,7 +73,8 @@ def choose(
     better = [one for one in within if one.name in scores and _gains(scores[one.name], aa)]
     if not better:
         return Selection(winner=None, decision=_kept(others, accepted, within, bar, slo, objective), pareto=pareto)
-    tied = _tied(better, scores, _noise(aa))
+    compared = {one.name: score for one in better if (score := _score(one, baseline, objective, among=True)) is not None}
+    tied = _tied(better, compared, _noise(aa))
     tied = [one for one in tied if one.name in pareto] or tied
     winner = min(tied, key=lambda one: _preference(one, objective))
     return Selection(winner=winner.name, decision=_won(winner, tied, scores[winner.name], bar, objective), pareto=pareto)
@@ -108,27 +113,34 @@ def _preference(one: Candidate, objective: Objective) -> tuple[float, float, str
     return (size, held, one.name) if objective == "memory" else (held, size, one.name)
 
 
-def _score(one: Candidate, baseline: Candidate, objective: Objective) -> Ratio | None:
-    """How many times better than the baseline, or None where it was not measured."""
+def _score(one: Candidate, baseline: Candidate, objective: Objective, *, among: bool = False) -> Ratio | None:
+    """How many times better than the baseline, or None where it was not measured; `among` others, as `_throughput` says."""
     if objective == "latency":
         return one.speedup.get("vs_baseline")
     if objective == "throughput":
-        return _throughput(one, baseline)
+        return _throughput(one, baseline, among)
     if objective == "memory":
         return _memory(one, baseline)
-    parts = [one.speedup.get("vs_baseline"), _throughput(one, baseline), _memory(one, baseline)]
+    parts = [one.speedup.get("vs_baseline"), _throughput(one, baseline, among), _memory(one, baseline)]
     known = [part for part in parts if part is not None]
     return _geometric_mean(known) if len(known) == len(parts) else None
 
 
-def _throughput(one: Candidate, baseline: Candidate) -> Ratio | None:
-    """Ratio of throughputs at the most streams that the baseline was measured at; its ends pair the intervals' far ends."""
+def _throughput(one: Candidate, baseline: Candidate, among: bool) -> Ratio | None:
+    """Ratio of throughputs at the most streams that the baseline was measured at.
+
+    Its ends pair the intervals' far ends, or, to tell it from others that are divided by the same throughput, are those of its own interval, which
+    is at least as wide as `THROUGHPUT_NOISE` makes it.
+    """
     streams = max(baseline.rates, default=0)
     mine, theirs = one.rates.get(streams), baseline.rates.get(streams)
     if mine is None or theirs is None or theirs.value <= 0:
         return None
-    (my_low, my_high), (their_low, their_high) = _ends(mine), _ends(theirs)
-    return Ratio(value=mine.value / theirs.value, ci_low=my_low / their_high, ci_high=my_high / their_low)
+    value, (my_low, my_high), (their_low, their_high) = mine.value / theirs.value, _ends(mine), _ends(theirs)
+    if among:
+        low, high = min(my_low / mine.value, 1 - THROUGHPUT_NOISE), max(my_high / mine.value, 1 + THROUGHPUT_NOISE)
+        return Ratio(value=value, ci_low=value * low, ci_high=value * high)
+    return Ratio(value=value, ci_low=my_low / their_high, ci_high=my_high / their_low)
 
 
 def _ends(metric: Metric) -> tuple[float, float]:

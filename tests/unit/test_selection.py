@@ -184,6 +184,21 @@ def test_each_objective_has_its_own_winner(objective: Objective, winner: str) ->
     assert set(found.pareto) >= {"quick", "small", "even"}
 
 
+def rated(one: Candidate, value: float, spread: float) -> Candidate:
+    rate = Metric(value=value, unit="tok/s", ci_low=value * (1 - spread), ci_high=value * (1 + spread))
+    return one.model_copy(update={"metrics": {**one.metrics, "throughput_tok_s@16": rate}})
+
+
+def test_a_baseline_that_is_badly_known_does_not_make_candidates_alike() -> None:
+    original, baseline = ORIGINAL, rated(BASELINE, 3692, 0.024)
+    leader, second = rated(made("leader", held=0.991), 9220, 0.01), rated(made("second", held=0.998), 8802, 0.004)
+    chosen = choose([original, baseline, second, leader], objective="throughput", bar=0.99, slo={})
+    assert chosen.winner == "leader"
+    assert "2.50x the baseline [2.41, 2.58]" in chosen.decision, "the gain is known no better than the baseline"
+    near = rated(made("near", held=0.998), 9110, 0.0002)
+    assert choose([original, baseline, near, leader], objective="throughput", bar=0.99, slo={}).winner == "near", "another run may turn them round"
+
+
 def test_equal_memory_is_decided_by_the_artifact() -> None:
     found = pick(made("a", peak=1000.0, size=90), made("b", speed=1.6, peak=1004.0, size=80, held=0.991), objective="memory")
     assert found.winner == "b"
