@@ -93,4 +93,5 @@ def roll_back(folder: RunFolder, *, address: str | None = None, wait_s: float = 
     cluster.connect(address, embedded=False)
     variant = canary_deploy.roll_back(folder.path / "serve.yaml", "It was rolled back by hand.", wait_s=wait_s, progress=progress)
     folder.append("canary_ended", reason="It was rolled back by hand.", variant=variant)
+    write_reports(folder)
     return variant

@@ -25,7 +25,8 @@ class Terms(Record):
         spec: The resolved spec.
         libraries: Versions that decide the bytes of artifacts.
         hardware: Processor and GPUs of the nodes that measure; see `genopt.distributed.answering.kind_of`.
-        data: sha256 of the files with texts and prompts, by key of the spec, and digests of models given beside the original, by kind.
+        data: sha256 of the files with texts and prompts, by key of the spec (`ABSENT` where one is gone), and digests of models given beside the
+            original, by kind.
     """
 
     spec: dict[str, Any]
@@ -44,7 +45,8 @@ def terms_of(spec: RunSpec, libraries: Mapping[str, str], given: Mapping[str, st
         hardware: What kind of machine it is.
     """
     files = {"eval_data": spec.eval_data, "calib_data": spec.calib_data, "prompts": spec.prompts}
-    data = {name: file_sha256(Path(path).expanduser()) for name, path in files.items() if path is not None}
+    known = {name: Path(path).expanduser() for name, path in files.items() if path is not None}
+    data = {name: file_sha256(path) if path.is_file() else ABSENT for name, path in known.items()}
     data |= {f"given {kind}": digest for kind, digest in given.items()}
     return Terms(spec=spec.model_dump(mode="json"), libraries=dict(libraries), hardware=dict(hardware), data=data)
 

@@ -122,9 +122,15 @@ def _profile(content: Mapping[str, Any]) -> Profile | None:
 
 
 def _deployment(events: Sequence[Event]) -> Deployment | None:
-    """The last deployment, unless it was taken down afterwards."""
-    last = next((event for event in reversed(events) if event["event"] in ("deployed", "undeployed")), None)
-    if last is None or last["event"] == "undeployed":
+    """The last deployment that was not taken down, nor taken back for what another run serves."""
+    last: Event | None = None
+    for place, event in enumerate(events):
+        if event["event"] in ("deployed", "undeployed"):
+            last = event if event["event"] == "deployed" else None
+        elif event["event"] == "canary_ended" and last is not None and event.get("variant", last.get("variant")) != last.get("variant"):
+            before = (one for one in reversed(events[:place]) if one["event"] == "deployed" and one.get("variant") == event["variant"])
+            last = next(before, None)
+    if last is None:
         return None
     return Deployment(
         url=last["url"], application=str(last.get("application") or ""), variant=str(last.get("variant") or ""),

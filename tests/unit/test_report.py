@@ -140,6 +140,26 @@ def test_a_deployment_shows_until_it_is_taken_down(tmp_path: Path) -> None:
     assert assemble(run).deployment is None
 
 
+def test_a_deployment_that_was_taken_back_is_what_answers_now(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+
+    def serve(variant: str) -> None:
+        run.append("deployed", url="http://127.0.0.1:8000", application="genopt", variant=variant, needs_key=False)
+
+    def variant() -> str | None:
+        found = assemble(run).deployment
+        return found and found.variant
+
+    serve("ort-int8-g32")
+    run.append("canary_ended", reason="It failed too often.")
+    assert variant() == "ort-int8-g32", "a canary that ends by itself changes nothing"
+    serve("ort-fp32")
+    run.append("canary_ended", reason="It was rolled back by hand.", variant="ort-int8-g32")
+    assert variant() == "ort-int8-g32"
+    run.append("canary_ended", reason="It was rolled back by hand.", variant="that of another run")
+    assert variant() is None
+
+
 @pytest.mark.parametrize("needs_key", [False, True])
 @pytest.mark.parametrize(("modality", "kind"), [("text", ChatRequest), ("image", ImagesRequest)])
 def test_the_report_shows_a_request_that_the_deployment_takes(

@@ -65,6 +65,13 @@ def test_another_text_in_the_same_file_is_refused(run: RunFolder, spec: RunSpec,
     assert "eval_data: " in refusal(run, spec, LIBRARIES)
 
 
+def test_data_that_is_gone_is_named(run: RunFolder, spec: RunSpec) -> None:
+    assert spec.eval_data is not None
+    Path(spec.eval_data).unlink()
+    with pytest.raises(RunFolderError, match=r"Data files have changed .* \(eval_data: [0-9a-f]+… -> absent\); put the earlier ones back"):
+        require_same(run, terms_of(spec, LIBRARIES, GIVEN, HARDWARE))
+
+
 def test_another_model_is_refused_with_both_digests(run: RunFolder) -> None:
     with pytest.raises(RunFolderError, match=r"The model has changed .*digest: abc -> def"):
         require_same_model(run, "abc", "def")
