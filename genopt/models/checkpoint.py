@@ -18,6 +18,8 @@ COMPANIONS = (
     "*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "*.bpe", "*.importance", "*.md", "LICENSE*", "NOTICE*",
 )  # fmt: skip
 """What goes along with changed weights: descriptions, tokenizers, code and terms, what was measured of inputs, and no weights in other formats."""
+SHARD = "2GB"
+"""Largest file of weights that is written: several are hashed at once, and one of 9 GB takes as long as all else of rounding an 8B model."""
 INDEX = ".index.json"
 """Ends the names of files that say in which shards weights lie."""
 
@@ -70,7 +72,7 @@ def save_model(model: PreTrainedModel, source: Path, destination: Path, state: d
         destination: An empty folder.
         state: What to write instead of its own weights.
     """
-    model.save_pretrained(destination, state_dict=state)
+    model.save_pretrained(destination, state_dict=state, max_shard_size=SHARD)
     for path in destination.glob("*.safetensors"):
         sort_metadata(path)
     copy_companions(source, destination)

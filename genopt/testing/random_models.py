@@ -25,6 +25,8 @@ LLAMA_SHAPES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """The shapes of Llama 3.2 1B and Llama 3 8B, from their published configurations."""
 CONTEXT = 8192
+SHARD = "5GB"
+"""Largest file, as those models are published."""
 
 
 def provide_random_llama(folder: Path, shape: str) -> Path:
@@ -62,7 +64,7 @@ def write_random_llama(folder: Path, shape: str) -> Path:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            LlamaForCausalLM(config).save_pretrained(folder)
+            LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=SHARD)
     finally:
         torch.set_default_dtype(before)
     return folder

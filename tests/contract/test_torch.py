@@ -32,6 +32,7 @@ from genopt import clock
 from genopt.engines.base import GenerationRequest
 from genopt.engines.torch_engine import TorchEngine
 from genopt.errors import DataError, InfeasibleError, ModelError, SpecError, StageError
+from genopt.models import checkpoint
 from genopt.models.checkpoint import load_model
 from genopt.models.decoder import decoder_layers, without_layers
 from genopt.models.inspect import ASSUMED_CONTEXT, inspect
@@ -343,6 +344,19 @@ def test_matrices_that_are_kept_the_other_way_round_are_pruned_too(params: dict[
         assert float((value == 0).float().mean()) == pytest.approx(0.5, abs=0.01), name
         if "pattern" in params:
             assert set((value.reshape(-1, 4) == 0).sum(dim=1).tolist()) == {2}, "neighbours are those that a row's sum takes together"
+
+
+def test_large_models_are_written_in_several_files(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, request = [], GenerationRequest(prompt_ids=prompt(20), max_new_tokens=8)
+    for name, shard in (("one", checkpoint.SHARD), ("several", "60KB")):
+        monkeypatch.setattr(checkpoint, "SHARD", shard)
+        (tmp_path / name).mkdir()
+        Int8WeightOnly.apply(llama, tmp_path / name, {"head": True}, context(), lambda _: None)
+        assert audit(tmp_path / name, 0).problems == ()
+        (answer,) = TorchEngine.open(tmp_path / name, {}).generate([request])
+        answers.append(answer.token_ids)
+    assert answers[0] == answers[1]
+    assert len(list((tmp_path / "several").glob("*.safetensors"))) > 1
 
 
 def test_a_model_without_a_matrix_that_torchao_rounds_is_refused(tmp_path: Path) -> None:
