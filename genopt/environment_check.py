@@ -16,9 +16,8 @@ from genopt.engines.base import GenerationRequest
 from genopt.engines.images import ImageRequest
 from genopt.environments.place import require_built
 from genopt.errors import GenoptError, StageError
-from genopt.image_calls import ImageProcess
 from genopt.plan import Record
-from genopt.process import SessionProcess, run_stage
+from genopt.process import ImageProcess, SessionProcess, run_stage
 from genopt.testing.tiny_originals import ORIGINALS
 
 LIMIT_S = 300.0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from genopt.engines.images import GeneratedImage, ImageRequest, ImageSession, OnStep
+from genopt.engines.images import ImageRequest, ImageSession
 from genopt.errors import StageError
-from genopt.process import EngineProcess
 from genopt.session_server import Channel
 
 
@@ -41,18 +40,3 @@ class ImageCalls:
     def advance(self) -> bool:
         """See `Calls.advance`; images are made within calls."""
         return False
-
-
-class ImageProcess(EngineProcess):
-    """An `ImageSession` whose engine lives in a process of its own."""
-
-    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep | None = None) -> list[GeneratedImage]:
-        """See `ImageSession.generate`."""
-
-        def on_event(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
-            index, step, steps = event["step"]
-            return None if on_step is None or on_step(index, step, steps) else {"cancel": index}
-
-        payload = [request.model_dump(mode="json") for request in requests]
-        found = self.call("generate", on_event=None if on_step is None else on_event, requests=payload)
-        return [GeneratedImage.model_validate(item) for item in found]

@@ -20,6 +20,7 @@ from genopt import clock
 from genopt.child import child_environment, death_error, kill_tree, tell_where, worker_command
 from genopt.engines.base import Generation, GenerationRequest, Memory, OnToken, Scores, TokenLogProbs
 from genopt.engines.distribution import Distributions, Wanted
+from genopt.engines.images import GeneratedImage, ImageRequest, OnStep
 from genopt.environments import place
 from genopt.errors import StageError, StageTimeoutError, from_wire
 from genopt.measure import gpu
@@ -253,3 +254,18 @@ class SessionProcess(EngineProcess):
     def joinable(self, slots: int) -> bool:
         """Whether requests can join a running batch of the engine; see `genopt.serving.joining` for how."""
         return bool(self.call("joinable", slots=slots))
+
+
+class ImageProcess(EngineProcess):
+    """An `ImageSession` whose engine lives in a process of its own."""
+
+    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep | None = None) -> list[GeneratedImage]:
+        """See `ImageSession.generate`."""
+
+        def on_event(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            index, step, steps = event["step"]
+            return None if on_step is None or on_step(index, step, steps) else {"cancel": index}
+
+        payload = [request.model_dump(mode="json") for request in requests]
+        found = self.call("generate", on_event=None if on_step is None else on_event, requests=payload)
+        return [GeneratedImage.model_validate(item) for item in found]

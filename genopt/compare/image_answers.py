@@ -12,8 +12,8 @@ from genopt.compare.prompts import MOST_PROMPTS
 from genopt.compare.variants import Variant
 from genopt.engines.images import ImageRequest
 from genopt.errors import DataError
-from genopt.image_calls import ImageProcess
 from genopt.plan import JsonValue
+from genopt.process import ImageProcess
 from genopt.quality.comparison import ComparisonFolder, ImageAnswer
 from genopt.store.files import write_atomically
 from genopt.tasks.base import session_options

@@ -13,7 +13,7 @@ from genopt.serving.engine_thread import Closable, EngineLoad, EngineThread
 
 
 class ImageBatchSession(Closable, Protocol):
-    """What batching needs of a session; `genopt.image_calls.ImageProcess` is one."""
+    """What batching needs of a session; `genopt.process.ImageProcess` is one."""
 
     def generate(self, requests: Sequence[ImageRequest], on_step: OnStep | None = None) -> list[GeneratedImage]:
         """See `ImageSession.generate`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from genopt.engines.images import ImageRequest
 from genopt.errors import GenoptError, OutOfMemoryError, SpecError
-from genopt.image_calls import ImageProcess
+from genopt.process import ImageProcess
 from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, Admitted, Event, ImageAsk, Picture, Refusal
 from genopt.serving.image_batching import ImageBatcher
 from genopt.serving.manifest import ServeArguments

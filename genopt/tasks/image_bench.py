@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from genopt import clock
-from genopt.image_calls import ImageProcess
 from genopt.measure.duel import CANDIDATE, ROLES, Comparison
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.image_speed import ImageWorkload, compare, measure_aa
 from genopt.measure.statistics import combine
 from genopt.plan import Artifact, Candidate, Metric, Plan, Quality, Ratio, Status
+from genopt.process import ImageProcess
 from genopt.quality.audit import audit
 from genopt.tasks.attempts import Rows, attempt, open_references, pace_of
 from genopt.tasks.base import BenchConfig, Evaluation, Progress, References

@@ -20,8 +20,8 @@ from pydantic import JsonValue
 
 from genopt import clock
 from genopt.engines.images import ImageRequest
-from genopt.image_calls import ImageProcess
 from genopt.plan import Plan, Quality
+from genopt.process import ImageProcess
 from genopt.quality.image_difference import Image
 from genopt.quality.image_gate import ImageGate, Pairs
 from genopt.quality.image_scorers import ImageScorer, load_scorer

@@ -10,8 +10,8 @@ import pytest
 from genopt import catalog
 from genopt.engines.images import ImageRequest, ImageSession
 from genopt.errors import SpecError
-from genopt.image_calls import ImageProcess
 from genopt.plan import JsonValue
+from genopt.process import ImageProcess
 from genopt.testing.contracts import check_declarations
 
 STEPS = 4

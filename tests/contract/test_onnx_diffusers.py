@@ -15,9 +15,8 @@ from genopt.engines.diffusers_engine import DiffusersEngine
 from genopt.engines.images import ImageRequest
 from genopt.engines.ort_diffusers import OrtDiffusersEngine
 from genopt.errors import InfeasibleError, ModelError, SpecError
-from genopt.image_calls import ImageProcess
 from genopt.models import pipeline_sampling
-from genopt.process import run_stage
+from genopt.process import ImageProcess, run_stage
 from genopt.techniques.diffusers_onnx import DiffusersOnnx
 from genopt.testing.contracts import runs_here
 from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl, write_tiny_stable_diffusion

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from genopt.engines.images import ImageRequest
-from genopt.image_calls import ImageProcess
 from genopt.plan import JsonValue
+from genopt.process import ImageProcess
 from genopt.quality.image_difference import ssim
 from genopt.techniques.base import TransformContext
 from genopt.techniques.diffusers_float8 import PipelineFloat8Dynamic, PipelineFloat8WeightOnly
