@@ -24,24 +24,21 @@ def answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[
     """The nodes to measure on, and what `machine_task` says of the first, with their `kind`, and a `digest` of their hardware if all have the same.
 
     Nodes of another kind than most are left out: what they measure could not be compared. A dead node counts as alive until Ray misses its
-    heartbeats.
+    heartbeats: where none of the largest answers, the largest of the others are asked.
 
     Raises:
         SpecError: The number of nodes to bring up is none.
         ClusterError: None of them starts or answers, or they differ in what they have installed.
     """
     bring_up(listener)
-    asked = {node: stages.machine_task.options(scheduling_strategy=stages.on_node(node)).remote() for node in cluster.measuring_nodes()}
     found: dict[cluster.Node, dict[str, Any]] = {}
-    cause, until = "", time.monotonic() + ANSWER_S
-    for node, answer in asked.items():
-        try:
-            found[node] = ray.get(answer, timeout=max(0.0, until - time.monotonic()))
-        except RayError as error:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
-            listener.activity(f"going on without {node.hostname}, which runs no task: {cause}")
-    if not found:
-        raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
+    silent: dict[cluster.Node, str] = {}
+    while not found:
+        asked = cluster.measuring_nodes(silent)
+        if not asked:
+            cause = next(reversed(silent.values()))
+            raise ClusterError(f"No node of the Ray cluster runs a task ({cause}); look at `ray status` and at `genopt doctor`, and try again.")
+        found = _answers(asked, silent, listener)
     found = _of_one_kind(found, listener)
     facts = next(iter(found.values()))
     _require_alike(found)
@@ -49,6 +46,20 @@ def answering_nodes(listener: Listener) -> tuple[tuple[cluster.Node, ...], dict[
     digests = {machine.hardware_digest(answer["hardware"]) for answer in found.values()}
     digest = digests.pop() if len(digests) == 1 else ""
     return tuple(found), {**facts, "environment": {**facts["environment"], "engine_environments": shared}, "kind": kind_of(facts), "digest": digest}
+
+
+def _answers(nodes: Sequence[cluster.Node], silent: dict[cluster.Node, str], listener: Listener) -> dict[cluster.Node, dict[str, Any]]:
+    """What `machine_task` says of nodes; why others did not answer is added to `silent`."""
+    asked = {node: stages.machine_task.options(scheduling_strategy=stages.on_node(node)).remote() for node in nodes}
+    found: dict[cluster.Node, dict[str, Any]] = {}
+    until = time.monotonic() + ANSWER_S
+    for node, answer in asked.items():
+        try:
+            found[node] = ray.get(answer, timeout=max(0.0, until - time.monotonic()))
+        except RayError as error:
+            silent[node] = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
+            listener.activity(f"going on without {node.hostname}, which runs no task: {silent[node]}")
+    return found
 
 
 def kind_of(answer: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -234,10 +234,13 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: (-node.gpus, -node.cpus, node.node_id))
 
 
-def measuring_nodes() -> tuple[Node, ...]:
+def measuring_nodes(without: Collection[Node] = ()) -> tuple[Node, ...]:
     """The largest node that may measure and all like it on other hosts: ratios are comparable only between equal machines.
 
     Two nodes of one host would disturb each other's timing, so that only one of them measures.
+
+    Args:
+        without: Nodes that turned out to be gone, which may have been larger than others or stood for their host; none is left where all are.
 
     Raises:
         ClusterError: There is no such node.
@@ -245,9 +248,10 @@ def measuring_nodes() -> tuple[Node, ...]:
     found = [node for node in nodes() if node.measures]
     if not found:
         raise ClusterError(f"Every node of the Ray cluster is labelled {ROLE_LABEL}={COMPRESS}, so none may measure; start one without that label.")
+    left = [node for node in found if node not in without]
     hosts: dict[str, Node] = {}
-    for node in found:
-        if (node.cpus, node.gpus) == (found[0].cpus, found[0].gpus):
+    for node in left:
+        if (node.cpus, node.gpus) == (left[0].cpus, left[0].gpus):
             hosts.setdefault(node.hostname, node)
     return tuple(hosts.values())
 

@@ -66,8 +66,9 @@ def _weighed(plan: Plan) -> Plan:
     return plan.model_copy(update={"name": f"{plan.name}-imatrix", "steps": (Step(technique="importance"), *plan.steps)})
 
 
-def _vllm(scheme: str) -> Point:
-    return _space().complete({ENGINE: "vllm", "compressed_tensors": True, "compressed_tensors.scheme": scheme})
+def _vllm(scheme: str, **options: Choice) -> Point:
+    chosen = {f"vllm.{name}": value for name, value in options.items()}
+    return _space().complete({ENGINE: "vllm", "compressed_tensors": True, "compressed_tensors.scheme": scheme, **chosen})
 
 
 def _vllm_cpu(name: str, *steps: Step) -> Plan:
@@ -195,10 +196,9 @@ class TextGeneration:
         blocks = [_quantized(block_size=size) for size in (32, 64, 128, 16)]
         blocks[1:1] = [blocks[0] | {"ort_genai.lookahead": 8}, blocks[1] | {"ort_genai.lookahead": 8}]
         blocks.insert(3, _space().complete({ENGINE: "llamacpp", "gguf.format": "Q8_0", "llamacpp.lookahead": 8}))
-        rounded = _vllm("FP8_DYNAMIC")
         paged = _space().complete({ENGINE: "openvino", "openvino.attention": "paged", "openvino.lookahead": 8})
-        four_bits = _vllm("W4A16") | {"vllm.kernels": "humming"}
-        return [*blocks, paged, rounded | {"vllm.cache_type": "fp8"}, four_bits, rounded | {"vllm.max_batched_tokens": 8192}]
+        served = [_vllm("FP8_DYNAMIC", cache_type="fp8"), _vllm("W4A16", kernels="humming"), _vllm("FP8_DYNAMIC", max_batched_tokens=8192)]
+        return [*blocks, paged, *served]
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:

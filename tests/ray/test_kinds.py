@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from genopt.distributed import answering, cluster
 from genopt.progress import Silent
-from genopt.testing.nodes import Nodes
+from genopt.testing.nodes import QUICK, Nodes, several_nodes
 from genopt.testing.sleep_task import sleep_plan
 
 pytestmark = pytest.mark.ray
@@ -40,3 +43,17 @@ def test_a_node_with_another_gpu_is_left_out(nodes: Nodes) -> None:
     measured = {stage["node"] for event in folder.events() if event["event"] == "candidate_finished" for stage in event["stages"][-1:]}
     assert len(measured) == 2
     assert any("going on without other" in message and "NVIDIA L4" in message for message in heard.messages), heard.messages
+
+
+def test_a_node_that_is_gone_hides_no_smaller_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUICK, "RAY_health_check_failure_threshold", "100")  # Ray counts it as alive all the time
+    monkeypatch.setattr(answering, "ANSWER_S", 10.0)
+    with several_nodes(tmp_path) as nodes:
+        nodes.add("large")
+        nodes.add("small", num_gpus=0)
+        nodes.remove("large")
+        cluster.connect(nodes.address)
+        heard = Heard()
+        (found,), _ = answering.answering_nodes(heard)
+        assert found.hostname == "small"
+        assert heard.messages[0].startswith("going on without large, which runs no task: ")
