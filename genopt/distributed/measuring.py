@@ -83,25 +83,29 @@ class BenchActor:
     def evaluate(self, plan: dict[str, Any], artifact: dict[str, Any], deadline: dict[str, Any]) -> dict[str, Any]:
         """See `Bench.evaluate`."""
         self._note(f"{plan['name']}: starting")
+        try:
+            found = self._evaluated(Plan.model_validate(plan), Artifact.model_validate(artifact), Moment.model_validate(deadline).here())
+        finally:
+            self._note("")
+        content: dict[str, Any] = found.model_dump(mode="json")
+        return content
 
+    def _evaluated(self, candidate: Plan, artifact: Artifact, deadline: float) -> Evaluation:
         def note(message: str) -> None:
-            self._note(f"{plan['name']}: {message}")
+            self._note(f"{candidate.name}: {message}")
 
-        candidate = Plan.model_validate(plan)
         if self._references is None and "error" in (missed := self.references(self._ends)):  # others held this part's GPU when it was their turn
             reason, late = str(missed["error"]["message"]), missed["error"]["type"] == "StageTimeoutError"
             self._fit = late
-            return Evaluation(candidate=failed(candidate, "failed", reason), again="later" if late else "now").model_dump(mode="json")
+            return Evaluation(candidate=failed(candidate, "failed", reason), again="later" if late else "now")
         try:
-            with self._store.local(Artifact.model_validate(artifact)) as here:
-                found = self._bench.evaluate(candidate, here, Moment.model_validate(deadline).here(), note)
+            with self._store.local(artifact) as here:
+                found = self._bench.evaluate(candidate, here, deadline, note)
         except StorageError as error:
             found = Evaluation(candidate=failed(candidate, "failed", str(error)), again="now")
-        self._note("")
         if found.candidate.status == "failed" and found.again == "no" and not self.intact():
             found = found.model_copy(update={"again": "now"})  # the candidate may not be to blame for what took the original or the baseline
-        content: dict[str, Any] = found.model_dump(mode="json")
-        return content
+        return found
 
     def close(self) -> None:
         """See `Bench.close`."""

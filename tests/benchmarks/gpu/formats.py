@@ -22,15 +22,16 @@ own `LLM.generate` with the same prompts and the settings of vllm-fp8; it tells 
 
 On one H200 (2026-11-28, vLLM 0.22, 8B shape, other work on the other GPU), milliseconds of a step with 1, 8, 32 and 128 streams: bf16 4.89, 5.12,
 5.79, 8.75; FP8 3.45, 3.63, 4.80, 7.03; with an 8-bit cache 3.55, 3.69, 4.77, 6.75; W8A8 3.70, 3.91, 4.49, 7.11; W4A16 3.77, 3.94, 4.79, 8.51; the
-compiled step of torch 4.93 with one, its eager batches 41 to 89. 128 prompts of 512 tokens were read at 42,800 tokens a second in bf16, 65,900 in
-FP8 (1.54x) and 40,300 in W4A16. The choice had no regret at any number of streams. vLLM's own generate wrote 280, 1,941, 4,804 and 8,620 tokens a
-second, ours 279, 1,955, 4,784 and 8,517. Four bits gain 1.30x over bf16 with one stream: reading their 4.7 GB takes 1 ms at 4.8 TB/s, so most of the
-3.8 ms is something else.
+compiled step of torch 4.93 with one, its eager batches 41 to 89, which copied all logits to the host then. 128 prompts of 512 tokens were read at
+42,800 tokens a second in bf16, 65,900 in FP8 (1.54x) and 40,300 in W4A16. The choice had no regret at any number of streams. vLLM's own generate
+wrote 280, 1,941, 4,804 and 8,620 tokens a second, ours 279, 1,955, 4,784 and 8,517. Four bits gain 1.30x over bf16 with one stream: reading their
+4.7 GB takes 1 ms at 4.8 TB/s, so most of the 3.8 ms is something else.
 
 Through vLLM's asynchronous engine, its model in a process of its own, and with Humming's kernels (one H200, 2026-11-29): bf16 4.95, 5.18,
 5.86, 8.72; W4A16 3.05, 3.26, 4.10, 7.87, which is 1.62x with one stream; FP8 3.47 with one and 7.05 with 128. Ours wrote 274 and 8,506 tokens a
 second in FP8, vLLM's own generate 270 and 8,632. No regret. Humming read its prompts in steps of 8,192 tokens then, which it gets no more, as larger
-products err in its release (`HUMMING_TOKENS`): how fast it reads them is not known.
+products err in its release (`HUMMING_TOKENS`): with 128 such prompts at once it wrote 2,438 tokens a second in `whole_job.py`, prompts included,
+where Machete wrote 6,117.
 
 MBU of these steps, with 1, 8, 32 and 128 streams (computed from them afterwards): bf16 63, 63, 62, 59 %; FP8 49, 50, 45, 52 %, with an 8-bit cache
 47, 47, 40, 40 %; W8A8 46, 46, 48, 52 %; W4A16 with Humming 32, 34, 36, 38 %; the compiled step of torch 64 %, its eager batches 6 to 8 %.

@@ -34,7 +34,7 @@ NOTES: Mapping[tuple[str, str], str] = {
     ("distillation", "b6d85fe"): "Entered from what a run printed: the commit that these rows name is without the script, which came with 8e32b96. "
     "Teacher and student had the same weights.",
     ("formats", "b6d85fe"): "Batches of `torch` copied all logits to the host in every step then, which they do no more.",
-    ("decode_step", "acc47ad"): "vLLM was there, and did nothing.",
+    ("decode_step", "acc47ad"): "The interpreter found vLLM, which this benchmark does not use.",
     ("serving_overhead", "b6d85fe"): "Entered from what `tests/benchmarks/serving_overhead.py` printed, which saves nothing itself; that its "
     "replicas have a GPU was committed after the commit that these rows name, with ed07bc1.",
     ("serving_overhead", "a058b19"): "Entered from what `tests/benchmarks/serving_overhead.py` printed, which saves nothing itself.",
