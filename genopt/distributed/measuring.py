@@ -85,10 +85,9 @@ class BenchActor:
         self._note(f"{plan['name']}: starting")
         try:
             found = self._evaluated(Plan.model_validate(plan), Artifact.model_validate(artifact), Moment.model_validate(deadline).here())
+            return found.model_dump(mode="json")
         finally:
             self._note("")
-        content: dict[str, Any] = found.model_dump(mode="json")
-        return content
 
     def _evaluated(self, candidate: Plan, artifact: Artifact, deadline: float) -> Evaluation:
         def note(message: str) -> None:
@@ -100,7 +99,7 @@ class BenchActor:
             return Evaluation(candidate=failed(candidate, "failed", reason), again="later" if late else "now")
         try:
             with self._store.local(artifact) as here:
-                found = self._bench.evaluate(candidate, here, deadline, note)
+                found: Evaluation = self._bench.evaluate(candidate, here, deadline, note)
         except StorageError as error:
             found = Evaluation(candidate=failed(candidate, "failed", str(error)), again="now")
         if found.candidate.status == "failed" and found.again == "no" and not self.intact():
