@@ -6,10 +6,10 @@ Teacher and student have random weights of the same shape, the student's with no
 to learn. Training goes on to its last step, whether or not it helps, and every step must have changed the student. On a CPU two processes train
 tiny models, which shows only that it works.
 
-On two H200 of one host (2026-11-28, NVLink multicast off), llama-1b: 8.46 and 12.95 sequences of 512 tokens a second, 1.53 times as many;
-8.98 and 12.81 of 2,048, 1.43 times. A step takes 118 ms on one, and its gradients in float32 are 5 GB. Teacher and student had the same weights
-then, and that training went on to its end was not checked. On one GPU sequences of 2,048 tokens took no longer than those of 512, so that the
-processor seems to have set the pace.
+On two H200 of one host (2026-11-30, NVLink multicast off; rows in results/), llama-1b: 11.1 and 16.1 sequences of 512 tokens a second, 1.45 times as
+many; 8.78 and 15.6 of 2,048, 1.78 times. The gradients in float32 that a step exchanges are 5 GB, whatever the length of its sequence: a step of 512
+tokens takes 90 ms on one and 124 on two, one of 2,048 tokens 114 and 128. Two days before, on another host, with a student that was its teacher,
+1.53 and 1.43 times.
 """
 
 from __future__ import annotations

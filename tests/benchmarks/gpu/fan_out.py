@@ -7,10 +7,10 @@ each time. OUT holds a run folder per number of GPUs; another call with the othe
 the run's start to its end, that from the start of the first candidate's first stage to the end of the last one's last, and how many
 candidates were measured at once at most, which must not be more than there are GPUs; then the ratios.
 
-On two H200 of one host (2026-11-28, llama-1b, --include torchao, vLLM left out; 16 processors for each GPU; the run on one afterwards, with tests
-on the other GPU): on one GPU 4 candidates in 423 s, the run in 601 s; on two in 257 s and 439 s, two measured at once. 1.65 times as fast,
-the whole run 1.37 times: each GPU opens and times the references (137 s of 182 s before the first candidate), and four candidates that open
-for 40 to 77 s divide unevenly.
+On two H200 of one host (2026-11-30, rows in results/; llama-1b, vLLM 0.22, --include vllm,torchao-int --gpus 2,1; on one GPU with all 32 processors
+of the machine, on two with 16 each): on one 6 candidates in 324 s, the run in 420 s; on two in 174 s and 283 s, two measured at once. 1.86 times as
+fast, the whole run 1.48 times: each GPU opens and times the references (71 and 75 s), after a profile of 14 and 19 s. The last candidates ended 2 s
+apart; a candidate took 32 to 69 s, most of which is its opening (28 to 62 s). Four torchao candidates alone, which divided unevenly, had 1.65 times.
 """
 
 from __future__ import annotations
