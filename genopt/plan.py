@@ -185,12 +185,17 @@ class Candidate(Record):
     @property
     def rates(self) -> dict[int, Metric]:
         """Units of work a second by number of simultaneous streams, of whatever its task generates."""
-        return {int(name.partition("@")[2]): metric for name, metric in self.metrics.items() if name.startswith(RATES)}
+        return rates_of(self.metrics)
 
     @property
     def is_measured(self) -> bool:
         """Whether its speed was measured in this run."""
         return bool(self.speedup) and not any(one.what == "everything" for one in self.earlier)
+
+
+def rates_of(metrics: Mapping[str, Metric]) -> dict[int, Metric]:
+    """Those of metrics that are units of work a second, by number of simultaneous streams."""
+    return {int(name.partition("@")[2]): metric for name, metric in metrics.items() if name.startswith(RATES)}
 
 
 def plan_of(candidate: Candidate) -> Plan:

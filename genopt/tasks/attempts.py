@@ -11,7 +11,7 @@ from genopt import clock
 from genopt.errors import GenoptError, InfeasibleError, OutOfMemoryError, StageError, StageTimeoutError, from_wire, to_wire
 from genopt.measure.duel import Comparison
 from genopt.measure.statistics import half_width
-from genopt.plan import Artifact, Candidate, Plan
+from genopt.plan import Artifact, Candidate, Metric, Plan, rates_of
 from genopt.process import EngineProcess
 from genopt.quality.audit import audit
 from genopt.tasks.base import Again, BenchConfig, Evaluation, Progress, failed
@@ -125,9 +125,17 @@ def unforeseen(error: Exception, logs: Path, name: str) -> GenoptError:
     return type(found)(f"{found.message} (a defect or this machine's; {log} has where)", found.details)
 
 
-def pace_of(speed: Comparison) -> str:
-    """The speed in words, with what makes it less certain than asked for."""
-    found = f"{speed.ratio.value:.2f}x the baseline's speed"
+def pace_of(speed: Comparison, baseline: Mapping[str, Metric]) -> str:
+    """How fast a candidate was in words, with what makes it less certain than asked for.
+
+    Args:
+        speed: What was measured.
+        baseline: The baseline's metrics where throughput decides, so that it is told, too; else empty.
+    """
+    said = f"{speed.ratio.value:.2f}x the baseline's speed"
     if not speed.decided:
-        found += f" (undecided: known to ±{100 * half_width(speed.ratio):.0f}%)"
-    return f"{found}, on a node that was not quiet" if speed.contended else found
+        said += f" (known to ±{100 * half_width(speed.ratio):.0f}% only)"
+    mine, theirs = rates_of(speed.candidate_metrics), rates_of(baseline)
+    if (most := max(theirs, default=0)) in mine:
+        said += f" and {mine[most].value / theirs[most].value:.2f}x its throughput with {most} at once"
+    return f"{said}, on a node that was not quiet" if speed.contended else said

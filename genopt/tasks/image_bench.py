@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from genopt import clock
@@ -41,6 +42,8 @@ class ImageBench:
         self._sessions = RoleSessions(config, ImageProcess)
         self._watch = NodeWatch(self._sessions.pids)
         self._baseline_ratio = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
+        self._deciding: Mapping[str, Metric] = {}
+        """The baseline's metrics where throughput decides."""
 
     def references(self, deadline: float, progress: Progress) -> References:
         """See `Bench.references`."""
@@ -56,6 +59,7 @@ class ImageBench:
             baseline, self._workload, seed=self._config.seed, half_width=self._config.precision, time_cap_s=SECONDS_OF_AA, watch=self._watch
         )
         self._baseline_ratio = found.ratio
+        self._deciding = found.candidate_metrics if self._config.batches_decide else {}
         self._judge.prepare(original, found.baseline_metrics["latency_ms"].value / 1e3, deadline, progress)
         quality = self._judge.of_baseline(ImageCase(baseline), progress)
         unit = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
@@ -106,7 +110,7 @@ class ImageBench:
             session, self._sessions["baseline"], ROUNDS_OF_LOST if lost else ROUNDS, cap, CANDIDATE, decide=self._config.batches_decide and not lost
         )
         quality = self._judge.verdict(case, deadline, progress)
-        status, reason = outcome(quality, found, self._config.quality)
+        status, reason = outcome(quality, pace_of(found, self._deciding), self._config.quality)
         candidate = Candidate(
             name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
             metrics=self._sessions.under_conditions(
@@ -129,15 +133,14 @@ def _rows(name: str, found: Comparison) -> tuple[dict[str, object], ...]:
     return tuple({"candidate": name, **sample} for sample in found.raw)
 
 
-def outcome(quality: Quality, speed: Comparison, bar: float) -> tuple[Status, str]:
+def outcome(quality: Quality, pace: str, bar: float) -> tuple[Status, str]:
     """Status and the reason that the report shows: the same images made faster are told from different ones that are as good.
 
     Args:
         quality: The verdict.
-        speed: What was measured.
+        pace: How fast it was, in words.
         bar: The quality bar.
     """
-    pace = pace_of(speed)
     if quality.verdict == "anomalous":
         return "rejected", f"implausible images ({quality.details['anomaly']}); {pace}"
     same = bool(quality.details.get("same_images"))

@@ -7,11 +7,11 @@ reference tokens when a verdict needs them. Idle sessions wait on a pipe and use
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genopt import clock
-from genopt.measure.duel import CANDIDATE, Comparison
+from genopt.measure.duel import CANDIDATE
 from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
@@ -54,6 +54,8 @@ class TextBench:
         self._watch = NodeWatch(self._sessions.pids)
         self._arrivals = parse_arrivals(config.arrivals)
         self._baseline_ratio = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
+        self._deciding: Mapping[str, Metric] = {}
+        """The baseline's metrics where throughput decides."""
 
     def references(self, deadline: float, progress: Progress) -> References:
         """See `Bench.references`."""
@@ -72,6 +74,7 @@ class TextBench:
         progress("timing the baseline against itself (A/A)")
         aa = measure_aa(baseline, self._workload, seed=seed, half_width=precision, time_cap_s=SECONDS_OF_AA, watch=self._watch)
         self._baseline_ratio = found.ratio
+        self._deciding = found.candidate_metrics if self._config.batches_decide else {}
         queued = [
             self._queue(session, role, metrics, SECONDS_OF_ARRIVALS, progress)
             for session, role, metrics in ((original, "baseline", found.baseline_metrics), (baseline, "candidate", found.candidate_metrics))
@@ -125,7 +128,7 @@ class TextBench:
         patience_s = SECONDS_OF_ARRIVALS_OF_LOST if lost else min(SECONDS_OF_ARRIVALS, max(2.0, deadline - clock.now()))
         queued = self._queue(session, "candidate", found.candidate_metrics, patience_s, progress)
         quality = self._judge.verdict(case, deadline, progress)
-        status, reason = _outcome(quality, found, self._config.quality, case.earlier)
+        status, reason = _outcome(quality, pace_of(found, self._deciding), self._config.quality, case.earlier)
         speedup = {"vs_original": combine(found.ratio, self._baseline_ratio), "vs_baseline": found.ratio}
         resources = self._sessions.resources("candidate", Path(artifact.path), self._workload)
         candidate = Candidate(
@@ -158,12 +161,11 @@ def _rows(name: str, *raw: tuple[dict[str, object], ...]) -> tuple[dict[str, obj
     return tuple({"candidate": name, **sample} for rows in raw for sample in rows)
 
 
-def _outcome(quality: Quality, speed: Comparison, bar: float, earlier: Sequence[Earlier]) -> tuple[Status, str]:
+def _outcome(quality: Quality, pace: str, bar: float, earlier: Sequence[Earlier]) -> tuple[Status, str]:
     """Status and the reason that the report shows."""
     interval = f"{quality.ratio:.4f} [{quality.ci_low:.4f}, {quality.ci_high:.4f}] of the original over {quality.n} tokens"
     if earlier:
         interval += f" (scored by {', '.join(map(told, earlier))})"
-    pace = pace_of(speed)
     if not bar and quality.verdict == "accept":
         return "accepted", f"nothing is asked of its quality; {pace}"
     if quality.verdict == "accept":
