@@ -1,4 +1,4 @@
-"""Runs Hugging Face checkpoints in PyTorch: eager as users run them, or with a compiled decode step."""
+"""Runs Hugging Face checkpoints in PyTorch: eager as users run them, or with the decode step of single streams compiled."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ class TextBench:
         """See `Bench.references`."""
         original_plan, folder = self._plans[0], Path(self._config.original)
         baseline_plan, note = open_references(
-            self._sessions, self._plans, folder, deadline, progress, note="best lossless form of the original: compiled decode step, same precision"
+            self._sessions, self._plans, folder, deadline, progress,
+            note="best lossless form of the original in PyTorch: the decode step of a single stream compiled, batches as they are, same precision",
         )  # fmt: skip
         original, baseline = self._sessions["original"], self._sessions["baseline"]
         progress("timing baseline against original")
