@@ -46,7 +46,7 @@ def speed(report: Report) -> str:
     return (
         "Every candidate was timed in turns with the baseline in the same run, so that drift of the machine hits both alike. A speedup is the "
         f"baseline's median {unit}, over the candidate's, with a bootstrap 95% interval; above 1 is faster. The interval is that of one opening: "
-        "the next one may differ by more, above all where the processor sets the pace of a GPU. Speed against the original is that "
+        "the next one may differ by more. Speed against the original is that "
         "ratio times the baseline's own. Throughput of several at once is a candidate's at its own turn, and the baseline's when it was timed "
         "beside the original."
     )

@@ -1,4 +1,4 @@
-"""Whatever a search may propose for vLLM on a GPU opens and answers; takes a quarter of an hour, and the environment `vllm`."""
+"""Whatever a search may propose for vLLM on a GPU opens and answers. Needs the environment `vllm`, and minutes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALIKE = 0.5
 """Least correlation of log-probabilities with the original's. Rounding random weights to 8 bits left 0.99, to 4 bits 0.68 to 0.72 (on a CPU)."""
 
 
-def points() -> list[Plan]:
+def plans() -> list[Plan]:
     """Plans of the search space for vLLM in which each two of its choices meet, found greedily."""
 
     def pairs(point: Point) -> set[tuple[tuple[str, Choice], ...]]:
@@ -74,7 +74,7 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarra
         return np.array(session.score(PROMPTS[:1]).log_probs[0])
 
 
-@pytest.mark.parametrize("plan", points(), ids=lambda plan: plan.name)
+@pytest.mark.parametrize("plan", plans(), ids=lambda plan: plan.name)
 def test_each_kind_of_candidate_opens_and_answers(
     plan: Plan,
     rounded: Callable[[tuple[Step, ...]], Path],

@@ -81,8 +81,11 @@ def test_errors_of_ours_stay_as_they_are_and_others_keep_what_kind_they_are(tmp_
     assert isinstance(unforeseen(MemoryError(), tmp_path, "a"), OutOfMemoryError)
 
 
-def rates(**found: float) -> dict[str, Metric]:
-    return {name.replace("_at_", "@"): Metric(value=value, unit="tok/s") for name, value in found.items()}
+def rates(found: dict[str, float]) -> dict[str, Metric]:
+    return {name: Metric(value=value, unit="1/s") for name, value in found.items()}
+
+
+EIGHT, BOTH = {"throughput_tok_s@8": 400.0}, {"throughput_tok_s@8": 400.0, "throughput_tok_s@128": 2500.0}
 
 
 @pytest.mark.parametrize(
@@ -91,18 +94,17 @@ def rates(**found: float) -> dict[str, Metric]:
         (True, False, {}, {}, "0.76x the baseline's speed"),
         (False, False, {}, {}, "0.76x the baseline's speed (known to ±13% only)"),
         (True, True, {}, {}, "0.76x the baseline's speed, on a node that was not quiet"),
-        (True, False, rates(throughput_tok_s_at_8=400), {}, "0.76x the baseline's speed"),
+        (True, False, EIGHT, {}, "0.76x the baseline's speed"),
+        (True, False, EIGHT, {"throughput_tok_s@128": 1000.0}, "0.76x the baseline's speed"),
         (
-            True, True, rates(throughput_tok_s_at_8=400, throughput_tok_s_at_128=2500),
-            rates(throughput_tok_s_at_8=100, throughput_tok_s_at_128=1000),
+            True, True, BOTH, {"throughput_tok_s@8": 100.0, "throughput_tok_s@128": 1000.0},
             "0.76x the baseline's speed and 2.50x its throughput with 128 at once, on a node that was not quiet",
         ),
-        (True, False, rates(throughput_tok_s_at_8=400), rates(throughput_tok_s_at_128=1000), "0.76x the baseline's speed"),
-        (True, False, rates(images_per_s_at_4=3), rates(images_per_s_at_4=2), "0.76x the baseline's speed and 1.50x its throughput with 4 at once"),
+        (True, False, {"images_per_s@4": 3.0}, {"images_per_s@4": 2.0}, "0.76x the baseline's speed and 1.50x its throughput with 4 at once"),
     ],
 )  # fmt: skip
 def test_the_pace_is_that_of_one_request_and_of_the_largest_batches_where_they_decide(
-    decided: bool, contended: bool, candidate: dict[str, Metric], baseline: dict[str, Metric], said: str
+    decided: bool, contended: bool, candidate: dict[str, float], baseline: dict[str, float], said: str
 ) -> None:
     ratio = Ratio(value=0.76, ci_low=0.67, ci_high=0.87)
-    assert pace_of(Comparison(candidate, {}, ratio, decided, 0, contended, ()), baseline) == said
+    assert pace_of(Comparison(rates(candidate), {}, ratio, decided, 0, contended, ()), rates(baseline)) == said

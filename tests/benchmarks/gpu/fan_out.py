@@ -9,8 +9,9 @@ candidates were measured at once at most, which must not be more than there are 
 
 On two H200 of one host (2026-11-30, rows in results/; llama-1b, vLLM 0.22, --include vllm,torchao-int --gpus 2,1; on one GPU with all 32 processors
 of the machine, on two with 16 each): on one 6 candidates in 324 s, the run in 420 s; on two in 174 s and 283 s, two measured at once. 1.86 times as
-fast, the whole run 1.48 times: each GPU opens and times the references (71 and 75 s), after a profile of 14 and 19 s. The last candidates ended 2 s
-apart; a candidate took 32 to 69 s, most of which is its opening (28 to 62 s). Four torchao candidates alone, which divided unevenly, had 1.65 times.
+fast, the whole run 1.48 times: each GPU opens and times the references (71 and 75 s), after a profile of 14 and 19 s. The last candidates on each
+ended 2 s apart. A candidate took 10 to 14 s to be written where it had to be, and 29 to 68 s to be measured, most of which is its opening. That is a
+part of the first candidates: float8, pruned and distilled ones were left out. Four torchao candidates alone, which divided unevenly, had 1.65 times.
 """
 
 from __future__ import annotations

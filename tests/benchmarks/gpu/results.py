@@ -34,7 +34,6 @@ NOTES: Mapping[tuple[str, str], str] = {
     ("distillation", "b6d85fe"): "Entered from what a run printed: the commit that these rows name is without the script, which came with 8e32b96. "
     "Teacher and student had the same weights.",
     ("formats", "b6d85fe"): "Batches of `torch` copied all logits to the host in every step then, which they do no more.",
-    ("decode_step", "acc47ad"): "The interpreter found vLLM, which this benchmark does not use.",
     ("serving_overhead", "b6d85fe"): "Entered from what `tests/benchmarks/serving_overhead.py` printed, which saves nothing itself; that its "
     "replicas have a GPU was committed after the commit that these rows name, with ed07bc1.",
     ("serving_overhead", "a058b19"): "Entered from what `tests/benchmarks/serving_overhead.py` printed, which saves nothing itself.",
@@ -114,7 +113,12 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         cases = sections.setdefault((*(row[name] for name in CONDITIONS), row[PARAMETERS] or "{}"), {})
         cases.setdefault((row["subject"], row["case"]), {})[row["figure"]] = row["value"]
-    lines = ["# Results on GPUs", "", "Made by `results.py` from the Parquet files beside it; each benchmark's docstring says what its figures are."]
+    lines = [
+        "# Results on GPUs",
+        "",
+        "Made by `results.py` from the Parquet files beside it; each benchmark's docstring says what its figures are. "
+        "Versions are those of all libraries that the interpreter found, used or not.",
+    ]
     for (benchmark, where, libraries, date, commit, parameters), cases in sections.items():
         figures = list(dict.fromkeys(name for found in cases.values() for name in found))
         told = "".join(f"; {name} {value}" for name, value in json.loads(parameters).items() if value is not None)
