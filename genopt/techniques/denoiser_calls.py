@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genopt.models import products
 from genopt.models.pipeline_loading import takes
+from genopt.techniques.torchao_schemes import round_matrices
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
@@ -76,13 +77,11 @@ def most_sensitive(denoiser: nn.Module, calls: Sequence[Call], paths: Collection
         scheme: Into what they are rounded.
         count: How many are wanted.
     """
-    from torchao.quantization import quantize_
-
     costs: dict[str, float] = {}
     for path in sorted(paths):
         matrix = denoiser.get_submodule(path)
         weight = matrix.get_parameter("weight")
-        quantize_(denoiser, scheme, filter_fn=lambda _, found, path=path: found == path)
+        round_matrices(denoiser, scheme, [path])
         costs[path] = difference(denoiser, calls)
         matrix.register_parameter("weight", weight)
     return frozenset(sorted(costs, key=lambda path: -costs[path])[:count])

@@ -17,6 +17,7 @@ from genopt.search.footprint import MATRICES, Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.pipeline_files import copy_pipeline, denoiser_of, is_inner, load_component, text_encoders_of
+from genopt.techniques.torchao_schemes import round_matrices
 from genopt.techniques.torchao_technique import TorchaoTechnique
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ class PipelineRounding(TorchaoTechnique):
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        from torchao.quantization import quantize_
-
         from genopt.models import quantized
 
         chosen = parse_settings(cls.settings, params, cls.name)
@@ -80,7 +79,7 @@ class PipelineRounding(TorchaoTechnique):
                     "give a smaller least_features."
                 )
             progress(f"rounding {len(matrices)} matrices of the {name} to {cls.what}")
-            quantize_(component, cls.scheme(params), filter_fn=lambda _, path, matrices=matrices: path in matrices)
+            round_matrices(component, cls.scheme(params), matrices)
             quantized.save(component, destination / name)
 
     @classmethod

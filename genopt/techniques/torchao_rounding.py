@@ -10,6 +10,7 @@ from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import HEAD, MATRICES, Footprint
 from genopt.search.space import Tunable
 from genopt.techniques.base import Progress, TransformContext
+from genopt.techniques.torchao_schemes import mend_zeros
 from genopt.techniques.torchao_technique import TorchaoTechnique
 
 TRAIT = "torchao"
@@ -69,4 +70,5 @@ class TorchaoRounding(TorchaoTechnique):
                 f"{cls.name} rounds matrices of the kind nn.Linear, and this model has none besides its head; use another technique."
             )
         require_most(model, cls.name)
+        mend_zeros(model)
         save_model(model, source, destination)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from torch import nn
     from torchao.core.config import AOBaseConfig
 
 GroupSize = Literal[32, 64, 128, 256]
@@ -12,6 +14,9 @@ GroupSize = Literal[32, 64, 128, 256]
 Int4Method = Literal["hqq", "minmax"]
 """How scales and zero points are found: by half-quadratic optimization (Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning
 Models", 2023), or from the least and the greatest weight."""
+LEAST = 1e-12
+"""What the largest activation of a token counts as at least: scales of tokens of zeros, such as those that SDXL reads for an empty prompt, would
+else be 0, and the tokens no numbers."""
 
 
 def int8_weight_only() -> AOBaseConfig:
@@ -39,7 +44,7 @@ def float8_dynamic() -> AOBaseConfig:
     """8-bit floats, activations too, with one scale per token."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
 
-    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), activation_value_lb=LEAST, set_inductor_config=False)
 
 
 def int4_weight_only(group_size: GroupSize, method: Int4Method) -> AOBaseConfig:
@@ -57,3 +62,30 @@ def int4_weight_only(group_size: GroupSize, method: Int4Method) -> AOBaseConfig:
 def int4_bits(group_size: GroupSize) -> float:
     """Of a weight, with its share of a scale and a zero point of 16 bits each."""
     return 4.0 + 32 / group_size
+
+
+def round_matrices(model: nn.Module, scheme: AOBaseConfig, paths: Collection[str]) -> None:
+    """Rounds some matrices of a model in place.
+
+    Args:
+        model: Whatever has them.
+        scheme: Into what.
+        paths: Their names within the model.
+    """
+    from torchao.quantization import quantize_
+
+    quantize_(model, scheme, filter_fn=lambda _, path: path in paths)
+    mend_zeros(model)
+
+
+def mend_zeros(model: nn.Module) -> None:
+    """Makes rows of zeros zeros again: as 8-bit floats torchao gives them the scale 0 and, as they are divided by it, no numbers."""
+    import torch
+    from torchao.quantization.quantize_.workflows import Float8Tensor
+
+    with torch.no_grad():
+        for matrix in model.parameters():
+            if isinstance(matrix, Float8Tensor):
+                zeros = matrix.scale == 0
+                matrix.qdata.view(torch.uint8).masked_fill_(zeros, 0)
+                matrix.scale.masked_fill_(zeros, 1)

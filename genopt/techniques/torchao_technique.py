@@ -62,6 +62,7 @@ class TorchaoTechnique(Transform, ABC):
 class Float8:
     """What techniques declare alike that round to 8-bit floats; arithmetic and all that stays is in bf16."""
 
+    version = 5
     what = "8-bit floats"
     gpu: GpuUse = "needed"
     least: tuple[int, int] | None = FLOAT8

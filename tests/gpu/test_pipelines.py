@@ -16,7 +16,7 @@ from genopt.techniques.diffusers_float8 import PipelineFloat8Dynamic, PipelineFl
 from genopt.techniques.diffusers_int4 import PipelineInt4WeightOnly
 from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
 from genopt.testing.contracts import check_technique
-from genopt.testing.tiny_pipelines import write_tiny_pixart
+from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl
 
 pytestmark = pytest.mark.gpu
 
@@ -50,3 +50,11 @@ def test_a_rounded_pipeline_loads_back_and_makes_about_the_same_image(
         found = ssim(expected, image(folder, options, tmp_path / f"{name}.log"))
         print(technique.name, params, name, "SSIM", found)
         assert found > 0.9
+
+
+@pytest.mark.parametrize("technique", [PipelineInt8Dynamic, PipelineFloat8Dynamic])
+def test_tokens_of_zeros_are_rounded_to_zeros(technique: Any, tmp_path: Path) -> None:
+    folder = write_tiny_sdxl(tmp_path / "sdxl")  # which reads zeros where it is asked for nothing, as it is besides every prompt
+    context = TransformContext(original=str(folder), calibration=None, seed=0, threads=2, time_limit_s=300)
+    rounded = check_technique(technique.name, folder, {"least_features": 16}, context, tmp_path)
+    assert ssim(image(folder, {}, tmp_path / "original.log"), image(rounded, {}, tmp_path / "rounded.log")) > 0.9
