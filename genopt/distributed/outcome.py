@@ -12,6 +12,7 @@ from genopt.search.predict import runtime_of
 from genopt.search.propose import Outcome as Tried
 from genopt.search.propose import values_of
 from genopt.search.space import Space
+from genopt.spec import Objective
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Evaluation, References
 
@@ -76,12 +77,12 @@ class Outcome:
         """Identities of everything that ended."""
         return {plan_of(item).identity() for item in self.candidates if item.status != "skipped"}
 
-    def of_points(self, space: Space) -> Iterator[Tried]:
-        """What candidates came to that are points of a space, as a search sees them."""
+    def of_points(self, space: Space, baseline: Candidate, objective: Objective) -> Iterator[Tried]:
+        """What candidates came to that are points of a space, as a search sees them that looks for what is best by an objective."""
         for candidate in self.candidates:
             point = space.point_of(plan_of(candidate)) if candidate.status != "skipped" else None
             if point is not None:
-                yield Tried(point=point, values=values_of(candidate))
+                yield Tried(point=point, values=values_of(candidate, baseline, objective))
 
     def flush(self) -> None:
         """Writes the Parquet tables."""

@@ -153,7 +153,7 @@ class _Run:
         with self._phase("profile", "where the original's time goes"):
             order = self._profile(prepared)
         with self._phase("baseline", "measuring the original and the baseline"):
-            self._measure_references(prepared)
+            references = self._measure_references(prepared)
         facts = self._inputs.build(self._benches.slots[0][1], prepared, self._shared)
         self._earlier = self._earlier_runs(prepared)
         fan_out = FanOut(
@@ -166,7 +166,7 @@ class _Run:
             late = fan_out.run(self._catalogue(order), until, self._deadline())
         found = self._sensitivity(prepared)
         with self._phase("search", "Ray Tune proposes further candidates"):
-            self._search.go(facts, found)
+            self._search.go(facts, references.baseline, found)
         if late:
             with self._phase("candidates", "those that were put off"):
                 for plan in fan_out.run(late, self._deadline(), self._deadline()):
@@ -214,7 +214,7 @@ class _Run:
         self._listener.activity(str(earlier.get("advice", "")))
         return list(earlier.get("family_order", []))
 
-    def _measure_references(self, prepared: Prepared) -> None:
+    def _measure_references(self, prepared: Prepared) -> References:
         """Starts a bench on every node; the references of the first that could measure them are those of the report."""
         self._prepared, started = prepared, time.monotonic()
         self._shared = share(open_store(self._location), Path(prepared.data).parent, *self._folders)
@@ -230,6 +230,7 @@ class _Run:
             self._listener.finished(candidate)
         for candidate in (found.original, found.baseline, *self._outcome.candidates):
             self._predictions.learn(candidate)
+        return found
 
     def _references_on(self, slots: Sequence[Slot]) -> list[References | GenoptError]:
         """Has benches measure the references, all at once."""

@@ -13,7 +13,7 @@ from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
 from genopt.distributed.searcher import SearchRequest
 from genopt.distributed.tuning import search
-from genopt.plan import Plan, plan_of
+from genopt.plan import Candidate, Plan, plan_of
 from genopt.search import precision
 from genopt.search.budget import Budget
 from genopt.search.predict import runtime_of
@@ -92,11 +92,12 @@ class SearchPhase:
         first = self._first | {plan_of(one).identity() for one in self._outcome.candidates if one.earlier and not one.is_measured}
         return max(0, self._spec.max_trials - len(self._outcome.identities() - first))
 
-    def go(self, facts: BuildFacts, found: precision.Sensitivity | None) -> None:
+    def go(self, facts: BuildFacts, baseline: Candidate, found: precision.Sensitivity | None) -> None:
         """Searches until no trial is left or fits the budget; where a bench is lost it goes on with those that are left.
 
         Args:
             facts: What builds need.
+            baseline: What candidates are held against.
             found: What parts of the model suffer from fewer bits, where that is known.
         """
         if not self._goes_on():
@@ -118,7 +119,8 @@ class SearchPhase:
                 self._benches.recover(slot)
             again = [point for plan in lost.waiting() if (point := space.point_of(plan)) is not None]
             request = SearchRequest(
-                spec=self._spec, task=self._task.name, seeds=(*again, *possible), outcomes=tuple(self._outcome.of_points(space)),
+                spec=self._spec, task=self._task.name, baseline=baseline, seeds=(*again, *possible),
+                outcomes=tuple(self._outcome.of_points(space, baseline, self._spec.objective)),
                 known=tuple(sorted(self._outcome.identities() | references)), deadline=Moment.of(clock.now() + self._budget.left_s - SEARCH_END_S),
                 expected_s={runtime: self._expected_s(plan) for runtime, plan in runtimes.items()}, guard_s=self._budget.guard_s,
                 trials=self.trials_left(),

@@ -15,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from genopt import catalog, clock
 from genopt.clock import Moment
-from genopt.plan import Plan, Record
+from genopt.plan import Candidate, Plan, Record
 from genopt.search.predict import runtime_of
 from genopt.search.propose import QUALITY, VALUES, Outcome, Pool, Proposer
 from genopt.search.space import Point, Space
@@ -29,8 +29,9 @@ class SearchRequest(Record):
     """What the search may do.
 
     Attributes:
-        spec: The run's spec: quality bar, seed, what is wanted and how many trials.
+        spec: The run's spec: objective, quality bar, seed, what is wanted and how many trials.
         task: Catalogue name of the task, which has the space.
+        baseline: What candidates are held against.
         seeds: Points to try first.
         outcomes: What earlier candidates came to, as far as they are points of the space.
         known: Identities of plans that were tried already.
@@ -42,6 +43,7 @@ class SearchRequest(Record):
 
     spec: RunSpec
     task: str
+    baseline: Candidate
     seeds: tuple[Point, ...]
     outcomes: tuple[Outcome, ...] = ()
     known: tuple[str, ...]

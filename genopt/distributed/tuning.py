@@ -151,6 +151,6 @@ def _trial(config: Mapping[str, Choice], request: SearchRequest, facts: BuildFac
     except RayError as error:
         reason = f"Its node or worker was lost ({type(error).__name__}); run `genopt resume` to try it again."
         found = Evaluation(candidate=failed(plan, "failed", reason), again="now")
-    values = values_of(found.candidate) or (math.nan,) * len(VALUES)
+    values = values_of(found.candidate, request.baseline, request.spec.objective) or (math.nan,) * len(VALUES)
     rest = {LOST: found.again == "now", "seconds": found.seconds, "evaluation": found.model_dump_json()}
     tune.report({**dict(zip(VALUES, values, strict=True)), **rest})

@@ -1,7 +1,7 @@
 """Proposes the candidate that is worth trying next, given all that was tried.
 
-Two goals take turns. One is the winner: the candidate expected to improve most on the fastest one that holds the quality bar
-(constrained expected improvement: Gardner et al., "Bayesian Optimization with Inequality Constraints", 2014). The other is
+Two goals take turns. One is the winner: the candidate expected to improve most on the best one that holds the quality bar, in what winners are
+chosen by (constrained expected improvement: Gardner et al., "Bayesian Optimization with Inequality Constraints", 2014). The other is
 the front: the candidate whose outcome is expected to enlarge most the volume that the front dominates above the worst that is
 believed possible, with the volume taken as a mean over random scalarizations (Golovin and Zhang, "Random Hypervolume
 Scalarizations for Provable Multi-Objective Black Box Optimization", 2020). When no better winner is expected, all goes to the front.
@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genopt.plan import Candidate, Record
+from genopt.search.selection import against_baseline
 from genopt.search.space import Choice, Point, Space
 from genopt.search.surrogate import Array, Belief, Codes, Surrogate
+from genopt.spec import Objective
 
-SPEED, QUALITY, SLIMNESS = "speed", "quality", "slimness"
-VALUES = (SPEED, QUALITY, SLIMNESS)
-"""What is maximized: speed against the baseline, quality ratio, reciprocal of the artifact's bytes."""
+SCORE, QUALITY, SLIMNESS = "score", "quality", "slimness"
+VALUES = (SCORE, QUALITY, SLIMNESS)
+"""What is maximized: how many times better than the baseline in what winners are chosen by, quality ratio, reciprocal of the artifact's bytes."""
 WHOLE = 20_000
 """Largest space that is looked at whole; of a larger one this many random points are."""
 DIRECTIONS = 128
@@ -33,7 +35,7 @@ SAMPLES = 16
 FRONT_TURN = 3
 """Every so many proposals one goes for the front although the winner may be improved on."""
 LEAST_GAIN = 0.003
-"""Expected improvement of the winner's speed, as a share, below which all proposals go for the front."""
+"""Expected improvement of the winner's score, as a share, below which all proposals go for the front."""
 SAME = 1e-9
 """Values that differ by less than this share are the same."""
 LEARNED = 200
@@ -56,11 +58,18 @@ class Outcome(Record):
     runs: bool = False
 
 
-def values_of(candidate: Candidate) -> tuple[float, ...] | None:
-    """What a search maximizes, in the order of `VALUES`; None of a candidate that was not measured and judged."""
-    if candidate.quality is None or candidate.artifact is None or "vs_baseline" not in candidate.speedup:
+def values_of(candidate: Candidate, baseline: Candidate, objective: Objective) -> tuple[float, ...] | None:
+    """What a search maximizes, in the order of `VALUES`; None of a candidate that was not measured and judged.
+
+    Args:
+        candidate: What was tried.
+        baseline: The run's.
+        objective: What the run's winner is chosen by.
+    """
+    score = against_baseline(candidate, baseline, objective)
+    if candidate.quality is None or candidate.artifact is None or score is None:
         return None
-    found = (candidate.speedup["vs_baseline"].value, candidate.quality.ratio, 1 / max(1, candidate.artifact.bytes))
+    found = (score.value, candidate.quality.ratio, 1 / max(1, candidate.artifact.bytes))
     return found if all(0 < value < math.inf for value in found) else None
 
 
@@ -201,11 +210,11 @@ class Proposer:
 
 def _improvement(beliefs: Sequence[Belief], values: Array, bar: float) -> Array:
     """Expected improvement of the first value on the best one whose second value holds the bar, times the chance that it holds."""
-    speed, quality = beliefs[0], beliefs[1]
+    score, quality = beliefs[0], beliefs[1]
     holding = values[values[:, 1] >= bar, 0]
     best = float(holding.max()) if len(holding) else float(values[:, 0].min())
-    z = (speed.mean - best) / speed.spread
-    improvement = speed.spread * (z * _cumulative(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
+    z = (score.mean - best) / score.spread
+    improvement = score.spread * (z * _cumulative(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
     found: Array = improvement * _cumulative((quality.mean - bar) / quality.spread)
     return found
 

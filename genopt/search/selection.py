@@ -69,11 +69,11 @@ def choose(
     accepted = [one for one in others if one.status == "accepted" and one.quality is not None and one.quality.ci_low >= bar]
     pareto = front({one.name: _point(one) for one in (original, baseline, *accepted)})
     within = [one for one in accepted if not _misses(one, slo)]
-    scores = {one.name: score for one in within if (score := _score(one, baseline, objective)) is not None}
+    scores = {one.name: score for one in within if (score := against_baseline(one, baseline, objective)) is not None}
     better = [one for one in within if one.name in scores and _gains(scores[one.name], aa)]
     if not better:
         return Selection(winner=None, decision=_kept(others, accepted, within, bar, slo, objective), pareto=pareto)
-    compared = {one.name: score for one in better if (score := _score(one, baseline, objective, among=True)) is not None}
+    compared = {one.name: score for one in better if (score := against_baseline(one, baseline, objective, among=True)) is not None}
     tied = _tied(better, compared, _noise(aa))
     tied = [one for one in tied if one.name in pareto] or tied
     winner = min(tied, key=lambda one: _preference(one, objective))
@@ -113,8 +113,15 @@ def _preference(one: Candidate, objective: Objective) -> tuple[float, float, str
     return (size, held, one.name) if objective == "memory" else (held, size, one.name)
 
 
-def _score(one: Candidate, baseline: Candidate, objective: Objective, *, among: bool = False) -> Ratio | None:
-    """How many times better than the baseline, or None where it was not measured; `among` others, as `_throughput` says."""
+def against_baseline(one: Candidate, baseline: Candidate, objective: Objective, *, among: bool = False) -> Ratio | None:
+    """How many times better than the baseline a candidate is in what counts, or None where it was not measured.
+
+    Args:
+        one: The candidate.
+        baseline: The run's.
+        objective: What counts.
+        among: Whether its interval is to tell it from other candidates, not from the baseline, whose throughput is then taken as known.
+    """
     if objective == "latency":
         return one.speedup.get("vs_baseline")
     if objective == "throughput":

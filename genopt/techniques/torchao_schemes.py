@@ -1,4 +1,7 @@
-"""What torchao is asked for, by format; the same for language models and pipelines."""
+"""What torchao is asked for, by format; the same for language models and pipelines.
+
+Never to set up the compiler of the whole process besides: how steps are compiled is for the engine that opens what is rounded here.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ def int8_weight_only() -> AOBaseConfig:
     """W8A16, one scale per output channel."""
     from torchao.quantization import Int8WeightOnlyConfig
 
-    return Int8WeightOnlyConfig(version=2)
+    return Int8WeightOnlyConfig(version=2, set_inductor_config=False)
 
 
 def int8_dynamic() -> AOBaseConfig:
     """W8A8, one scale per output channel and one per token, found while running."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    return Int8DynamicActivationInt8WeightConfig(version=2)
+    return Int8DynamicActivationInt8WeightConfig(version=2, set_inductor_config=False)
 
 
 def float8_weight_only() -> AOBaseConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from genopt import clock
 from genopt.clock import Moment
 from genopt.distributed.searcher import LOST, QualityOptunaSearch, SearchRequest
+from genopt.plan import Candidate
 from genopt.search.predict import runtime_of
 from genopt.search.propose import VALUES, pool
 from genopt.search.space import ENGINE
@@ -24,8 +25,8 @@ POOL = pool(
 
 def searcher(left_s: float, seconds: dict[str, float], known: tuple[str, ...] = ()) -> QualityOptunaSearch:
     request = SearchRequest(
-        spec=build({"model": "any"}), task="text-generation", seeds=(EXPORTED,), known=known, deadline=Moment.of(clock.now() + left_s),
-        expected_s=seconds, guard_s=5.0, trials=None,
+        spec=build({"model": "any"}), task="text-generation", baseline=Candidate(name="baseline", status="accepted", reason="", engine="torch"),
+        seeds=(EXPORTED,), known=known, deadline=Moment.of(clock.now() + left_s), expected_s=seconds, guard_s=5.0, trials=None,
     )  # fmt: skip
     return QualityOptunaSearch(request, POOL)
 

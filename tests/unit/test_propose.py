@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genopt.plan import Artifact, Candidate, Quality, Ratio
+from genopt.plan import Artifact, Candidate, Metric, Quality, Ratio
 from genopt.search.pareto import front
 from genopt.search.propose import Outcome, Pool, Proposer, pool, values_of
 from genopt.search.space import Owner, Point, Space, Tunable
 from genopt.search.surrogate import Surrogate
+from genopt.spec import Objective
 
 BAR = 0.99
 FAMILIES = tuple("abcdef")
@@ -22,6 +23,16 @@ SPACE = Space(
     techniques=(),
 )  # fmt: skip
 COST = dict(zip(FAMILIES, (0.001, 0.002, 0.003, 0.02, 0.05, 0.1), strict=True))
+
+
+def measured(throughput: float, *, one: float = 170.0, peak: float | None = None) -> dict[str, Metric]:
+    """Metrics of a candidate: tokens a second with one stream and with 128, and the most memory."""
+    values = {"throughput_tok_s@1": (one, "tok/s"), "throughput_tok_s@128": (throughput, "tok/s")}
+    values |= {} if peak is None else {"peak_memory_bytes": (peak, "B")}
+    return {name: Metric(value=value, unit=unit) for name, (value, unit) in values.items()}
+
+
+BASELINE = Candidate(name="baseline", status="accepted", reason="", engine="torch", metrics=measured(2900.0, peak=16e9))
 
 
 def truth(point: Point) -> tuple[float, float, float]:
@@ -124,7 +135,25 @@ def test_only_what_was_measured_and_judged_has_values(lacking: str | None) -> No
         "artifact": Artifact(digest="d", path="p", bytes=1000), "speedup": {"vs_baseline": ratio},
     }  # fmt: skip
     candidate = Candidate(name="a", status="accepted", reason="", engine="e", **{key: value for key, value in facts.items() if key != lacking})
-    assert values_of(candidate) == (None if lacking else (2.0, 0.995, 0.001))
+    assert values_of(candidate, BASELINE, "latency") == (None if lacking else (2.0, 0.995, 0.001))
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"), [("latency", 1.9), ("throughput", 1.1), ("memory", 4.0), ("balanced", (1.9 * 1.1 * 4.0) ** (1 / 3))]
+)
+def test_a_search_goes_for_what_the_winner_is_chosen_by(objective: Objective, expected: float) -> None:
+    """Faster alone, hardly so with 128 at once, as vLLM's kernels for 4 bits that read prompts in short steps."""
+    candidate = BASELINE.model_copy(update={
+        "name": "a", "speedup": {"vs_baseline": Ratio(value=1.9, ci_low=1.8, ci_high=2.0)},
+        "metrics": measured(throughput=3190.0, one=304.0, peak=4e9),
+        "quality": Quality(metric="likelihood", ratio=0.995, ci_low=0.99, ci_high=1.0, n=8000, verdict="accept"),
+        "artifact": Artifact(digest="d", path="p", bytes=1000),
+    })  # fmt: skip
+    found = values_of(candidate, BASELINE, objective)
+    assert found is not None
+    assert found == pytest.approx((expected, 0.995, 0.001))
+    unmeasured = BASELINE.model_copy(update={"metrics": measured(throughput=2900.0)})
+    assert (values_of(candidate, unmeasured, objective) is None) == (objective in ("memory", "balanced"))
 
 
 def test_only_what_is_wanted_is_in_the_pool() -> None:
