@@ -73,7 +73,7 @@ def _candidates(report: Report) -> list[str]:
     return [
         "## Candidates", _table(headings, rows, range(2, len(headings) - 1)),
         f"In parentheses: 95% intervals. Bits: effective bits per parameter, from the file headers. "
-        f"Unbeaten in speed, quality and memory together: {escape(front)}.", *_earlier(report), *_worst(report),
+        f"Unbeaten in speed, throughput, quality and memory together: {escape(front)}.", *_earlier(report), *_worst(report),
     ]  # fmt: skip
 
 

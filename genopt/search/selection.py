@@ -28,7 +28,7 @@ class Selection(Record):
     Attributes:
         winner: Name of the candidate to deploy; None keeps the baseline.
         decision: Why, in sentences.
-        pareto: Names that no other dominates in speed, quality and memory.
+        pareto: Names that no other dominates in speed, throughput, quality and memory.
     """
 
     winner: str | None
@@ -67,7 +67,8 @@ def choose(
     original, baseline, *known = candidates
     others = [one for one in known if one.is_measured or not one.speedup]
     accepted = [one for one in others if one.status == "accepted" and one.quality is not None and one.quality.ci_low >= bar]
-    pareto = front({one.name: _point(one) for one in (original, baseline, *accepted)})
+    streams = max(baseline.rates, default=0)
+    pareto = front({one.name: _point(one, streams) for one in (original, baseline, *accepted)})
     within = [one for one in accepted if not _misses(one, slo)]
     scores = {one.name: score for one in within if (score := against_baseline(one, baseline, objective)) is not None}
     better = [one for one in within if one.name in scores and _gains(scores[one.name], aa)]
@@ -195,11 +196,10 @@ def _waiting(one: Candidate, name: str) -> Metric | None:
     return next(filter(None, arrived), one.metrics.get(name))
 
 
-def _point(one: Candidate) -> tuple[float, float, float]:
-    """Speed against the original, quality, and reciprocal memory; a reference without a quality is the original itself."""
-    speed = one.speedup.get("vs_original")
-    peak = _peak(one)
-    return speed.value if speed else 0.0, one.quality.ratio if one.quality else 1.0, 1 / peak if peak else 0.0
+def _point(one: Candidate, streams: int) -> tuple[float, ...]:
+    """Speed against the original, throughput, quality, and reciprocal memory; a reference without a quality is the original itself."""
+    speed, rate, peak = one.speedup.get("vs_original"), one.rates.get(streams), _peak(one)
+    return speed.value if speed else 0.0, rate.value if rate else 0.0, one.quality.ratio if one.quality else 1.0, 1 / peak if peak else 0.0
 
 
 def _won(winner: Candidate, tied: Sequence[Candidate], score: Ratio, bar: float, objective: Objective) -> str:

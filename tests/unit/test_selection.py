@@ -199,6 +199,14 @@ def test_a_baseline_that_is_badly_known_does_not_make_candidates_alike() -> None
     assert choose([original, baseline, near, leader], objective="throughput", bar=0.99, slo={}).winner == "near", "another run may turn them round"
 
 
+def test_what_is_slower_alone_may_win_on_throughput() -> None:
+    """As W8A8 did on an H200, which no other matched with 128 streams, and another one in all but that."""
+    best, other = made("best", speed=1.62, throughput=90.6), made("other", speed=1.64, throughput=88.2, peak=700.0, held=0.9952, size=120)
+    found = pick(best, other, objective="throughput")
+    assert found.winner == "best", "a tie, as other runs may turn them round, of equal quality, where the smaller one wins"
+    assert {"best", "other"} <= set(found.pareto)
+
+
 def test_equal_memory_is_decided_by_the_artifact() -> None:
     found = pick(made("a", peak=1000.0, size=90), made("b", speed=1.6, peak=1004.0, size=80, held=0.991), objective="memory")
     assert found.winner == "b"
