@@ -22,7 +22,7 @@ def bench(
     requests: Annotated[int | None, typer.Option(help="Requests per level.  [default: 64; without end where --duration is given]")] = None,
     duration: Annotated[str | None, typer.Option(help="Time per level after which no more requests are sent, such as 30s.")] = None,
     prompts: Annotated[str | None, typer.Option(help=f"{PROMPTS_HELP}  [default: made ones]")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(help="About how long a made prompt is.  [default: 64]")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="About how long a made prompt is, as the server counts it.  [default: 64]")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most new tokens per request.  [default: 64]")] = None,
     stream: Annotated[bool, typer.Option(help="Ask for answers token by token; whole ones have no TTFT, TPOT or ITL.")] = True,
     slo: Annotated[str | None, typer.Option(help="Limits on each request, such as ttft=300ms,tpot=30ms,e2el=5s; gives the goodput.")] = None,

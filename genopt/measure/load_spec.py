@@ -25,6 +25,22 @@ WORDS_PER_TOKEN = 0.7
 """Roughly, for English in byte-pair vocabularies; the true counts come from the server."""
 
 
+class Spelling(Record):
+    """How many tokens a server counts of a made prompt.
+
+    Attributes:
+        tokens_per_word: Of its passage.
+        around: Besides: of the question after the passage, and of the chat template.
+    """
+
+    tokens_per_word: float = Field(default=1 / WORDS_PER_TOKEN, gt=0)
+    around: float = 0.0
+
+
+ENGLISH = Spelling()
+"""What is assumed of servers that do not tell."""
+
+
 class LoadSpec(Record):
     """What `genopt bench` is asked to do.
 
@@ -37,7 +53,7 @@ class LoadSpec(Record):
         duration: Seconds after which a level starts no more requests; those under way are waited for.
         stream: Ask for the answer token by token. Without, only whole answers can be timed: there is no TTFT, TPOT or ITL.
         prompts: File of prompts, see `genopt.measure.prompts`; None makes English ones.
-        prompt_tokens: About how long a made prompt is.
+        prompt_tokens: About how long a made prompt is, as the server counts it.
         max_tokens: Upper bound of new tokens per request.
         slo: Limits in seconds that a request has to meet to count as good.
         timeout: Seconds after which a request is given up.
@@ -126,34 +142,38 @@ def build(values: Mapping[str, Any]) -> LoadSpec:
         raise SpecError(f"Bad value for {name}: {reason}." if name else f"{reason}.") from None
 
 
-def prompts_of(spec: LoadSpec) -> tuple[Prompts, int | None]:
-    """Where a load test takes its prompts from.
-
-    Returns:
-        The prompts, and how many different ones there are; None where each index has its own.
+def own_prompts(spec: LoadSpec) -> tuple[Prompt, ...]:
+    """The prompts of the file that a load test was given; none where it makes them.
 
     Raises:
         DataError: The file of prompts cannot be used.
     """
-    if spec.prompts is None:
-        return made_prompts(spec.prompt_tokens, seed=spec.seed), None
-    listed = read_prompts(Path(spec.prompts).expanduser())
-    return (lambda index: listed[index % len(listed)]), len(set(listed))
+    return () if spec.prompts is None else read_prompts(Path(spec.prompts).expanduser())
 
 
-def made_prompts(tokens: int, *, seed: int) -> Prompts:
-    """English prompts of about a length: a passage of Python's help texts, from another place for every index.
+def made_prompts(tokens: int, *, seed: int, spelling: Spelling = ENGLISH) -> Callable[[int], str]:
+    """Passages of about as many tokens.
+
+    Args:
+        tokens: Of a prompt, with what is around its passage.
+        seed: Same seed, same prompts.
+        spelling: How they are counted.
+    """
+    return passages(max(1, round((tokens - spelling.around) / spelling.tokens_per_word)), seed=seed)
+
+
+def passages(length: int, *, seed: int) -> Callable[[int], str]:
+    """English prompts: a passage of Python's help texts, from another place for every index.
 
     The passage comes first, so that a cache of common beginnings helps no request.
 
     Args:
-        tokens: About how many tokens a prompt has, the chat template apart.
+        length: Words of the passage.
         seed: Same seed, same prompts.
     """
     from pydoc_data.topics import topics
 
     words = " ".join(topics[name] for name in sorted(topics)).split()
-    length = max(1, round(tokens * WORDS_PER_TOKEN))
 
     def prompt(index: int) -> str:
         start = int(np.random.default_rng((seed, index)).integers(len(words)))

@@ -20,9 +20,11 @@ from genopt.errors import EndpointError, InterruptedRunError, SpecError
 from genopt.measure.arrivals import arrivals
 from genopt.measure.load_client import Clock, LoadClient, Sample, failures
 from genopt.measure.load_result import Level, LoadResult, level_name, level_of, result_of
-from genopt.measure.load_spec import LoadSpec, Prompts, prompts_of
+from genopt.measure.load_spec import LoadSpec, Prompts, made_prompts, own_prompts
 from genopt.measure.load_transport import open_client
+from genopt.measure.prompts import Prompt
 from genopt.measure.saturation import Watch
+from genopt.measure.spelling import spelling_of
 
 WARM_UP_TOKENS = 8
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
@@ -58,7 +60,7 @@ def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
         InterruptedRunError: Ctrl-C before the first level had ended.
     """
     key = _key(spec.api_key_env)
-    prompts, different = prompts_of(spec)
+    own = own_prompts(spec)
     levels: list[Level] = []
     model, interrupted = "", False
 
@@ -67,6 +69,7 @@ def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
         async with _cancelled_by_signals(), open_client(key=key) as http:
             client = LoadClient(http, spec.url, timeout_s=spec.timeout, clock=time.perf_counter, stream=spec.stream)
             model = await client.model(spec.model)
+            prompts = await _prompts(spec, client, own, model)
             async for level in measure(spec, client, prompts, model=model, progress=progress):
                 levels.append(level)
 
@@ -77,7 +80,19 @@ def load_test(spec: LoadSpec, progress: Progress = silent) -> LoadResult:
     if interrupted and not any(level.succeeded for level in levels):
         raise InterruptedRunError("Interrupted before the first level had ended; nothing was written, so run it again.")
     _refuse_failure(levels, spec.url)
-    return result_of(levels, spec, model=model, different=different, interrupted=interrupted)
+    return result_of(levels, spec, model=model, different=len(set(own)) or None, interrupted=interrupted)
+
+
+async def _prompts(spec: LoadSpec, client: LoadClient, own: Sequence[Prompt], model: str) -> Prompts:
+    """Those of a file in turn, or made ones of the length that was asked for, as the server counts it."""
+
+    async def count(prompt: str, number: int) -> int | None:
+        found = await client.ask(prompt, model=model, max_tokens=1, index=number, since=0.0)
+        return found.prompt_tokens if found.error is None else None
+
+    if own:
+        return lambda index: own[index % len(own)]
+    return made_prompts(spec.prompt_tokens, seed=spec.seed, spelling=await spelling_of(spec.prompt_tokens, count, seed=spec.seed))
 
 
 @asynccontextmanager

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.gpu
 PROMPTS = [tuple((place * stride) % 250 + 5 for place in range(600)) for stride in (3, 7, 11, 13)]
 """Longer than a step of Humming's kernels."""
 ALIKE = 0.5
-"""Least correlation of log-probabilities with the original's. Rounding random weights to 8 bits left 0.99, to 4 bits 0.68 to 0.72 (on a CPU)."""
+"""Least correlation of log-probabilities with the original's. On an H200 random weights left 0.9996 as they are, 0.95 to 0.998 in 8 bits, and 0.65 to
+0.73 in 4 bits."""
 
 
 def plans() -> list[Plan]:

@@ -118,8 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def interrupts(self) -> None:
-        """Stands for Ctrl-C, once, while the second level runs: the first has a warm-up of 1 and 6 requests, the second one of 2."""
-        if self.number == 1 + 6 + 2 + 1:
+        """Stands for Ctrl-C, once, while the second level runs: 3 requests count tokens, the first has a warm-up of 1 and 6, the second one of 2."""
+        if self.number == 3 + 1 + 6 + 2 + 1:
             os.kill(os.getpid(), signal.SIGINT)
         self.good()
 
@@ -328,7 +328,7 @@ def test_prompts_of_ones_own_are_sent_in_turn_and_noted_where_they_repeat(server
 
 def test_connections_are_as_many_as_requests_at_once_and_are_used_again(server: str) -> None:
     assert main(["bench", f"{server}/good", "--concurrency", "3", "--requests", "12"]) == 0
-    assert len(Handler.keys) == 3 + 12
+    assert len(Handler.keys) == 3 + 3 + 12
     assert len(Handler.callers) == 3
 
 

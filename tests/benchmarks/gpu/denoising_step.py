@@ -25,6 +25,11 @@ finding scales and rounding 8. One scale per tensor instead of per token makes p
 clock, from 1,980 to between 1,650 and 1,965 MHz, where the profiler's pauses leave it higher. With q, k and v as one product the step takes 55.1 to
 57.7 ms where it took 58.1 to 62.9 and bf16 64.8 to 72.0 (three turns, tests on the same GPU); that is an experiment, as rounded projections cannot be
 fused here. Without any rounding of activations 1.5x would be left: attention in 8 bits, which none of these libraries has, would have to bring more.
+On another H200 (2026-11-30, beside other work on the host's other GPU): SDXL eager 67.5 ms, with CUDA graphs 35.6 (38 %, 1.90x), opened in 125 s;
+half of FLUX.1 eager 85.4, compiled 62.7 (59 %, 1.36x), opened in 58 s. With 8-bit integers neither was open after three to six minutes. torchao's
+recipe then had Inductor tune every kernel by coordinate descent, which genopt asks for no more; to be run again. Why float8 of SDXL gave no numbers:
+it reads zeros for an empty prompt, and torchao divided by their scale. Tiny pipelines with such prompts make the original's images in both formats
+since (tests/gpu/test_pipelines.py).
 """
 
 from __future__ import annotations
