@@ -12,12 +12,14 @@ Count = Callable[[str, int], Awaitable[int | None]]
 
 LEAST_WORDS, MOST_WORDS = 32, 256
 """Words of the passages that are counted: fewer tell little, and more may not fit into a small context."""
+FEWEST = 0.5
+"""Tokens of a word that are believed: a server that cuts long prompts counts fewer, and would be sent ever longer ones."""
 FIRST = 2**32
 """Number of the first of these prompts; requests have smaller ones, so that none is asked twice."""
 
 
 async def spelling_of(tokens: int, count: Count, *, seed: int) -> Spelling:
-    """What is counted of a made prompt with a single word and of two longer ones; `ENGLISH` where nobody tells.
+    """What is counted of a made prompt with a single word and of two longer ones; `ENGLISH` where nobody tells, or too few to be believed.
 
     Args:
         tokens: How long prompts are wanted.
@@ -32,4 +34,4 @@ async def spelling_of(tokens: int, count: Count, *, seed: int) -> Spelling:
             return ENGLISH
         counts.append(found)
     per_word = (fmean(counts[1:]) - counts[0]) / (words - 1)
-    return Spelling(tokens_per_word=per_word, around=counts[0] - per_word) if per_word > 0 else ENGLISH
+    return Spelling(tokens_per_word=per_word, around=counts[0] - per_word) if per_word >= FEWEST else ENGLISH

@@ -36,14 +36,14 @@ def test_what_is_longer_than_asked_by_its_template_alone_has_one_word() -> None:
     assert len(made(0).split("\n\n")[0].split()) == 1
 
 
-@pytest.mark.parametrize(("told", "asked"), [(None, 1), (9, 3)])
+@pytest.mark.parametrize(("told", "asked"), [(None, 1), (9, 3), (30, 3)])
 def test_where_nobody_tells_english_is_assumed(told: int | None, asked: int) -> None:
-    """Nothing is counted, and then nothing more is asked; or the same of every prompt."""
+    """Nothing is counted, and then nothing more is asked; the same of every prompt; or what is left of those that are cut."""
     numbers = []
 
     async def count(prompt: str, number: int) -> int | None:
         numbers.append(number)
-        return told
+        return None if told is None else min(told, counted(prompt, 1.3))
 
     assert asyncio.run(spelling_of(100, count, seed=0)) == ENGLISH
     assert len(numbers) == asked
