@@ -18,7 +18,6 @@ from genopt.plan import Candidate, Record
 from genopt.report import earlier, wording
 from genopt.report.model import REFERENCES, Report
 from genopt.search.estimate import Forecast
-from genopt.spec import BY_THROUGHPUT
 
 ROWS = 18
 """Rows of the live table: more would push the budget off a small terminal. The summary has them all."""
@@ -167,7 +166,7 @@ def _summary_table(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     table.add_column("candidate", overflow="fold")
     table.add_column("state", no_wrap=True)
-    streams = max((count for one in report.candidates for count in one.rates), default=1) if report.objective in BY_THROUGHPUT else 1
+    streams = wording.streams(report)
     many = [f"at {streams}"] if streams > 1 else []
     for heading in ("vs original", "vs baseline", "tok/s" if report.model.modality == "text" else "latency", *many, "quality", "size"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -6,6 +6,7 @@ from genopt.plan import RATES, Candidate
 from genopt.quality.preference import FEWEST, SIGNIFICANT, TOLERATED
 from genopt.report import wording
 from genopt.report.model import REFERENCES, Report
+from genopt.search.selection import against_baseline
 
 _COLUMNS = (("Decode", "decode_tok_s"), ("TTFT", "ttft_ms"), ("Latency", "latency_ms"), ("Step", "step_ms"))
 _RESOURCES = (("Peak memory", "peak_memory_bytes"), ("Load", "load_s"))
@@ -13,13 +14,14 @@ _STATUSES = ("accepted", "inconclusive", "rejected", "failed", "infeasible", "sk
 
 
 def ordered(report: Report) -> list[Candidate]:
-    """The references, the winner, then the others by how they ended and how fast they are."""
+    """The references, the winner, then the others by how they ended and how good they are at what the winner is chosen by."""
+    references = [candidate for candidate in report.candidates if candidate.name in REFERENCES]
 
     def rank(candidate: Candidate) -> tuple[bool, int, float]:
-        speed = candidate.speedup.get("vs_original")
-        return candidate.name != report.winner, _STATUSES.index(candidate.status), -speed.value if speed else 0.0
+        score = against_baseline(candidate, references[-1], report.objective) if references else None
+        return candidate.name != report.winner, _STATUSES.index(candidate.status), -score.value if score else 0.0
 
-    return [*(candidate for candidate in report.candidates if candidate.name in REFERENCES), *sorted(report.tried, key=rank)]
+    return [*references, *sorted(report.tried, key=rank)]
 
 
 def kind(candidate: Candidate, report: Report) -> str:
@@ -126,8 +128,11 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
     winner = report.winning
     if winner is None:
         return []
-    original = report.candidates[0]
-    found = [
+    original, many = report.candidates[0], wording.streams(report)
+    found = []
+    if many > 1 and (mine := winner.rates.get(many)) and (theirs := original.rates.get(many)) and theirs.value > 0:
+        found.append((f"the throughput of the original, {many} at once", f"{mine.value / theirs.value:.2f}×", f"original: {wording.metric(theirs)}"))
+    found += [
         (f"the speed of the {against}", wording.ratio(ratio), f"95%: {wording.ratio_interval(ratio)}")
         for against in ("original", "baseline") if (ratio := winner.speedup.get(f"vs_{against}"))
     ]  # fmt: skip

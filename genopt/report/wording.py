@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from genopt import catalog
 from genopt.plan import Candidate, JsonValue, Metric, Quality, Ratio
 from genopt.quality.preference import HumanResult, PromptVotes
 from genopt.report.model import Report
+from genopt.spec import BY_THROUGHPUT
 
 NONE = "–"
 """What stands where nothing was measured."""
@@ -132,15 +134,33 @@ def verdict(report: Report) -> str:
     if winner is None:
         return "The baseline is kept."
     parts = [winner.name]
-    speed = winner.speedup.get("vs_original")
-    if speed:
-        does = {"text": "decodes", "image": "makes images"}.get(report.model.modality, "runs")
-        parts.append(f"{does} {speed.value:.2f}× as fast as the original (95% interval {speed.ci_low:.2f}–{speed.ci_high:.2f})")
+    if claims := [*_more(report, winner), *_faster(report, winner)]:
+        parts.append(" and ".join(claims))
     if not report.quality_bar:
         parts.append("with a quality that was not judged")
     elif winner.quality:
         parts.append(f"at {quality_percent(winner.quality.ratio)} of its quality (lower bound {quality_percent(winner.quality.ci_low)})")
     return " ".join(parts) + "."
+
+
+def streams(report: Report) -> int:
+    """How many at once the winner is chosen by; 1 where throughput does not count."""
+    return max((count for one in report.candidates for count in one.rates), default=1) if report.objective in BY_THROUGHPUT else 1
+
+
+def _more(report: Report, winner: Candidate) -> Iterator[str]:
+    """What a winner by throughput makes in a second."""
+    many = streams(report)
+    mine, theirs = winner.rates.get(many), report.candidates[0].rates.get(many)
+    if many > 1 and mine and theirs and theirs.value > 0:
+        of = {"text": "tokens", "image": "images"}.get(report.model.modality, "results")
+        yield f"makes {mine.value / theirs.value:.2f}× as many {of} a second as the original with {many} at once"
+
+
+def _faster(report: Report, winner: Candidate) -> Iterator[str]:
+    if speed := winner.speedup.get("vs_original"):
+        does = {"text": "decodes", "image": "makes images"}.get(report.model.modality, "runs")
+        yield f"{does} {speed.value:.2f}× as fast as the original (95% interval {speed.ci_low:.2f}–{speed.ci_high:.2f})"
 
 
 def commands(report: Report) -> dict[str, str]:

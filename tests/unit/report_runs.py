@@ -74,10 +74,11 @@ FOUND = (
 
 
 def run_folder(
-    path: Path, *, references: bool = True, found: tuple[Candidate, ...] = FOUND, finished: bool = True, slo: str = "", **model: Any
-) -> RunFolder:
+    path: Path, *, references: bool = True, found: tuple[Candidate, ...] = FOUND, finished: bool = True, slo: str = "", objective: str = "latency",
+    **model: Any,
+) -> RunFolder:  # fmt: skip
     """A run folder with the journal that a driver would have written."""
-    spec = build({"model": "smollm2-135m", "budget": "10m", "slo": slo})
+    spec = build({"model": "smollm2-135m", "budget": "10m", "slo": slo, "objective": objective})
     run = RunFolder.create(path / "run", dump(spec), ENVIRONMENT)
     run.append("run_started", budget_s=600.0, cluster={"nodes": 1})
     run.append("model_resolved", model={**MODEL, **model})

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from genopt.plan import Candidate, Earlier, Prediction, Quality
-from genopt.report import earlier
+from genopt.report import earlier, method
 from genopt.report.write import write_reports
-from tests.unit.report_runs import FOUND, Page, candidate, page, run_folder
+from tests.unit.report_runs import FOUND, Page, candidate, metric, page, run_folder
 
 
 def test_the_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
@@ -47,6 +47,23 @@ def test_the_page_says_what_an_engineer_asks(tmp_path: Path) -> None:
     outcome = ("needs 64 GB", "Store weights in 8 bits.", "8.6", "50.0 tok/s", "A/A")
     repetition = ("d1" * 32, f"genopt deploy {run.path}", "budget: 600.0", "Example CPU, 8 cores, 32 GB")
     assert [phrase for phrase in (*outcome, *repetition) if phrase not in text] == []
+
+
+def test_where_throughput_decides_it_is_told_first_and_orders_the_candidates(tmp_path: Path) -> None:
+    """The one that is faster alone writes less with four at once."""
+    alone = candidate("alone", "accepted", 5.0, 0.9962)
+    metrics = {**alone.metrics, "throughput_tok_s@4": metric(60, "tok/s")}
+    run = run_folder(tmp_path, found=(alone.model_copy(update={"metrics": metrics}), *FOUND[:2]), objective="throughput")
+    report = write_reports(run)
+    text = " ".join(page(run).text.split())
+    assert (
+        "ort-int8-g32 makes 4.10× as many tokens a second as the original with 4 at once and decodes 4.10× as fast as the original "
+        "(95% interval 4.02–4.18) at 99.62% of its quality" in text
+    )
+    assert "4.10×the throughput of the original, 4 at onceoriginal: 50.0 tok/s" in text  # three elements
+    assert [one.name for one in method.ordered(report)] == ["original", "baseline", "ort-int8-g32", "ort-fp32", "alone"]
+    latency = report.model_copy(update={"objective": "latency"})
+    assert [one.name for one in method.ordered(latency)][3:] == ["alone", "ort-fp32"]
 
 
 def test_the_markdown_has_the_same_content(tmp_path: Path) -> None:
