@@ -69,7 +69,7 @@ def quality(report: Report) -> str:
     """What a quality ratio is, and on what data."""
     bar = wording.percent(report.quality_bar)
     if not report.quality_bar:
-        return "Nothing was asked of quality (`--quality off`): what stands under quality was read off little text in passing and decided nothing but ties."
+        return "Nothing was asked of quality (`--quality off`): what stands under it was read off little text in passing, and decided ties alone."
     if report.model.modality == "image":
         return _image_quality(report, bar)
     text = (
