@@ -166,7 +166,7 @@ def _summary_table(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     table.add_column("candidate", overflow="fold")
     table.add_column("state", no_wrap=True)
-    streams = wording.streams(report)
+    streams = wording.deciding_streams(report)
     many = [f"at {streams}"] if streams > 1 else []
     for heading in ("vs original", "vs baseline", "tok/s" if report.model.modality == "text" else "latency", *many, "quality", "size"):
         table.add_column(heading, justify="right", no_wrap=True)

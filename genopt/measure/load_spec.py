@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from genopt.errors import SpecError
@@ -16,29 +15,8 @@ from genopt.plan import Record
 from genopt.spec import Duration, parse_slo
 
 LimitName = Literal["ttft", "tpot", "e2el"]
-Prompts = Callable[[int], Prompt]
-"""The prompt of request `index`; the same index always gives the same prompt."""
-
 REQUESTS = 64
 CONCURRENCY = (1, 8, 32)
-WORDS_PER_TOKEN = 0.7
-"""Roughly, for English in byte-pair vocabularies; the true counts come from the server."""
-
-
-class Spelling(Record):
-    """How many tokens a server counts of a made prompt.
-
-    Attributes:
-        tokens_per_word: Of its passage.
-        around: Besides: of the question after the passage, and of the chat template.
-    """
-
-    tokens_per_word: float = Field(default=1 / WORDS_PER_TOKEN, gt=0)
-    around: float = 0.0
-
-
-ENGLISH = Spelling()
-"""What is assumed of servers that do not tell."""
 
 
 class LoadSpec(Record):
@@ -149,35 +127,3 @@ def own_prompts(spec: LoadSpec) -> tuple[Prompt, ...]:
         DataError: The file of prompts cannot be used.
     """
     return () if spec.prompts is None else read_prompts(Path(spec.prompts).expanduser())
-
-
-def made_prompts(tokens: int, *, seed: int, spelling: Spelling = ENGLISH) -> Callable[[int], str]:
-    """Passages of about as many tokens.
-
-    Args:
-        tokens: Of a prompt, with what is around its passage.
-        seed: Same seed, same prompts.
-        spelling: How they are counted.
-    """
-    return passages(max(1, round((tokens - spelling.around) / spelling.tokens_per_word)), seed=seed)
-
-
-def passages(length: int, *, seed: int) -> Callable[[int], str]:
-    """English prompts: a passage of Python's help texts, from another place for every index.
-
-    The passage comes first, so that a cache of common beginnings helps no request.
-
-    Args:
-        length: Words of the passage.
-        seed: Same seed, same prompts.
-    """
-    from pydoc_data.topics import topics
-
-    words = " ".join(topics[name] for name in sorted(topics)).split()
-
-    def prompt(index: int) -> str:
-        start = int(np.random.default_rng((seed, index)).integers(len(words)))
-        passage = " ".join(words[(start + offset) % len(words)] for offset in range(length))
-        return f"{passage}\n\nExplain this in your own words."
-
-    return prompt

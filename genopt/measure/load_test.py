@@ -20,11 +20,11 @@ from genopt.errors import EndpointError, InterruptedRunError, SpecError
 from genopt.measure.arrivals import arrivals
 from genopt.measure.load_client import Clock, LoadClient, Sample, failures
 from genopt.measure.load_result import Level, LoadResult, level_name, level_of, result_of
-from genopt.measure.load_spec import LoadSpec, Prompts, made_prompts, own_prompts
+from genopt.measure.load_spec import LoadSpec, own_prompts
 from genopt.measure.load_transport import open_client
+from genopt.measure.made_prompts import made_prompts, tokenization_of
 from genopt.measure.prompts import Prompt
 from genopt.measure.saturation import Watch
-from genopt.measure.spelling import spelling_of
 
 WARM_UP_TOKENS = 8
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
@@ -32,6 +32,8 @@ PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 wait is obeyed, up to the longest pause. In the open loop nothing waits."""
 
 
+Prompts = Callable[[int], Prompt]
+"""The prompt of request `index`; the same index always gives the same prompt."""
 Send = Callable[[int, int, float], Awaitable[Sample]]
 
 
@@ -92,7 +94,7 @@ async def _prompts(spec: LoadSpec, client: LoadClient, own: Sequence[Prompt], mo
 
     if own:
         return lambda index: own[index % len(own)]
-    return made_prompts(spec.prompt_tokens, seed=spec.seed, spelling=await spelling_of(spec.prompt_tokens, count, seed=spec.seed))
+    return made_prompts(spec.prompt_tokens, seed=spec.seed, tokenization=await tokenization_of(spec.prompt_tokens, count, seed=spec.seed))
 
 
 @asynccontextmanager

@@ -128,10 +128,11 @@ def tiles(report: Report) -> list[tuple[str, str, str]]:
     winner = report.winning
     if winner is None:
         return []
-    original, many = report.candidates[0], wording.streams(report)
+    original, many = report.candidates[0], wording.deciding_streams(report)
     found = []
-    if many > 1 and (mine := winner.rates.get(many)) and (theirs := original.rates.get(many)) and theirs.value > 0:
-        found.append((f"the throughput of the original, {many} at once", f"{mine.value / theirs.value:.2f}×", f"original: {wording.metric(theirs)}"))
+    if times := wording.throughput_gain(report, winner):
+        remark = f"original: {wording.metric(original.rates.get(many))}"
+        found.append((f"the throughput of the original, {many} at once", f"{times:.2f}×", remark))
     found += [
         (f"the speed of the {against}", wording.ratio(ratio), f"95%: {wording.ratio_interval(ratio)}")
         for against in ("original", "baseline") if (ratio := winner.speedup.get(f"vs_{against}"))

@@ -134,7 +134,7 @@ def verdict(report: Report) -> str:
     if winner is None:
         return "The baseline is kept."
     parts = [winner.name]
-    if claims := [*_more(report, winner), *_faster(report, winner)]:
+    if claims := list(_claims(report, winner)):
         parts.append(" and ".join(claims))
     if not report.quality_bar:
         parts.append("with a quality that was not judged")
@@ -143,21 +143,23 @@ def verdict(report: Report) -> str:
     return " ".join(parts) + "."
 
 
-def streams(report: Report) -> int:
+def deciding_streams(report: Report) -> int:
     """How many at once the winner is chosen by; 1 where throughput does not count."""
     return max((count for one in report.candidates for count in one.rates), default=1) if report.objective in BY_THROUGHPUT else 1
 
 
-def _more(report: Report, winner: Candidate) -> Iterator[str]:
-    """What a winner by throughput makes in a second."""
-    many = streams(report)
+def throughput_gain(report: Report, winner: Candidate) -> float | None:
+    """How many times as much as the original a winner by throughput makes in a second; None where throughput does not count or was not measured."""
+    many = deciding_streams(report)
     mine, theirs = winner.rates.get(many), report.candidates[0].rates.get(many)
-    if many > 1 and mine and theirs and theirs.value > 0:
+    return mine.value / theirs.value if many > 1 and mine and theirs and theirs.value > 0 else None
+
+
+def _claims(report: Report, winner: Candidate) -> Iterator[str]:
+    """What a winner is better at than the original, first what it was chosen by."""
+    if times := throughput_gain(report, winner):
         of = {"text": "tokens", "image": "images"}.get(report.model.modality, "results")
-        yield f"makes {mine.value / theirs.value:.2f}× as many {of} a second as the original with {many} at once"
-
-
-def _faster(report: Report, winner: Candidate) -> Iterator[str]:
+        yield f"makes {times:.2f}× as many {of} a second as the original with {deciding_streams(report)} at once"
     if speed := winner.speedup.get("vs_original"):
         does = {"text": "decodes", "image": "makes images"}.get(report.model.modality, "runs")
         yield f"{does} {speed.value:.2f}× as fast as the original (95% interval {speed.ci_low:.2f}–{speed.ci_high:.2f})"

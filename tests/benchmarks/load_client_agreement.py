@@ -41,7 +41,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from genopt.measure.load_spec import made_prompts
+from genopt.measure.made_prompts import made_prompts
 
 REQUIREMENT = "aiperf==0.13.0"
 METRICS = {

@@ -63,9 +63,9 @@ from served import Subject, add_arguments, served, subject
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, RunningBatch
 from genopt.measure.arrivals import arrivals
-from genopt.measure.load_spec import LoadSpec, made_prompts
+from genopt.measure.load_spec import LoadSpec
 from genopt.measure.load_test import load_test
-from genopt.measure.spelling import spelling_of
+from genopt.measure.made_prompts import made_prompts, tokenization_of
 from genopt.measure.statistics import percentiles
 from genopt.serving.exchange import ChatMessage
 from genopt.serving.manifest import Scaling
@@ -98,7 +98,8 @@ def direct(what: Subject, concurrency: int, requests: int, max_tokens: int, prom
     async def count(content: str, number: int) -> int:
         return len(ids(content))
 
-    prompt = made_prompts(prompt_tokens, seed=seed, spelling=asyncio.run(spelling_of(prompt_tokens, count, seed=seed)))  # as the load test makes them
+    tokenization = asyncio.run(tokenization_of(prompt_tokens, count, seed=seed))
+    prompt = made_prompts(prompt_tokens, seed=seed, tokenization=tokenization)  # as the load test makes them
     asked = [
         GenerationRequest(prompt_ids=ids(prompt(index)), max_new_tokens=max_tokens, stop_token_ids=text.stop_token_ids)
         for index in range(concurrency + requests)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from genopt.errors import SpecError
-from genopt.measure.load_spec import LoadSpec, build, made_prompts
+from genopt.measure.load_spec import LoadSpec, build
 from genopt.testing.virtual_server import (
     URL,
 )
@@ -56,12 +56,3 @@ def test_defaults_are_three_closed_levels_of_64_requests() -> None:
     assert build({"url": URL, "requests": 10}).concurrency == (1, 8)
     assert (build({"url": URL, "rate": ["2.5", "5"]}).concurrency, build({"url": URL, "rate": [2.5]}).requests) == ((), 64)
     assert LoadSpec.model_validate_json(spec.model_dump_json()) == spec
-
-
-def test_made_prompts_are_seeded_different_and_about_as_long_as_asked() -> None:
-    prompts = made_prompts(100, seed=1)
-    made = [prompts(index) for index in range(50)]
-    assert made == [made_prompts(100, seed=1)(index) for index in range(50)]
-    assert len(set(made)) == 50
-    assert made[0] != made_prompts(100, seed=2)(0)
-    assert {len(prompt.split()) for prompt in made} == {70 + 6}

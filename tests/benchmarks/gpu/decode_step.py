@@ -15,9 +15,10 @@ On one H200 each (2026-11-28, --bandwidth 4.8, as the engine compiles it now), s
 On one H200 (2026-11-30, beside other work on another GPU of the host; rows in results/): 8B shape eager 19.5 ms, which is bound by the processor and
 took 28.7 ms on another host; compiled 4.72 ms, 66 %, 4.12x, opened in 46 s, as layers that are alike are compiled once; float8 weights (torchao 0.17)
 4.02 ms, 1.17x the compiled step, opened in 105 s; int4 (tinygemm, HQQ) 3.72 ms, 1.27x, 61 s. 1B shape 1.16 ms, 44 %, 10.4x, 45 s. On another H200
-the same day: 1B shape eager 9.87 ms, compiled 1.36 ms, 7.24x, int8 weights 1.26 ms, 1.08x the compiled step, opened in 120 s. Until then each step
-took apart torchao's weights in Python: int4 8.38 ms, int8 weights 9.06 ms, float8 with activations 9.61 ms (8B shape, 2026-11-28). Prompts are read
-eagerly, which takes four times as long in float8 weights and 13 times in int4. vLLM's kernels on checkpoints of 4 and 8 bits took 2.9 to 3.7 ms
+the same day: 1B shape eager 9.87 ms, compiled 1.36 ms, 7.24x, int8 weights 1.26 ms, 1.08x the compiled step, opened in 120 s, while torchao's recipe
+for them still had Inductor tune in all directions, which a session that opens what another process wrote did not. Until then each step took apart
+torchao's weights in Python: int4 8.38 ms, int8 weights 9.06 ms, float8 with activations 9.61 ms (8B shape, 2026-11-28). Prompts are read eagerly,
+which takes four times as long in float8 weights and 13 times in int4. vLLM's kernels on checkpoints of 4 and 8 bits took 2.9 to 3.7 ms
 (`whole_job.py`).
 The products of gate and up reach 92 % of the bandwidth, the head 95 %, down 77 %; smaller products, attention over
 the whole cache and copies of keys and values take the rest.
