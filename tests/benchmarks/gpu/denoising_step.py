@@ -67,6 +67,7 @@ WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
     "compiled-graphs": ("", {"compile": "denoiser", "channels_last": True, "graphs": True}),
     "compiled-cudnn": ("", {"compile": "denoiser", "channels_last": True, "attention": "cudnn"}),
     "int8-compiled": ("diffusers_int8_dynamic", {"compile": "denoiser", "channels_last": True}),
+    "int8-graphs": ("diffusers_int8_dynamic", {"compile": "denoiser", "channels_last": True, "graphs": True}),
     "float8-compiled": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True}),
     "float8-cudnn": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True, "attention": "cudnn"}),
     "float8-graphs": ("diffusers_float8_dynamic", {"compile": "denoiser", "channels_last": True, "graphs": True}),
