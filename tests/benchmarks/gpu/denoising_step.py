@@ -7,7 +7,7 @@ of 1024 x 1024 pixels at a time (SDXL with classifier-free guidance, so two at o
 steps make of an image's time, as the median of --images images; ways after `eager` are told against it. The last figure is how many operations
 an eager step has, as PyTorch counts them, over the time of this way's step, as a share of --peak (bf16 without sparsity, TFLOP/s, by default this
 GPU's where `limits.py` knows it). Of ways that do the same operations in bf16 it is the share of the peak that they reach, and of those that do
-them in 8 bits or leave some out, only another way to write their time.
+them in 8 bits or leave some out, only another way to write their time. With --profile, a file per way says which kernels an image's time goes to.
 
 On one H200 each (2026-11-28, torch 2.11, other work on other GPUs of the host): SDXL eager 68.1 ms (20 % of 989), channels-last 106.5,
 fused projections 83.5, regional with channels-last 78.9, the whole UNet by "max-autotune" with channels-last 46.5 (1.46x), opened in
@@ -26,10 +26,13 @@ clock, from 1,980 to between 1,650 and 1,965 MHz, where the profiler's pauses le
 57.7 ms where it took 58.1 to 62.9 and bf16 64.8 to 72.0 (three turns, tests on the same GPU); that is an experiment, as rounded projections cannot be
 fused here. Without any rounding of activations 1.5x would be left: attention in 8 bits, which none of these libraries has, would have to bring more.
 On another H200 (2026-11-30, beside other work on the host's other GPU): SDXL eager 67.5 ms, with CUDA graphs 35.6 (38 %, 1.90x), opened in 125 s;
-half of FLUX.1 eager 85.4, compiled 62.7 (59 %, 1.36x), opened in 58 s. With 8-bit integers neither was open after three to six minutes. torchao's
-recipe then had Inductor tune every kernel by coordinate descent, which genopt asks for no more; to be run again. Why float8 of SDXL gave no numbers:
-it reads zeros for an empty prompt, and torchao divided by their scale. Tiny pipelines with such prompts make the original's images in both formats
-since (tests/gpu/test_pipelines.py).
+half of FLUX.1 eager 85.4, compiled 62.7 (59 %, 1.36x), opened in 58 s. With 8-bit integers neither was open after three to six minutes, while
+torchao's recipe had Inductor tune every kernel by coordinate descent, which genopt asks for no more. Why float8 of SDXL gave no numbers: it reads
+zeros for an empty prompt, and torchao divided by their scale. Tiny pipelines with such prompts make the original's images in both formats since
+(tests/gpu/test_pipelines.py).
+On a third host that day, likewise: SDXL eager 58.0 ms, with CUDA graphs 36.3 (38 %, 1.60x), opened in 99 s, and with products in float8 besides 51.2
+(1.13x), opened in 194 s; with int8 it was not open after three. Half of FLUX.1 eager 83.9, compiled 63.4 (58 %, 1.32x), opened in 57 s, with products
+in int8 84.7 (0.99x), opened in 169 s. Why int8 and SDXL's float8 cost more than they bring was not looked into.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,6 +61,8 @@ FEW = 2
 """Steps of the shorter image."""
 PIXELS: Mapping[str, int | None] = {"tiny": None}
 SHARE = "eager's operations / bf16 peak"
+KERNELS = 60
+"""Rows of a profile."""
 WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
     "eager": ("", {}),
     "channels-last": ("", {"channels_last": True}),
@@ -76,8 +81,8 @@ WAYS: Mapping[str, tuple[str, dict[str, JsonValue]]] = {
 """By name: a technique, and options of the engine."""
 
 
-def timed(folder: Path, way: str, *, steps: int, images: int, pixels: int | None) -> dict[str, float]:
-    """Opens a pipeline one way and times the steps of some images."""
+def timed(folder: Path, way: str, *, steps: int, images: int, pixels: int | None, profile: Path | None) -> dict[str, float]:
+    """Opens a pipeline one way and times the steps of some images; writes the kernels of another one where it is told to."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from genopt.engines.diffusers_engine import DiffusersEngine
@@ -99,7 +104,22 @@ def timed(folder: Path, way: str, *, steps: int, images: int, pixels: int | None
         with FlopCounterMode(display=False) as counter:
             image_ms(steps)
         operations = sum(counter.get_flop_counts().get(type(session.denoiser).__name__, {}).values()) / steps
+    if profile is not None:
+        profile.parent.mkdir(parents=True, exist_ok=True)
+        profile.write_text(kernels(lambda: image_ms(steps)), encoding="utf-8")
     return {"open_s": opened, "step_ms": median(took), "tflop": operations / 1e12}
+
+
+def kernels(work: Callable[[], object]) -> str:
+    """A table of what took the time of some work, the longest first: kernels where there is a GPU."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        work()
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    return found.key_averages().table(sort_by=key, row_limit=KERNELS, max_name_column_width=90)
 
 
 def provide(shape: str, folder: Path) -> None:
@@ -135,6 +155,7 @@ def main() -> int:
     parser.add_argument("--peak", type=float, help="of bf16 products, in TFLOP/s; by default what this GPU's name says")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--images", type=int, default=3)
+    parser.add_argument("--profile", type=Path, help="folder for what PyTorch's profiler says of one more image")
     parser.add_argument("--scratch", type=Path, help="where pipelines are written; a temporary folder by default")
     results.add_argument(parser)
     parser.add_argument("--one", nargs=2, metavar=("SHAPE", "WAY"), help=argparse.SUPPRESS)
@@ -149,7 +170,8 @@ def main() -> int:
         if asked.one:
             shape, way = asked.one
             artifact = built(shape, way, scratch / shape, scratch)
-            print(json.dumps(timed(artifact, way, steps=asked.steps, images=asked.images, pixels=PIXELS.get(shape, 1024))))
+            profile = asked.profile / f"{shape}-{way}.txt" if asked.profile else None
+            print(json.dumps(timed(artifact, way, steps=asked.steps, images=asked.images, pixels=PIXELS.get(shape, 1024), profile=profile)))
             return 0
         print(f"| shape | way | opened in s | step ms | against eager | {SHARE} |\n| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
         for shape in asked.shapes.split(","):
@@ -167,6 +189,7 @@ def compare(shape: str, asked: argparse.Namespace, scratch: Path) -> None:
     parameters = {"steps": asked.steps, "images": asked.images, "pixels": PIXELS.get(shape, 1024), "peak_tflop_s": peak}
     for way in asked.ways.split(","):
         same = ["--steps", str(asked.steps), "--images", str(asked.images), "--scratch", str(scratch)]
+        same += ["--profile", str(asked.profile)] if asked.profile else []
         command = [sys.executable, __file__, *same, "--one", shape, way]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
