@@ -50,9 +50,7 @@ class VllmEngine:
     @staticmethod
     def prepare() -> None:
         """See `Engine.prepare`."""
-        from genopt.engines.vllm_loop import import_vllm
-
-        import_vllm()
+        _prepare()
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
@@ -82,14 +80,19 @@ class VllmCpuEngine:
     @staticmethod
     def prepare() -> None:
         """See `Engine.prepare`."""
-        from genopt.engines.vllm_loop import import_vllm
-
-        import_vllm()
+        _prepare()
 
     @staticmethod
     def open(artifact: Path, options: dict[str, JsonValue]) -> VllmSession:
         """See `Engine.open`."""
         return _opened(artifact, parse_settings(VllmOptions, options, "vllm_cpu"))
+
+
+def _prepare() -> None:
+    from genopt.engines.vllm_loop import import_formats, import_vllm
+
+    import_vllm()
+    import_formats()
 
 
 def _opened(artifact: Path, options: VllmOptions) -> VllmSession:

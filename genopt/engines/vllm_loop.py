@@ -36,6 +36,8 @@ KERNELS: Mapping[str | None, Mapping[str, str]] = {None: {}, "humming": {"quanti
 """How vLLM is asked for the kernels that multiply by compressed weights."""
 LOOKED_UP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 """Tokens of the text's end that are looked for further up."""
+SERIAL = "HUMMING_DISABLE_PARALLEL_BUILD"
+"""Variable that keeps Humming, which vLLM imports for all compressed checkpoints, from building in the background what few of them need."""
 ENDING_S = 1.0
 """Within this time after an error it shows whether vLLM's process ended with it: calls fail a moment before."""
 
@@ -131,6 +133,25 @@ def import_vllm() -> None:
         importlib.import_module(module)
 
 
+def import_formats() -> None:
+    """Imports what vLLM imports to open a checkpoint in any compressed format: all of them, which takes seconds where there is a GPU."""
+    os.environ[SERIAL] = "1"
+    from vllm.model_executor.layers.quantization import get_quantization_config
+
+    get_quantization_config("compressed-tensors")
+
+
+def _let_humming_build() -> None:
+    """Has Humming build in the background what its kernels need, as it does when it is imported, also where it was kept from that then."""
+    os.environ.pop(SERIAL, None)
+    if "humming" in sys.modules:
+        from humming.ops.utils import build_humming_launcher_in_bg
+        from humming.utils.nvrtc import build_nvrtc_compile_binary_in_bg
+
+        build_humming_launcher_in_bg()
+        build_nvrtc_compile_binary_in_bg()
+
+
 def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
     """Starts vLLM.
 
@@ -152,8 +173,10 @@ def open_loop(folder: Path, options: VllmOptions) -> EngineLoop:
         # vLLM 0.32 cannot load there what it compiled ahead of time, and compiles anew; TorchInductor's own cache it can: a 135M model opens for the
         # second time in 22 seconds instead of 51.
         os.environ.update({"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_USE_AOT_COMPILE": "0", "VLLM_CPU_KVCACHE_SPACE": str(options.cache_gib)})
-    if options.kernels != "humming":
-        os.environ["HUMMING_DISABLE_PARALLEL_BUILD"] = "1"  # vLLM imports it for all compressed checkpoints, and it would build what they do not need
+    if options.kernels == "humming":
+        _let_humming_build()
+    else:
+        os.environ[SERIAL] = "1"
     if options.threads is not None:
         torch.set_num_threads(options.threads)  # vLLM's process takes as many
     with logged_causes() as causes:
