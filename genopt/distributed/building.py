@@ -70,7 +70,7 @@ def build_task(plan: dict[str, Any], facts: dict[str, Any], window: dict[str, An
 
 
 def spreads(plan: Plan, facts: BuildFacts) -> bool:
-    """Whether the build of a plan gains from all GPUs of a node that has several."""
+    """Whether the build of a plan gains from several GPUs, and nodes have such."""
     return bool(facts.parts) and any(catalog.load("techniques", step.technique).gpu == "spread" for step in plan.steps)
 
 
@@ -78,7 +78,7 @@ def submit_build(plan: Plan, facts: BuildFacts, window: Window, node: Node | Non
     """Submits the build of a plan's artifact, with a GPU for steps that gain from one; the result is that of `build_task`.
 
     A GPU is taken whole, so such a build never runs beside a measurement on the same one. On a node with several GPUs every build takes a part of
-    it, as measurements do, or all of it.
+    it, as measurements do, or several.
 
     Args:
         plan: What to build.

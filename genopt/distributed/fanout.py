@@ -15,6 +15,7 @@ from genopt.distributed.building import BuildFacts, spreads, submit_build
 from genopt.distributed.measuring import evaluate_on
 from genopt.distributed.parts import Slot, beside
 from genopt.distributed.stages import window_of
+from genopt.distributed.turns import Turn, next_turn
 from genopt.plan import Plan
 from genopt.tasks.base import Evaluation, failed
 
@@ -27,13 +28,12 @@ TICK_S = 1.0
 
 @dataclass(frozen=True)
 class _Flight:
-    """A submitted candidate: when it should end (on `clock.now`), on which slot it is measured, and whether its build takes that one's whole node."""
+    """A submitted candidate: when it should end (on `clock.now`), and the slots that its build takes, on the first of which it is measured."""
 
     plan: Plan
     built: ray.ObjectRef[Any]
     ends: float
-    slot: Slot
-    whole: bool
+    slots: tuple[Slot, ...]
 
 
 class FanOut:
@@ -85,16 +85,14 @@ class FanOut:
         left_out: list[Plan] = []
         try:
             while waiting or self._running or left_out:
-                while waiting and self._has_room():
-                    plan = max(waiting, key=self._promise)  # the first of those that promise the same
-                    if spreads(plan, self._facts) and not self._idle():
-                        break  # what goes on ends first: Ray would not keep a node free for it
-                    waiting.remove(plan)
-                    if not self._submit(plan, admit_until, deadline):
-                        left_out.append(plan)
+                while waiting and len(self._running) < IN_FLIGHT * len(self._slots):
+                    turn = self._next(waiting, admit_until)
+                    waiting.remove(turn.plan)
+                    if not self._submit(turn, admit_until, deadline):
+                        left_out.append(turn.plan)
                 if not self._running:
                     # What was left out may fit now that the ones before it have ended sooner than expected.
-                    fitting = next((plan for plan in left_out if self._submit(plan, admit_until, deadline)), None)
+                    fitting = next((plan for plan in left_out if self._submit(Turn(plan, 1), admit_until, deadline)), None)
                     if fitting is None:
                         break
                     left_out.remove(fitting)
@@ -105,45 +103,44 @@ class FanOut:
             self._stop("the run was interrupted")
         return left_out
 
-    def _submit(self, plan: Plan, admit_until: float, deadline: float) -> bool:
-        expected = self._estimate(plan)
-        tried, whole = self._failed_on.get(plan.identity(), set()), spreads(plan, self._facts)
-        slots = self._idle() if whole else self._open()
-        _, node = slot = min([one for one in slots if one[1].node_id not in tried] or slots, key=self._free)
-        free = self._free(slot)
-        ends = free + expected
+    def _next(self, waiting: Sequence[Plan], admit_until: float) -> Turn:
+        def gains(plan: Plan) -> bool:
+            return spreads(plan, self._facts)
+
+        taken = sum(len(flight.slots) for flight in self._running.values() if gains(flight.plan))
+        return next_turn(
+            waiting, gains, promise=self._promise, estimate=self._estimate, slots=len(self._slots), taken=taken,
+            left_s=admit_until - min(map(self._free, self._slots)),
+        )  # fmt: skip
+
+    def _submit(self, turn: Turn, admit_until: float, deadline: float) -> bool:
+        plan, expected = turn.plan, self._estimate(turn.plan)
+        slots = self._chosen(plan, turn.share)
+        ends = max(map(self._free, slots)) + expected
         if ends > admit_until:
             return False
         window = window_of(expected, deadline, self._guard_s)
         # A second attempt is built where it is measured: what failed may have been the other node's.
-        parts = beside(self._slots, node)
-        there = node if whole or self._attempts[plan.identity()] else None
-        built = submit_build(plan, self._facts, window, there, taken=len(parts) if whole else 1)
-        self._running[evaluate_on(parts, node, plan, built, window)] = _Flight(plan, built, ends, slot, whole)
+        _, node = slots[0]
+        there = node if len(slots) > 1 or self._attempts[plan.identity()] else None
+        built = submit_build(plan, self._facts, window, there, taken=len(slots))
+        self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slots)
         self._attempts[plan.identity()] += 1
         self._started(plan, expected)
         return True
 
-    def _open(self) -> list[Slot]:
-        """Slots of nodes that no build has to itself."""
-        builds = {flight.built: flight.slot[1].node_id for flight in self._running.values() if flight.whole}
-        _, unfinished = ray.wait(list(builds), num_returns=len(builds), timeout=0) if builds else ([], [])
-        taken = {builds[build] for build in unfinished}
-        return [slot for slot in self._slots if slot[1].node_id not in taken]
-
-    def _idle(self) -> list[Slot]:
-        """Slots of nodes on which nothing goes on."""
-        busy = {flight.slot[1].node_id for flight in self._running.values()}
-        return [slot for slot in self._slots if slot[1].node_id not in busy]
-
-    def _has_room(self) -> bool:
-        slots = self._open()
-        nodes = {node.node_id for _, node in slots}
-        return sum(flight.slot[1].node_id in nodes for flight in self._running.values()) < IN_FLIGHT * len(slots)
+    def _chosen(self, plan: Plan, share: int) -> tuple[Slot, ...]:
+        """The slots that are free soonest: one, or so many of its node where a build gains from them."""
+        tried = self._failed_on.get(plan.identity(), set())
+        first = min([slot for slot in self._slots if slot[1].node_id not in tried] or self._slots, key=self._free)
+        if not spreads(plan, self._facts):
+            return (first,)
+        others = sorted((slot for slot in self._slots if slot[1].node_id == first[1].node_id and slot is not first), key=self._free)
+        return (first, *others[: share - 1])
 
     def _free(self, slot: Slot) -> float:
         """When a slot is expected to have nothing left to do."""
-        return max([clock.now(), *(flight.ends for flight in self._running.values() if flight.slot is slot)])
+        return max([clock.now(), *(flight.ends for flight in self._running.values() if slot in flight.slots)])
 
     def _collect(self) -> list[Plan]:
         """Waits a moment and hands on what ended; returns what is worth another attempt."""
@@ -158,14 +155,14 @@ class FanOut:
                 reason = f"Its node or worker was lost ({type(error).__name__}); run `genopt resume` to try it again."
                 found = Evaluation(candidate=failed(flight.plan, "failed", reason), again="now")
             if found.again == "now":
-                nodes = [stage.node for stage in found.stages[-1:]] or [flight.slot[1].node_id]
+                nodes = [stage.node for stage in found.stages[-1:]] or [flight.slots[0][1].node_id]
                 self._failed_on.setdefault(flight.plan.identity(), set()).update(nodes)
             if found.again == "now" and self._attempts[flight.plan.identity()] < ATTEMPTS:
                 again.append(flight.plan)
             else:
                 self._finished(found)
             if found.again == "now":
-                for slot in [one for one in self._slots if one[1].node_id == flight.slot[1].node_id]:
+                for slot in [one for one in self._slots if one[1].node_id == flight.slots[0][1].node_id]:
                     self._recover(slot)
         return again
 

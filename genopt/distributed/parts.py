@@ -101,10 +101,10 @@ def stay_in(gpu: str, gpus: Sequence[str]) -> None:
 
 @contextmanager
 def pinned(gpus: Sequence[str]) -> Iterator[None]:
-    """Meanwhile what the task that asks starts runs on the processors of the part whose GPU Ray gave it."""
-    mine, allowed = [str(gpu) for gpu in ray.get_gpu_ids()] if gpus else [], os.sched_getaffinity(0)
-    if len(mine) == 1 and mine[0] in gpus:
-        os.sched_setaffinity(0, share(mine[0], gpus, allowed))
+    """Meanwhile what the task that asks starts runs on the processors of the parts whose GPUs Ray gave it."""
+    mine, allowed = [gpu for gpu in gpus if gpu in map(str, ray.get_gpu_ids())], os.sched_getaffinity(0)
+    if mine:
+        os.sched_setaffinity(0, frozenset[int]().union(*(share(gpu, gpus, allowed) for gpu in mine)))
     try:
         yield
     finally:

@@ -50,11 +50,13 @@ def test_each_gpu_measures_one_candidate_at_a_time_on_its_own_processors(nodes: 
     assert max(at_once) == 2, "measurements and builds take a part each"
 
 
+def spread_plan(name: str) -> Plan:
+    return Plan(name=name, steps=(Step(technique="fake_spread", params={"label": name, "time_s": 1.0}),), engine="fake", options={"speed": 2.0})
+
+
 def test_a_build_that_gains_from_all_gpus_has_them_to_itself(nodes: Nodes) -> None:
     others = [sleep_plan(f"o-{number}", {"label": f"o-{number}"}, sleep_s=0.5, speed=1.0 + number / 10) for number in range(1, 5)]
-    step = Step(technique="fake_spread", params={"label": "all", "time_s": 1.0})
-    spread = Plan(name="spread", steps=(step,), engine="fake", options={"speed": 2.0})
-    folder, report = nodes.run("spread", [*others[:2], spread, *others[2:]])
+    folder, report = nodes.run("spread", [*others[:2], spread_plan("spread"), *others[2:]])
     (found,) = (candidate for candidate in report.tried if candidate.name == "spread")
     assert found.status == "accepted", found.reason
     assert found.artifact is not None
@@ -66,6 +68,17 @@ def test_a_build_that_gains_from_all_gpus_has_them_to_itself(nodes: Nodes) -> No
     for name, stage in stages:
         if name != "spread":
             assert stage["ended"] <= mine["started"] + 0.01 or stage["started"] >= mine["ended"] - 0.01, name
+
+
+def test_as_many_such_builds_as_gpus_have_one_each_at_the_same_time(nodes: Nodes) -> None:
+    folder, report = nodes.run("shared", [spread_plan("one"), spread_plan("other")])
+    assert {candidate.status for candidate in report.tried} == {"accepted"}, [candidate.reason for candidate in report.tried]
+    seen = [(Path(candidate.artifact.path) / "gpus.txt").read_text(encoding="utf-8") for candidate in report.tried if candidate.artifact]
+    assert sorted(seen) == ["0", "1"]
+    stages = [stage for event in folder.events() if event["event"] == "candidate_finished" for stage in event["stages"]]
+    one, other = (stage for stage in stages if stage["stage"] == "build")
+    assert one["started"] < other["ended"]
+    assert other["started"] < one["ended"]
 
 
 @pytest.fixture
