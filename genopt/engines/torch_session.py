@@ -20,6 +20,7 @@ from genopt.engines.distribution import BLOCKS, Distributions, Wanted, require_r
 from genopt.engines.process_memory import process_memory
 from genopt.engines.readback import Readback
 from genopt.engines.rows import Row, require_fit
+from genopt.engines.step_check import PROMPT, STEPS, require_alike
 from genopt.engines.torch_decoder import Compiled, TorchDecoder, as_rows
 from genopt.engines.torch_options import TorchOptions
 from genopt.engines.torch_step import CompiledStep
@@ -80,8 +81,29 @@ class TorchSession:
         return self._model.device
 
     def warm_up(self) -> None:
-        """Compiles where that was asked for, and runs a request once."""
+        """Compiles where that was asked for, and runs a request once.
+
+        Raises:
+            InfeasibleError: What was compiled computes something else than the model.
+        """
         self.generate([GenerationRequest(prompt_ids=(0,) * min(8, self._context - 3), max_new_tokens=3)])
+        if self._step is not None:
+            self._check_step(self._step)
+
+    @torch.inference_mode()
+    def _check_step(self, step: CompiledStep) -> None:
+        length = min(PROMPT + STEPS, self._cache_tokens)
+        ids = torch.arange(length, device=self._device)[None] % self._vocabulary
+        read = max(1, length - STEPS)
+        self._cache.reset()
+        with self._around(self._slow):
+            expected = as_rows(self._model(input_ids=ids).logits[0, read:])
+            self._model(input_ids=ids[:, :read], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            with step.settings():
+                token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
+                found = [as_rows(step(token.fill_(ids[0, place]), torch.full_like(token, place), self._cache)[0])[0] for place in range(read, length)]
+        if found:
+            require_alike(np.stack(found), expected)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None) -> list[Generation]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from genopt.engines.attention import Kernels
 from genopt.engines.plain_weights import PlainWeights
+from genopt.engines.single_rows import SingleRows
 from genopt.errors import InfeasibleError
 from genopt.models.decoder import decoder_layers
 
@@ -53,6 +54,7 @@ class CompiledStep:
         self._model = model
         self._plain = attention is None
         self._setting = "freezing" if frozen else "coordinate_descent_tuning"
+        self._rows = SingleRows() if model.device.type == "cpu" else None
         self._layers: Sequence[Module] = () if frozen else _layers(model)
         self._weights = None if frozen else PlainWeights(model)
         self._step: Decode = torch.compile(decode, fullgraph=True, dynamic=False, mode=None if frozen else "reduce-overhead")
@@ -83,7 +85,7 @@ class CompiledStep:
         self._begin()
         try:
             # Dynamo asks the global setting, not the options of `torch.compile`.
-            with torch._inductor.config.patch(self._setting, True):
+            with torch._inductor.config.patch({self._setting: True, "post_grad_custom_pre_pass": self._rows}):
                 yield
         finally:
             self._end()

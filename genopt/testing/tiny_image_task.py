@@ -10,7 +10,7 @@ from genopt.tasks.base import Bench, BenchConfig
 from genopt.tasks.image_bench import ImageBench
 from genopt.tasks.text_to_image import TextToImage
 
-STEPS = 6
+STEPS = 12
 
 
 def any_picture(_prompts: Sequence[str], images: Sequence[Image]) -> list[float]:

@@ -14,8 +14,10 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8DynamicActivationIn
 from transformers import LlamaForCausalLM, StaticCache
 
 from genopt.engines import plain_weights
+from genopt.engines.torch_engine import TorchEngine
 from genopt.engines.torch_step import CompiledStep
-from genopt.testing.tiny_models import write_tiny_llama
+from genopt.errors import InfeasibleError
+from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
 
 STEPS = 4
 
@@ -25,14 +27,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
-def compared(model: Any, steps: int = STEPS) -> float:
+def compared(model: Any, steps: int = STEPS, *, frozen: bool = False) -> float:
     """How far the logits of a compiled step are from those of the model as it is."""
 
     def decode(token: Tensor, position: Tensor, cache: StaticCache) -> tuple[Tensor, Tensor]:
         logits = model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True).logits[:, -1].float()
         return logits, logits.argmax(-1, keepdim=True)
 
-    compiled, cache, ids = CompiledStep(model, decode, None, frozen=False), StaticCache(config=model.config, max_cache_len=32), torch.arange(9)[None]
+    compiled, cache, ids = CompiledStep(model, decode, None, frozen=frozen), StaticCache(config=model.config, max_cache_len=32), torch.arange(9)[None]
     furthest = 0.0
     with torch.inference_mode():
         model(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -80,6 +82,23 @@ def test_layers_with_rounded_weights_too_and_nothing_is_taken_apart_in_a_step(
     assert model.model.layers[0].mlp.up_proj.plain_weight_0.data_ptr() == weight.qdata.data_ptr()
     assert taken[0] < steps * 8 * 7, "of the 7 matrices of a layer"
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_step_that_computes_something_else_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(_step: CompiledStep, token: Tensor, _position: Tensor, _cache: StaticCache) -> tuple[Tensor, Tensor]:
+        logits = torch.randn(1, VOCABULARY)
+        return logits, logits.argmax(-1, keepdim=True)
+
+    monkeypatch.setattr(CompiledStep, "__call__", noise)
+    with pytest.raises(InfeasibleError, match="computes something else"):
+        TorchEngine.open(llama, {"compile": True})
+
+
+def test_single_rows_of_8_bit_integers_are_multiplied_right(llama: Path) -> None:
+    torch._dynamo.reset()
+    model: Any = LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).eval()
+    quantize_(model.model, Int8DynamicActivationInt8WeightConfig(version=2, set_inductor_config=False))
+    assert compared(model, frozen=True) < 0.1
 
 
 def test_what_cannot_be_compiled_so_is_compiled_with_all_else(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

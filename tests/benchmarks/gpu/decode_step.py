@@ -38,13 +38,12 @@ from pathlib import Path
 from statistics import median
 
 import results
+from artifacts import applied
 from limits import limits
 from torch import Tensor
 
-from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession
 from genopt.plan import JsonValue
-from genopt.techniques.base import TransformContext
 from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 WAYS: Mapping[str, str] = {
@@ -98,12 +97,7 @@ def rounded(model: Path, way: str, target: Path) -> Path:
         return model
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     params: dict[str, JsonValue] = {"head": not config.get("tie_word_embeddings", False)}
-    technique = catalog.load("techniques", WAYS[way])
-    technique.check(model, params)
-    target.mkdir()
-    context = TransformContext(original=str(model), calibration=None, seed=0, threads=8, time_limit_s=600)
-    technique.apply(model, target, params, context, lambda said: print(said, file=sys.stderr, flush=True))
-    return target
+    return applied(model, WAYS[way], params, target)
 
 
 def main() -> int:

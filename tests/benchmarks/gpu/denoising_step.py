@@ -46,9 +46,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import results
+from artifacts import applied
 from limits import limits
 
 from genopt.engines.images import ImageRequest
@@ -136,16 +136,7 @@ def built(shape: str, way: str, folder: Path, scratch: Path) -> Path:
     if not technique:
         return folder
     target = scratch / f"{shape}-{technique}"
-    if not target.exists():
-        from genopt import catalog
-        from genopt.techniques.base import TransformContext
-
-        target.mkdir()
-        context = TransformContext(original=str(folder), calibration=None, seed=0, threads=8, time_limit_s=600)
-        loaded: Any = catalog.load("techniques", technique)
-        loaded.check(folder, {})
-        loaded.apply(folder, target, {}, context, lambda said: print(said, file=sys.stderr, flush=True))
-    return target
+    return target if target.exists() else applied(folder, technique, {}, target)
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """How much faster a fixed set of candidates is measured on two GPUs of one machine than on one of them.
 
-    python tests/benchmarks/gpu/fan_out.py OUT [--shape llama-1b] [--vllm /opt/vllm/bin/python] [--gpus 1,2] [--include torchao,vllm]
+    python tests/benchmarks/gpu/fan_out.py OUT [--shape llama-1b] [--vllm /opt/vllm/bin/python] [--gpus 1,2] [--include vllm,torchao,...]
 
 The same candidates of a model with random weights (see whole_job.py), none searched, nothing taken over, with a store and caches of its own
 each time. OUT holds a run folder per number of GPUs; another call with the other number goes on from there. Prints, for each, the time from
@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=sorted(LLAMA_SHAPES), default="llama-1b")
     parser.add_argument("--vllm", type=Path, help="interpreter that finds vLLM")
     parser.add_argument("--gpus", default="1,2")
-    parser.add_argument("--include", default="torchao,vllm")
+    parser.add_argument("--include", default="vllm,torchao,prune,drop")
     parser.add_argument("--budget", default="20m")
     results.add_argument(parser)
     asked = parser.parse_args()

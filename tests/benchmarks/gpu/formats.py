@@ -58,14 +58,13 @@ from pathlib import Path
 from statistics import median
 
 import results
+from artifacts import applied, provide_model
 from limits import limits
 
 from genopt import catalog
 from genopt.engines.base import GenerationRequest, TextSession
 from genopt.models.headers import read_header
 from genopt.plan import JsonValue
-from genopt.techniques.base import TransformContext
-from genopt.testing.random_models import LLAMA_SHAPES, provide_random_llama
 
 READS: dict[str, JsonValue] = {"max_batched_tokens": 8192}
 LIBRARY = "library"
@@ -89,17 +88,6 @@ WAYS: Mapping[str, tuple[str, Rounding | None, dict[str, JsonValue]]] = {
 SHOWN: Mapping[str, int] = {"tpot": 2, "tok/s": 0, "MBU": 2, "prefill": 0, "opened": 0}
 """Figures and their digits."""
 Level = dict[str, list[float]]
-
-
-def rounded(model: Path, rounding: Rounding, target: Path) -> Path:
-    """A checkpoint with fewer bits."""
-    name, params = rounding
-    technique = catalog.load("techniques", name)
-    technique.check(model, params)
-    target.mkdir()
-    context = TransformContext(original=str(model), calibration=None, seed=0, threads=8, time_limit_s=600)
-    technique.apply(model, target, params, context, lambda said: print(said, file=sys.stderr, flush=True))
-    return target
 
 
 def weight_bytes(artifact: Path, options: Mapping[str, JsonValue]) -> float:
@@ -184,7 +172,7 @@ def timed(model: Path, way: str, asked: argparse.Namespace) -> dict[str, Level]:
         return by_library(model, asked)
     rounding = WAYS[way][1]
     with tempfile.TemporaryDirectory(prefix="genopt-gpu-", dir=asked.scratch) as scratch:
-        return by_session(rounded(model, rounding, Path(scratch) / "artifact") if rounding else model, way, asked)
+        return by_session(applied(model, *rounding, Path(scratch) / "artifact") if rounding else model, way, asked)
 
 
 def one(way: str, asked: argparse.Namespace) -> subprocess.CompletedProcess[str]:
@@ -224,9 +212,7 @@ def main() -> int:
         return 0
     if unknown := set(asked.ways.split(",")) - set(WAYS):
         parser.error(f"there is no way {', '.join(sorted(unknown))}; choose of {', '.join(WAYS)}")
-    if not asked.model.exists():
-        assert asked.model.name in LLAMA_SHAPES, f"{asked.model} is neither a model nor one of {', '.join(LLAMA_SHAPES)}"
-        provide_random_llama(asked.model, asked.model.name)
+    provide_model(asked.model)
     print("| way | streams | TPOT ms | tok/s | MBU | prefill tok/s | opened in s |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     if asked.peak is None:
         asked.peak = known.bandwidth if (known := limits()) else None
