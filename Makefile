@@ -41,7 +41,7 @@ browser: install
 
 test: lint browser  ## Runs everything that CI runs
 	$(BIN)/python -m pytest $(PARALLEL) -m "not (gpu or benchmark or alone)" tests/unit tests/contract tests/ray tests/e2e tests/packaging
-	$(BIN)/python -m pytest -m "alone and not (gpu or benchmark)" tests/e2e
+	$(BIN)/python -m pytest -m "alone and not (gpu or benchmark)" tests/ray tests/e2e
 
 clean:  ## Removes what builds and tools leave behind; keeps .venv and runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -44,6 +44,7 @@ def wait_for(url: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.alone  # who wins must be surely faster, which noise hides
 def test_a_pipeline_is_optimized_and_its_winner_serves_images(tmp_path: Path) -> None:
     pipeline = write_tiny_stable_diffusion(tmp_path / "tiny")
     (pipeline / "prompts.txt").write_text("".join(f"{text}\n" for text in PROMPTS), encoding="utf-8")
@@ -52,7 +53,7 @@ def test_a_pipeline_is_optimized_and_its_winner_serves_images(tmp_path: Path) ->
     paths = os.pathsep.join([str(tmp_path / "plugin"), str(Path(genopt.__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": paths, "GENOPT_STORE": str(tmp_path / "store"), "RAY_ADDRESS": "local"}
     command = [
-        sys.executable, "-m", "genopt", "optimize", str(pipeline), "--task", "tiny-image", "--budget", "300s", "--precision", "40%",
+        sys.executable, "-m", "genopt", "optimize", str(pipeline), "--task", "tiny-image", "--budget", "300s", "--precision", "15%",
         "--concurrency", "1,2", "--max-trials", "0", "--include", "half", "--scorer", "genopt.testing.tiny_image_task:any_picture",
         "--out", str(run), "--deploy", "--port", str(port),
     ]  # fmt: skip
