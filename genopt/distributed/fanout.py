@@ -91,8 +91,8 @@ class FanOut:
                     if not self._submit(turn, admit_until, deadline):
                         left_out.append(turn.plan)
                 if not self._running:
-                    # What was left out may fit now that the ones before it have ended sooner than expected.
-                    fitting = next((plan for plan in left_out if self._submit(Turn(plan, 1), admit_until, deadline)), None)
+                    # What was left out may fit now that the ones before it have ended sooner than expected; nothing else needs a GPU then.
+                    fitting = next((plan for plan in left_out if self._submit(Turn(plan, len(self._slots)), admit_until, deadline)), None)
                     if fitting is None:
                         break
                     left_out.remove(fitting)
