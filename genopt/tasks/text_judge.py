@@ -16,6 +16,7 @@ from genopt import clock
 from genopt.models.text_prefix import text_prefix
 from genopt.plan import Plan, Quality
 from genopt.process import SessionProcess
+from genopt.quality.decode_check import check_decoding
 from genopt.quality.divergence import summary, worst
 from genopt.quality.gate import SequentialGate
 from genopt.quality.generation import Continuations, check
@@ -115,13 +116,15 @@ class TextJudge:
         return case.quality
 
     def _checked(self, case: Case, quality: Quality) -> Quality:
-        """The verdict, unless the candidate reads its prompts otherwise than the original or writes what the original would not."""
+        """The verdict, unless it reads prompts otherwise than the original, or writes what the original or its own scores would not."""
         prompts = self._data.held_out
         problem = difference(prompts, case.folder)
         details: dict[str, JsonValue] = {**quality.details, "first_ids": list(prompts.first_ids), "reads_prompts_alike": problem is None}
         if problem is None and self._continuations is not None:
             ours = continue_prompts(case.session, prompts.ids, self._data.stop_ids, self._config.seed)
-            details["generation"], problem = check(self._continuations, ours, self._decode)
+            written, problem = check(self._continuations, ours, self._decode)
+            regrets, unfaithful = check_decoding(case.session, prompts.ids, ours.greedy, self._data.stop_ids)
+            details["generation"], problem = {**written, **regrets}, problem or unfaithful
         if problem is None:
             return quality.model_copy(update={"details": details})
         return quality.model_copy(update={"verdict": "anomalous", "details": {**details, "anomaly": problem, "reason": problem}})

@@ -25,6 +25,7 @@ from genopt.models.capability import capability
 from genopt.plan import JsonValue, Plan
 from genopt.process import SessionProcess, run_stage
 from genopt.quality.audit import audit
+from genopt.quality.decode_check import greedy_regret
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
 from genopt.search.rules import objection, rule_of
 from genopt.search.space import Space
@@ -320,10 +321,13 @@ def _check_scores(session: TextSession, vocabulary: int) -> None:
         assert len(log_probs) == len(tops) == len(sequence) - 1
         assert all(math.isfinite(value) and value <= 0 for value in log_probs)
         assert all(0 <= top < vocabulary for top in tops)
-    prompt = _prompt(vocabulary, 20)
-    (greedy,) = session.generate([GenerationRequest(prompt_ids=prompt, max_new_tokens=1)])
-    continued = session.score([(*prompt, *greedy.token_ids)])
-    assert continued.top_ids[0][-1] == greedy.token_ids[0], "what is scored is what generates"
+    prompts = [_prompt(vocabulary, 20), _prompt(vocabulary, 9, start=3)]
+    requests = [GenerationRequest(prompt_ids=prompt, max_new_tokens=12) for prompt in prompts]
+    for some in (requests[:1], requests):
+        written = [one.token_ids for one in session.generate(some)]
+        regret = greedy_regret(session, prompts[: len(some)], written)
+        assert regret is not None
+        assert regret < 0.01, f"what is scored is what generates; its tokens are {regret:.4f} nats less likely"
 
 
 def _check_distributions(session: TextSession, vocabulary: int) -> None:

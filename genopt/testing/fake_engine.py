@@ -19,6 +19,8 @@ from genopt.search.space import Tunable
 
 VOCABULARY = 258
 """Bytes and two special tokens, as in `genopt.testing.tiny_tokenizer`."""
+DENIED_NATS = 20.0
+"""What a token that is denied loses."""
 
 
 class FakeOptions(Record):
@@ -31,6 +33,7 @@ class FakeOptions(Record):
         crash_token: A prompt with this token ends the process.
         crash: Every request ends the process.
         loss: Nats that each token's log-probability loses, a little more or less from token to token.
+        denies: A token that it writes where its text has it, and scores as hardly possible.
         open_s: Time that opening takes.
         needs_gpu: Refuses to open, as an engine does that lacks its hardware.
         broken: Fails while it opens, as a compiler does that cannot take a model.
@@ -43,6 +46,7 @@ class FakeOptions(Record):
     crash_token: int | None = None
     crash: bool = False
     loss: float = Field(default=0.0, ge=0)
+    denies: int | None = None
     open_s: float = Field(default=0.0, ge=0)
     needs_gpu: bool = False
     broken: bool = False
@@ -137,22 +141,27 @@ class FakeSession:
         return FakeBatch(self._options)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:
-        """Each next token was certain, but for the `loss`."""
-        loss = self._options.loss
+        """Each next token was certain, but for the `loss`, and for one that is denied."""
         return Scores(
-            log_probs=tuple(tuple(-loss * (0.5 + (token % 16) / 15) for token in sequence[1:]) for sequence in sequences),
-            top_ids=tuple(tuple(sequence[1:]) for sequence in sequences),
+            log_probs=tuple(tuple(self._log_prob(token) for token in sequence[1:]) for sequence in sequences),
+            top_ids=tuple(tuple(self._expected(token) for token in sequence[1:]) for sequence in sequences),
         )
 
     def distributions(self, sequence: Sequence[int], wanted: Wanted) -> Distributions:
         """What the next token leaves of the probability is spread evenly over all other bytes."""
-        (log_probs,), (targets,) = self.score([sequence]).log_probs, self.score([sequence]).top_ids
-        own, following = np.array(log_probs, np.float32), np.array(targets, np.int32)
+        (log_probs,), (expected,) = self.score([sequence]).log_probs, self.score([sequence]).top_ids
+        own, targets, tops = np.array(log_probs, np.float32), np.array(sequence[1:], np.int32), np.array(expected, np.int32)
         rest = np.log(np.maximum(-np.expm1(own), 1e-30) / (VOCABULARY - 1)).astype(np.float32)
         if isinstance(wanted, int):
-            others = np.array([[byte for byte in range(VOCABULARY) if byte != target] for target in targets], np.int32)
-            wanted = np.concatenate([following[:, None], others], axis=1)[:, :wanted]
-        return Distributions(own, following, wanted, np.where(wanted == following[:, None], own[:, None], rest[:, None]).astype(np.float32))
+            others = np.array([[byte for byte in range(VOCABULARY) if byte != top] for top in expected], np.int32)
+            wanted = np.concatenate([tops[:, None], others], axis=1)[:, :wanted]
+        return Distributions(own, tops, wanted, np.where(wanted == targets[:, None], own[:, None], rest[:, None]).astype(np.float32))
+
+    def _log_prob(self, token: int) -> float:
+        return -DENIED_NATS if token == self._options.denies else -self._options.loss * (0.5 + (token % 16) / 15)
+
+    def _expected(self, token: int) -> int:
+        return token - 1 if token == self._options.denies else token
 
     def memory(self) -> Memory:
         """Nothing is held."""

@@ -101,6 +101,7 @@ def test_the_original_itself_is_accepted(folder: Path, own_store: Path, start: O
     assert quality.details["first_ids"] == list(b"<|user|>")
     assert isinstance(quality.details["generation"], dict)
     assert quality.details["generation"]["length_share"] == 1
+    assert quality.details["generation"]["greedy_regret"] == quality.details["generation"]["greedy_regret_alone"] == 0
 
 
 def test_damage_is_rejected_on_little_text(folder: Path, own_store: Path, start: Open) -> None:
@@ -117,6 +118,14 @@ def test_truncated_output_is_anomalous_although_the_likelihood_holds(folder: Pat
     quality = verdict(prepared(folder, own_store, start), start(stop_after=8), folder / "model")
     assert quality.verdict == "anomalous"
     assert "25% of the original's length" in str(quality.details["reason"])
+
+
+def test_a_decode_path_that_errs_is_anomalous_although_the_likelihood_holds(folder: Path, own_store: Path, start: Open) -> None:
+    space = ord(" ")  # its text has it, and no window
+    quality = verdict(prepared(folder, own_store, start), start(denies=space), folder / "model")
+    assert quality.ratio == 1.0
+    assert quality.verdict == "anomalous"
+    assert "it decodes in a batch other than it scores" in str(quality.details["reason"])
 
 
 def test_a_candidate_at_the_bar_gets_text_until_the_rest_would_hardly_decide(folder: Path, own_store: Path, start: Open) -> None:

@@ -140,6 +140,7 @@ def main() -> int:
     parser.add_argument("--include", default="", help="names of what is tried, with commas between; all by default")
     parser.add_argument("--vllm", type=Path, help="interpreter that finds vLLM")
     parser.add_argument("--budget", default="8m")
+    parser.add_argument("--max-trials", help="most candidates that the search may add to one per technique and engine")
     parser.add_argument("--streams", default="1,8,32,128")
     parser.add_argument("--prompt-tokens", default="512")
     parser.add_argument("--output-tokens", default="128")
@@ -169,6 +170,7 @@ def optimize(asked: argparse.Namespace, scratch: Path) -> int:
     print(f"The model was there after {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
     chosen = [word for name in LEFT_OUT for word in ("--exclude", name)]
     chosen += [word for name in filter(None, asked.include.split(",")) for word in ("--include", name)]
+    chosen += ["--max-trials", asked.max_trials] if asked.max_trials else []
     done = subprocess.run(
         genopt("optimize", model, "--quality", "99%" if asked.model else "off", "--objective", "throughput", "--budget", asked.budget,
                "--concurrency", asked.streams, "--prompt-tokens", asked.prompt_tokens, "--output-tokens", asked.output_tokens,

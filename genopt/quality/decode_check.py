@@ -1,0 +1,64 @@
+"""Whether a candidate decodes as it scores: what it writes greedily must be what its own scores prefer.
+
+Quality is judged by what a model says of given text. Decoding runs other code: kernels for single rows, a cache, a compiled step. Where that code
+errs, the likelihood does not show it, and text of the right length need not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import JsonValue
+
+from genopt.engines.base import GenerationRequest, TextSession
+from genopt.quality.generation import NEW_TOKENS, Continuation
+
+MOST_REGRET = 0.25
+"""Nats per token. Rounding makes hundredths of one, and tokens that have little to do with the scores lose several."""
+
+
+def check_decoding(
+    session: TextSession, prompts: Sequence[Sequence[int]], batched: Sequence[Continuation], stop_ids: Sequence[int]
+) -> tuple[dict[str, JsonValue], str | None]:
+    """Scores what a candidate wrote greedily: in a batch, and the first prompt by itself, as engines decode a single stream in another way.
+
+    Args:
+        session: The candidate.
+        prompts: Token ids of each.
+        batched: Its greedy continuations of them.
+        stop_ids: What ends one.
+
+    Returns:
+        The regrets, and a phrase about what is wrong, if anything is.
+    """
+    request = GenerationRequest(prompt_ids=tuple(prompts[0]), max_new_tokens=NEW_TOKENS, stop_token_ids=tuple(stop_ids))
+    alone = [one.token_ids for one in session.generate([request])]
+    found = {
+        "greedy_regret": greedy_regret(session, prompts, [one.token_ids for one in batched]),
+        "greedy_regret_alone": greedy_regret(session, prompts[:1], alone),
+    }  # fmt: skip
+    facts: dict[str, JsonValue] = {name: value if value is None or np.isfinite(value) else None for name, value in found.items()}
+    for where, value in zip(("in a batch", "alone"), found.values(), strict=True):
+        if value is not None and not value <= MOST_REGRET:  # also where it is no number
+            return facts, f"it decodes {where} other than it scores: its greedy tokens are {value:.2f} nats each less likely than its likeliest ones"
+    return facts, None
+
+
+def greedy_regret(session: TextSession, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> float | None:
+    """How much less likely than the likeliest token the written ones are, by the writer's own scores: their mean in nats.
+
+    Args:
+        session: Who wrote.
+        prompts: Token ids of each.
+        written: Greedy continuations of them.
+
+    Returns:
+        0 or more; None where nothing was written.
+    """
+    regrets = []
+    for prompt, new in zip(prompts, written, strict=True):
+        if new:
+            found = session.distributions((*prompt, *new), 1)
+            regrets.append((found.id_log_probs[:, 0] - found.log_probs)[-len(new) :])
+    return float(np.concatenate(regrets).mean()) if regrets else None
