@@ -32,6 +32,12 @@ start of their processes (the first 104, with Humming's kernels 114), and judgin
 the original wrote 2,991 and the baseline 3,567; with keys and values in FP8 and longer steps it wrote 9,159, within the noise. It answered 57 s after
 the run's end, 19 of which vLLM took with what it had compiled in the run, and wrote 7,621 tokens a second for 128 callers with prompts of 511 tokens.
 
+On a fourth host, alone on one H200, --budget 1640s --max-trials 12, number formats imported before a process has its turn: 16 candidates, all timed,
+in 23:01, one of them with Humming's kernels; with the load test, 24:47. The first began after 3:25. Six were written first, in 24 to 35 s (the first
+two together in 57); openings took 47 to 62 s from the start of their processes (the first 90, with Humming's kernels 96), of which 15 to 20 passed
+before their turns, 10 on the hosts before, and judging and timing took 15 to 25 s. W8A8 won with 9,039 tokens a second, where the original wrote
+3,827 and the baseline 3,706. It answered 56 s after the run's end and wrote 7,276 tokens a second for 128 callers.
+
 Whatever a search may propose for vLLM: W8A16, W8A8, FP8_DYNAMIC, W4A16 and bf16, with Humming's and Marlin's kernels, an 8-bit cache, steps of 8,192
 tokens and guesses (1B shape; tests/gpu/test_vllm.py): 19 combinations, in which each two of these meet, opened and answered there like the original,
 12 on one H200 and 7 on another.
