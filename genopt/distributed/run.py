@@ -173,7 +173,7 @@ class _Run:
                     self._skip(plan)
         self._measure_again(fan_out)
         self._confirm(prepared)
-        return "the search space was exhausted" if self._search.has_time else "the budget was used up"
+        return self._search.end
 
     @contextmanager
     def _phase(self, name: str, detail: str) -> Iterator[None]:

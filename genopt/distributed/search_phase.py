@@ -73,6 +73,13 @@ class SearchPhase:
         """Whether one more candidate fits the budget."""
         return self._budget.left_s > self.typical_s() + SEARCH_END_S
 
+    @property
+    def end(self) -> str:
+        """Why it goes on no more."""
+        if self.trials_left() == 0:
+            return "the search added as many candidates as --max-trials allows"
+        return "the search space was exhausted" if self.has_time else "the budget was used up"
+
     def wants(self, plan: Plan) -> bool:
         """Whether a plan is asked for and can run here."""
         return self._spec.wants(plan) and environments_of(plan) <= self._environments and (self._gpus or not needs_gpu(plan))

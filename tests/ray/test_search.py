@@ -35,6 +35,7 @@ def test_a_sixth_of_the_space_is_enough_for_the_best_of_it(runs: list[Report]) -
     values = {plan.name: (outcome(plan).speed, outcome(plan).quality) for plan in plans}
     tried = {candidate.name for candidate in runs[0].tried} - {FIRST.name}
     assert len(tried) == TRIALS < len(plans) / 6
+    assert runs[0].ended == "the search added as many candidates as --max-trials allows"
     holding = {name: value for name, value in values.items() if value[1] >= BAR}
     assert runs[0].winner is not None
     assert values[runs[0].winner][0] == max(speed for speed, _ in holding.values())
