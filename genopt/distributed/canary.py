@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from genopt.distributed import cluster
-from genopt.distributed.rollout import APPLICATION, Endpoint, Listener, checked_config, example_of
+from genopt.distributed.rollout import Endpoint, Listener, checked_config, example_of
 from genopt.errors import DeploymentError
 from genopt.report.write import write_reports
 from genopt.serving import canary_deploy
 from genopt.serving.canary import Policy
+from genopt.serving.manifest import APPLICATION
 from genopt.serving.rollout import RolloutStatus
 from genopt.store.run_folder import RunFolder
 

@@ -18,15 +18,13 @@ from genopt.report.assemble import assemble
 from genopt.report.model import Report
 from genopt.report.write import write_reports
 from genopt.serving import deployment
-from genopt.serving.manifest import autoscaling, serve_config
+from genopt.serving.manifest import APPLICATION, autoscaling, serve_config
 from genopt.spec import build, load
 from genopt.store.artifacts import is_whole
 from genopt.store.files import write_atomically
 from genopt.store.run_folder import RunFolder
 from genopt.store.shared import compiled_folder
 from genopt.tasks.base import session_options
-
-APPLICATION = "genopt"
 
 
 class Listener(Record):

@@ -18,6 +18,7 @@ from genopt.serving.app import engine_deployment
 from genopt.serving.canary import Policy, Progress
 from genopt.serving.canary_app import CANARY, canary_application, find_rollout, status_of
 from genopt.serving.deployment import Config, Endpoint, config_of, deploy, read_config, remove, require_keys_kept, wait_running
+from genopt.serving.manifest import APPLICATION
 from genopt.serving.rollout import RolloutArguments, RolloutStatus
 from genopt.serving.routing import POLL_S
 from genopt.serving.running import running_content
@@ -25,7 +26,7 @@ from genopt.store.files import write_atomically
 
 STATE = "rollout.json"
 STABLE = "serve-stable.yaml"
-"""Beside a canary's file: what was deployed when it began. It may be of another run, and its own file may say something else by now."""
+"""Beside a canary's file: what is deployed beside it. It may be of another run, and its own file may say something else by now."""
 PREVIOUS = "serve-previous.yaml"
 """What was deployed before the last promotion."""
 MARK = "@"
@@ -136,6 +137,7 @@ def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: C
     if found.state == "rolled_back":
         raise DeploymentError(f"{found.variant} was rolled back and cannot be promoted. {found.reason}")
     time.sleep(2 * POLL_S)  # by then every router has its new route
+    _keep_stable(config_path.parent / STABLE, config)
     endpoint = deploy(config_path, wait_s=wait_s, progress=progress)
     with contextlib.suppress(FileNotFoundError):  # where a promotion that was interrupted is done again, it has been moved
         os.replace(config_path.parent / STABLE, current_path.parent / PREVIOUS)
@@ -166,7 +168,7 @@ def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Calla
         found: Progress = rollout.roll_back.remote(reason).result(timeout_s=_CALL_S)
         time.sleep(2 * POLL_S)
         remove(CANARY)
-        return found.stable
+        return _served(found.stable)
     previous = current_path.parent / PREVIOUS
     if not previous.exists():
         raise DeploymentError("There is no canary, and nothing was served before; deploy another variant with `genopt deploy RUN --variant NAME`.")
@@ -176,6 +178,22 @@ def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Calla
     else:
         os.replace(previous, current_path)
     return endpoint.variant
+
+
+def _keep_stable(path: Path, canary: Config) -> None:
+    """Writes what is served now, which another deployment may have put there since the canary began; what a promotion left half done is not it."""
+    with contextlib.suppress(DeploymentError):  # it cannot say what it serves: then what was served at the beginning stands
+        content = running_content(canary.name)
+        if config_of(content, canary.name).arguments.identity() != canary.arguments.identity():
+            write_atomically(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def _served(otherwise: str) -> str:
+    """The variant that answers by now; the one beside which a canary began where that cannot be told."""
+    try:
+        return config_of(running_content(APPLICATION), APPLICATION).arguments.variant.name
+    except DeploymentError:
+        return otherwise
 
 
 def _told_apart(path: Path, config: Config, stable: str) -> Config:

@@ -20,7 +20,7 @@ from genopt.serving.app import application as bind
 from genopt.serving.binding import local_address, port_is_free, require_private
 from genopt.serving.canary_app import CANARY, find_rollout, status_of
 from genopt.serving.keys import read_keys
-from genopt.serving.manifest import DRAIN_S, ENGINE, INGRESS, ServeArguments
+from genopt.serving.manifest import APPLICATION, DRAIN_S, ENGINE, INGRESS, ServeArguments
 
 DELETED_S = 60.0
 
@@ -115,7 +115,7 @@ def status() -> dict[str, Any]:
     return found
 
 
-def undeploy(name: str = "genopt", *, end_serve: bool = True, progress: Callable[[str], None] = lambda _: None) -> bool:
+def undeploy(name: str = APPLICATION, *, end_serve: bool = True, progress: Callable[[str], None] = lambda _: None) -> bool:
     """Removes an application.
 
     Args:

@@ -15,6 +15,8 @@ from genopt.measure.knee import knee
 from genopt.models import trust
 from genopt.plan import Plan, Record
 
+APPLICATION = "genopt"
+"""Name under which Serve knows what is deployed."""
 INGRESS = "Ingress"
 ENGINE = "Engine"
 LONGEST_STREAM_S = 600.0
