@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
+from genopt.models.tokenizer import TOKENIZER, load_tokenizer
 from genopt.plan import Record
 
 REPEATS = 20
@@ -33,10 +32,9 @@ def time_tokenizer(folder: Path, prompt_ids: Sequence[int]) -> TokenizerTimes:
         folder: The model's.
         prompt_ids: Tokens of the prompt.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not (folder / TOKENIZER).is_file():
         return TokenizerTimes()
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = load_tokenizer(folder)
     text = tokenizer.decode(list(prompt_ids))
     return TokenizerTimes(prompt_s=_median_s(lambda: tokenizer.encode(text)), token_s=_median_s(lambda: tokenizer.decode([prompt_ids[-1]])))
 

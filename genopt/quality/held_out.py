@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from genopt.errors import ModelError
+from genopt.models.tokenizer import chat_template, load_tokenizer
 from genopt.plan import Record
 
 QUESTIONS = (
@@ -57,7 +57,7 @@ def held_out(folder: Path, evaluation: Sequence[Sequence[int]], room: int) -> He
     Raises:
         ModelError: The chat template refuses a plain question.
     """
-    source = template_source(folder)
+    source = chat_template(folder)
     if source is not None:
         texts = _rendered(folder)
         ids = _encoded(folder, texts)
@@ -76,7 +76,7 @@ def difference(prompts: HeldOut, folder: Path) -> str | None:
         prompts: As the original reads them.
         folder: The artifact.
     """
-    source = template_source(folder)
+    source = chat_template(folder)
     if prompts.template and source is not None and _digest(source) != prompts.template:
         return "its chat template is not the original's"
     if prompts.texts and (folder / "tokenizer.json").is_file():
@@ -84,17 +84,6 @@ def difference(prompts: HeldOut, folder: Path) -> str | None:
             if theirs != ours:
                 return f"its tokenizer reads a conversation as {list(ours[:FIRST_IDS])}, the original's as {list(theirs[:FIRST_IDS])}"
     return None
-
-
-def template_source(folder: Path) -> str | None:
-    """The text of a model folder's default chat template."""
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    stored = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    if isinstance(stored, list):
-        stored = {entry["name"]: entry["template"] for entry in stored}.get("default")
-    return stored if isinstance(stored, str) else None
 
 
 def _rendered(folder: Path) -> tuple[str, ...]:
@@ -112,9 +101,7 @@ def _rendered(folder: Path) -> tuple[str, ...]:
 
 
 def _encoded(folder: Path, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
     return tuple(tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from genopt.errors import ModelError, SpecError
+from genopt.errors import ModelError
 from genopt.models.text_prefix import begun, text_prefix
+from genopt.models.tokenizer import TOKENIZER, chat_template, load_tokenizer
+from genopt.serving.chat_template import ChatTemplate
 from genopt.serving.exchange import ChatMessage
 
 _UNFINISHED = "\ufffd"
 _WINDOW = 24
+"""Most tokens that are decoded again with a new one, unless they are pieces of characters."""
 _KEPT = 8
+"""Fewest that are left where there are more."""
+_ANCHOR = "a"
+"""Any text before a token that is looked at by itself."""
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -35,24 +38,6 @@ def _token_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    stored = config.get("chat_template")
-    if isinstance(stored, list):
-        stored = {entry["name"]: entry["template"] for entry in stored}.get("default")
-    return stored if isinstance(stored, str) else None
-
-
 class ModelText:
     """A model folder's tokenizer, chat template and limits.
 
@@ -65,9 +50,9 @@ class ModelText:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "tokenizer.json").is_file():
+        if not (folder / TOKENIZER).is_file():
             raise ModelError(f"{folder} has no tokenizer.json; give the folder of the original model.")
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer: Tokenizer = load_tokenizer(folder)
         self._prefix = text_prefix(self.tokenizer)
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary: int = max(vocabulary.values()) + 1
@@ -76,12 +61,9 @@ class ModelText:
         self._special = {name: _token_text(config.get(name)) or "" for name in ("bos_token", "eos_token")}
         self.stop_token_ids = self._stop_token_ids(_read_json(folder / "generation_config.json"))
         self.context = self._context(_read_json(folder / "config.json"))
-        source = _template_source(folder, config)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        self._template = None if source is None else environment.from_string(source)
+        self._chat = ChatTemplate(chat_template(folder), self._special)
+        anchor: list[int] = self.tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
+        self._anchor, self._anchor_text = anchor, str(self.tokenizer.decode(anchor))
 
     def _stop_token_ids(self, generation: Mapping[str, Any]) -> tuple[int, ...]:
         listed = generation.get("eos_token_id")
@@ -99,7 +81,7 @@ class ModelText:
     @property
     def chats(self) -> bool:
         """Whether the model has a chat template."""
-        return self._template is not None
+        return self._chat.is_there
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """The conversation as the model was taught to see it, ending where the answer begins.
@@ -107,13 +89,7 @@ class ModelText:
         Raises:
             SpecError: The model has no chat template, or the template refuses the conversation.
         """
-        if self._template is None:
-            raise SpecError("This model has no chat template; use /v1/completions.", {"param": "messages"})
-        plain = [message.model_dump() for message in messages]
-        try:
-            return self._template.render(messages=plain, add_generation_prompt=True, **self._special)
-        except TemplateError as error:
-            raise SpecError(f"The model's chat template refuses these messages ({error}); change their order.", {"param": "messages"}) from None
+        return self._chat.render(messages)
 
     def chat_ids(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Token ids of a rendered conversation; the template writes the special tokens itself."""
@@ -124,9 +100,9 @@ class ModelText:
         return characters > tokens * self._longest_token
 
     def token_text(self, token: int) -> str:
-        """The text of one token; U+FFFD stands for a part of a character."""
-        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
-        return text
+        """The text of one token within a text, as decoders may take the space before the first one; U+FFFD stands for a part of a character."""
+        text: str = self.tokenizer.decode([*self._anchor, token], skip_special_tokens=False)
+        return text.removeprefix(self._anchor_text)
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a plain prompt behind the tokenizer's prefix, and without what it puts at the end: the answer goes on from there."""
@@ -138,7 +114,8 @@ class Detokenizer:
 
     A character may span several tokens, and a decoder may treat the first token of a sequence
     differently, so a window of recent tokens is decoded each time and only what was not sent yet is
-    returned. What a lossy decoder cannot read yet ends in U+FFFD and is held back.
+    returned. What a lossy decoder cannot read yet ends in U+FFFD and is held back. The window begins
+    where a character did, as decoders that spell bytes (Llama 2's) read none of a run that begins within one.
 
     Args:
         tokenizer: Of the model that writes the ids.
@@ -147,19 +124,32 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
+        self._whole: list[int] = []
         self._sent = 0
 
     def push(self, token: int) -> str:
         """Adds a token and returns the text that is certain by now; may be empty."""
         self._window.append(token)
-        decoded: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        decoded = self._decoded()
         certain = decoded.rstrip(_UNFINISHED)
         fresh = certain[self._sent :]
         self._sent = max(self._sent, len(certain))
-        if len(self._window) > _WINDOW and certain == decoded:
-            self._window = self._window[-_KEPT:]
-            self._sent = len(self._tokenizer.decode(self._window, skip_special_tokens=True))
+        if certain == decoded:
+            self._whole.append(len(self._window))
+            self._shorten()
         return fresh
+
+    def _shorten(self) -> None:
+        """Begins the window later, after tokens that spell whole characters."""
+        start = max((place for place in self._whole if place <= len(self._window) - _KEPT), default=0)
+        if start and len(self._window) > _WINDOW:
+            self._window = self._window[start:]
+            self._whole = [place - start for place in self._whole if place > start]
+            self._sent = len(self._decoded())
+
+    def _decoded(self) -> str:
+        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        return text
 
 
 class StopScanner:

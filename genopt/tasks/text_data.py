@@ -17,6 +17,7 @@ from genopt import clock
 from genopt.errors import DataError, ModelError
 from genopt.measure.prompts import Message, read_prompts
 from genopt.models.text_prefix import begun, text_prefix
+from genopt.models.tokenizer import TOKENIZER, load_tokenizer
 from genopt.plan import Record
 from genopt.quality.generation import NEW_TOKENS
 from genopt.quality.held_out import HeldOut, held_out
@@ -91,15 +92,13 @@ def prepare(payload: dict[str, Any], _ends: float) -> dict[str, Any]:
         DataError: The texts are too short, the prompts too long, or either cannot be used.
         ModelError: The model's tokenizer cannot be read.
     """
-    from tokenizers import Tokenizer
-
     from genopt.quality.lm_eval_tasks import require_task
     from genopt.quality.text_data import evaluation_windows, windows
 
     folder, destination = Path(payload["model"]), Path(payload["destination"])
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / TOKENIZER).is_file():
         raise ModelError(f"{folder} has no tokenizer.json; save the model's fast tokenizer beside the weights.")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids

@@ -15,6 +15,7 @@ from typing import Any
 from genopt import catalog, clock
 from genopt.engines.base import TextSession
 from genopt.models.text_prefix import begun, text_prefix
+from genopt.models.tokenizer import load_tokenizer
 from genopt.plan import Artifact, JsonValue, Record
 from genopt.process import SessionProcess
 from genopt.quality.task_items import TaskItems, read_items
@@ -197,10 +198,8 @@ class ModelTokens:
     """
 
     def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
         self._folder = folder
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = load_tokenizer(folder)
         self.prefix = text_prefix(self._tokenizer)
 
     def encode(self, text: str, special: bool) -> list[int]:
@@ -219,9 +218,9 @@ class ModelTokens:
     def _template(self) -> Any:
         from transformers import PreTrainedTokenizerFast
 
-        from genopt.quality.held_out import template_source
+        from genopt.models.tokenizer import chat_template
 
-        return PreTrainedTokenizerFast.from_pretrained(self._folder) if template_source(self._folder) is not None else None
+        return PreTrainedTokenizerFast.from_pretrained(self._folder) if chat_template(self._folder) is not None else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Text.decode`."""

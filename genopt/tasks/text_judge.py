@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
-from tokenizers import Tokenizer
 
 from genopt import clock
 from genopt.models.text_prefix import text_prefix
+from genopt.models.tokenizer import load_tokenizer
 from genopt.plan import Plan, Quality
 from genopt.process import SessionProcess
 from genopt.quality.decode_check import check_decoding
@@ -44,7 +44,7 @@ class TextJudge:
 
     def __init__(self, config: BenchConfig, data: TextSet, plan: Plan) -> None:
         self._config, self._data = config, data
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(Path(config.original) / "tokenizer.json"))
+        self._tokenizer = load_tokenizer(Path(config.original))
         # The first token of a window is given anyway; of a prefix of several the rest must not be scored either.
         self._given = max(0, len(text_prefix(self._tokenizer)) - 1)
         self._scored = [window[self._given :] for window in data.windows]

@@ -234,3 +234,64 @@ def test_a_curl_line_asks_for_what_the_run_asked_for(api: Api, read: Callable[[A
 def test_asking_where_nothing_listens_names_the_remedy() -> None:
     with pytest.raises(DeploymentError, match="genopt deploy"):
         client.ask("http://127.0.0.1:9", "hi", model="m", on_text=print)
+
+
+def write_llama_tokenizer(folder: Path) -> None:
+    """One that spells what it has no token for in bytes, and takes the space before a text away, as Llama 2's does."""
+    from tokenizers import Tokenizer, decoders, models
+
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "▁Hello", "Hello", "▁"]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("text", ["བོད་ཡིག་" * 4, "😀😃😄😁😆😅🤣😂" * 2, "你好世界" * 6])
+def test_text_that_is_spelled_in_bytes_stays_whole_however_long_it_is(tmp_path: Path, text: str) -> None:
+    write_llama_tokenizer(tmp_path)
+    detokenizer = Detokenizer(ModelText(tmp_path).tokenizer)
+    ids = [257, *(1 + byte for byte in text.encode()), 258, 259, 260]
+    pieces = [detokenizer.push(token) for token in ids]
+    assert "".join(pieces) == f"a{text}b HelloHello"
+    assert max(map(len, pieces)) <= len(" Hello"), "each character is sent once it is whole"
+
+
+def test_a_token_by_itself_keeps_the_space_before_it(tmp_path: Path) -> None:
+    write_llama_tokenizer(tmp_path)
+    text = ModelText(tmp_path)
+    assert [text.token_text(token) for token in (259, 260, 257)] == [" Hello", "Hello", "a"]
+
+
+def test_truncation_and_padding_that_a_file_tells_of_are_left_to_training(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    write_tiny_tokenizer(tmp_path)
+    file = str(tmp_path / "tokenizer.json")
+    stored = Tokenizer.from_file(file)
+    stored.enable_truncation(4)
+    stored.enable_padding(length=40)
+    stored.save(file)
+    assert ModelText(tmp_path).prompt_ids("hello world") == tuple(b"hello world")
+
+
+def _with_template(folder: Path, template: str) -> ModelText:
+    write_tiny_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return ModelText(folder)
+
+
+def test_templates_that_mark_what_an_assistant_says_are_rendered(tmp_path: Path) -> None:
+    template = "{% for one in messages %}{% generation %}{{ one | tojson(ensure_ascii=True, sort_keys=True) }}{% endgeneration %}{% endfor %}"
+    assert _with_template(tmp_path, template).render_chat([ChatMessage(role="user", content="hï")]) == '{"content": "h\\u00ef", "role": "user"}'
+
+
+def test_a_template_that_cannot_be_read_refuses_conversations_only(tmp_path: Path) -> None:
+    text = _with_template(tmp_path, "{% unheard_of %}")
+    assert (text.chats, text.prompt_ids("hi")) == (False, tuple(b"hi"))
+    with pytest.raises(SpecError, match=r"cannot be read .*unheard_of.*; use /v1/completions"):
+        text.render_chat([ChatMessage(role="user", content="hi")])
+
+
+def test_a_template_that_errs_refuses_the_conversation(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="refuses these messages"):
+        _with_template(tmp_path, "{{ messages[0].content + 1 }}").render_chat([ChatMessage(role="user", content="hi")])
