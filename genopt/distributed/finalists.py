@@ -62,11 +62,13 @@ def confirm(
             record(_noted(finalist, "there was no time left for its tasks"))
             return
         try:
-            found = [_result(reference[item.task], item, spec) for item in score(plan_of(finalist), finalist.artifact)]
+            scores = score(plan_of(finalist), finalist.artifact)
         except GenoptError as error:
             record(_noted(finalist, f"its tasks could not be judged: {error}"))
             return
-        record(judged(finalist, found))
+        found = judged(finalist, [_result(reference[item.task], item, spec) for item in scores])
+        origins = tuple(item.origin for item in scores if item.origin is not None)
+        record(found.model_copy(update={"earlier": (*found.earlier, *origins)}))
 
 
 def judged(candidate: Candidate, results: Sequence[TaskResult]) -> Candidate:

@@ -118,7 +118,8 @@ class StageInputs:
         return TaskRequest(
             model=run.model.path, artifact=artifact, engine=plan.engine, options=session_options(plan, threads), items=items,
             tasks=spec.eval_tasks, limit=spec.eval_limit, context=run.model.max_context, data=prepared.data, seed=spec.seed,
-            store=run.location, libraries=self.computing, fresh=str(run.folder.path.absolute()) if spec.reuse == "nothing" else "",
+            store=run.location, libraries=self.computing, run=str(run.folder.path.absolute()),
+            fresh=str(run.folder.path.absolute()) if spec.reuse == "nothing" else "",
         )  # fmt: skip
 
     def _logs(self) -> str:

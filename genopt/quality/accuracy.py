@@ -126,8 +126,9 @@ def _difference_interval(one: Array, other: Array, seed: int) -> tuple[float, fl
     if set(np.unique(np.concatenate([one, other])).tolist()) <= {0.0, 1.0}:
         return net_interval(int((other > one).sum()), int((one > other).sum()), len(one))
     differences = other - one
-    if len(differences) < 2:
-        return -math.inf, math.inf
+    if len(differences) < 2:  # one item tells nothing, which a report must be able to hold
+        reach = max(1.0, float(np.abs(np.concatenate([one, other])).max()))
+        return -reach, reach
     rows = np.random.default_rng(seed).integers(0, len(differences), size=(RESAMPLES, len(differences)))
     return stretched(float(differences.mean()), differences[rows].mean(axis=1), len(differences), LEVEL)
 

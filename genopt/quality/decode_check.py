@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import JsonValue
 
-from genopt.engines.base import GenerationRequest, TextSession
+from genopt.engines.base import Distributes, GenerationRequest, TextSession
 from genopt.quality.generation import NEW_TOKENS, Continuation
 
 MOST_REGRET = 0.1
@@ -22,7 +22,7 @@ lose several."""
 def check_decoding(
     session: TextSession, prompts: Sequence[Sequence[int]], batched: Sequence[Continuation], stop_ids: Sequence[int]
 ) -> tuple[dict[str, JsonValue], str | None]:
-    """Scores what a candidate wrote greedily: in a batch, and the longest of it once more alone, as engines decode a single stream in another way.
+    """Scores what a candidate chose greedily: in a batch, and the longest of it once more alone, as engines decode a single stream in another way.
 
     Args:
         session: The candidate.
@@ -35,10 +35,10 @@ def check_decoding(
     """
     longest = prompts[int(np.argmax([len(one.token_ids) for one in batched]))]
     request = GenerationRequest(prompt_ids=tuple(longest), max_new_tokens=NEW_TOKENS, stop_token_ids=tuple(stop_ids))
-    alone = [one.token_ids for one in session.generate([request])]
+    alone = [Continuation(token_ids=one.token_ids, ended=one.finish_reason == "stop") for one in session.generate([request])]
     found = {
-        "greedy_regret": greedy_regret(session, prompts, [one.token_ids for one in batched]),
-        "greedy_regret_alone": greedy_regret(session, [longest], alone),
+        "greedy_regret": greedy_regret(session, prompts, batched, stop_ids),
+        "greedy_regret_alone": greedy_regret(session, [longest], alone, stop_ids),
     }  # fmt: skip
     facts: dict[str, JsonValue] = {name: value if value is None or np.isfinite(value) else None for name, value in found.items()}
     for where, value in zip(("in a batch", "alone"), found.values(), strict=True):
@@ -47,20 +47,28 @@ def check_decoding(
     return facts, None
 
 
-def greedy_regret(session: TextSession, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> float | None:
-    """How much less likely than the likeliest token the written ones are, by the writer's own scores: their mean in nats.
+def greedy_regret(session: Distributes, prompts: Sequence[Sequence[int]], written: Sequence[Continuation], stop_ids: Sequence[int]) -> float | None:
+    """How much less likely than the likeliest token the chosen ones are, by the writer's own scores: their mean in nats.
 
     Args:
         session: Who wrote.
         prompts: Token ids of each.
-        written: Greedy continuations of them.
+        written: Greedy continuations of them; the choice to end one counts like a token, which is the likeliest of those that end.
+        stop_ids: What ends one.
 
     Returns:
-        0 or more; None where nothing was written.
+        0 or more; None where nothing was chosen.
     """
-    regrets = []
-    for prompt, new in zip(prompts, written, strict=True):
-        if new:
-            found = session.distributions((*prompt, *new), 1)
-            regrets.append((found.id_log_probs[:, 0] - found.log_probs)[-len(new) :])
-    return float(np.concatenate(regrets).mean()) if regrets else None
+    regrets: list[float] = []
+    for prompt, one in zip(prompts, written, strict=True):
+        ends = [(*one.token_ids, stop) for stop in stop_ids] if one.ended else [one.token_ids]
+        found = [_regrets(session, prompt, chosen) for chosen in ends if chosen]
+        if found:
+            regrets += min(found, key=lambda values: values[-1])
+    return float(np.mean(regrets)) if regrets else None
+
+
+def _regrets(session: Distributes, prompt: Sequence[int], chosen: Sequence[int]) -> list[float]:
+    found = session.distributions((*prompt, *chosen), 1)
+    regrets: list[float] = (found.id_log_probs[:, 0] - found.log_probs)[-len(chosen) :].astype(float).tolist()
+    return regrets

@@ -14,8 +14,8 @@ MARK = "†"
 HEADINGS = ("Candidate", "What", "Found by", "Measured", "Age", "With")
 SENTENCE = (
     f"What is marked {MARK} was not found in this run. Quality was decided anew from scores that an earlier run kept of the same bytes, engine, "
-    "libraries and text, after one piece of the text was scored again and came out alike. Speeds of earlier runs are shown and win nothing: who "
-    "would win by them was measured again. `--fresh` finds every number anew."
+    "libraries and text, after one piece of the text was scored again and came out alike; those of tasks are believed as they were kept. Speeds of "
+    "earlier runs are shown and win nothing: who would win by them was measured again. `--fresh` finds every number anew."
 )
 
 

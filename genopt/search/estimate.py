@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from statistics import median
 from types import MappingProxyType
 
 from genopt import catalog
-from genopt.plan import Plan, Record, Step
+from genopt.plan import Plan, Record
 from genopt.search.predict import engine_of, runtime_of
 
 UNKNOWN_S = 45.0
@@ -59,7 +60,7 @@ def expected_s(
     alike = [median(seconds) for other, seconds in history.items() if seconds and engine_of(other) == plan.engine]
     unknown = max(min(UNKNOWN_S, references_s), references_s / 2)
     seconds = median(past) if past else min(unknown, max(alike, default=unknown)) + load_s.get(runtime, 0.0)
-    return seconds + time_boxes_s(plan) + CALIBRATION_S * sum(_calibrates(step) for step in plan.steps)
+    return seconds + time_boxes_s(plan) + CALIBRATION_S * sum(_calibrates(step.technique) for step in plan.steps)
 
 
 def time_boxes_s(plan: Plan) -> float:
@@ -68,7 +69,8 @@ def time_boxes_s(plan: Plan) -> float:
     return float(sum(box for box in boxes if isinstance(box, int | float)))
 
 
-def _calibrates(step: Step) -> bool:
-    """Whether a step rounds with the help of calibration text; what leaves layers out reads little of it."""
-    technique = catalog.load("techniques", step.technique)
-    return bool(technique.needs_calibration and technique.phase >= QUANTIZATION)
+@cache
+def _calibrates(technique: str) -> bool:
+    """Whether a technique rounds with the help of calibration text; what leaves layers out reads little of it. Kept, as a search asks it often."""
+    found = catalog.load("techniques", technique)
+    return bool(found.needs_calibration and found.phase >= QUANTIZATION)

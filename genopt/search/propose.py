@@ -59,7 +59,7 @@ class Outcome(Record):
 
 
 def values_of(candidate: Candidate, baseline: Candidate, objective: Objective) -> tuple[float, ...] | None:
-    """What a search maximizes, in the order of `VALUES`; None of a candidate that was not measured and judged.
+    """What a search maximizes, in the order of `VALUES`; None of a candidate that was not measured and judged, or whose output is not believed.
 
     Args:
         candidate: What was tried.
@@ -68,6 +68,8 @@ def values_of(candidate: Candidate, baseline: Candidate, objective: Objective) -
     """
     score = against_baseline(candidate, baseline, objective)
     if candidate.quality is None or candidate.artifact is None or score is None:
+        return None
+    if candidate.quality.verdict == "anomalous":  # noise is fast, and may have the likelihood of what it does not write
         return None
     found = (score.value, candidate.quality.ratio, 1 / max(1, candidate.artifact.bytes))
     return found if all(0 < value < math.inf for value in found) else None

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +155,13 @@ class RunFolder:
         return content
 
     def write_records(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Writes one Parquet table of records; an empty one is not written."""
+        """Writes one Parquet table of records, with a column for whatever any of them has; an empty one is not written."""
         if not rows:
             return
         self._require_held()
         buffer = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows), buffer)
+        columns = dict.fromkeys(chain.from_iterable(rows))  # of rows alone, the first one's keys would be all
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), buffer)
         write_atomically(self.path / "records" / f"{name}.parquet", buffer.getvalue().to_pybytes())
 
     def known_records(self, name: str) -> list[dict[str, Any]]:

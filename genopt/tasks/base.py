@@ -12,7 +12,7 @@ from pydantic import JsonValue as Json
 
 from genopt import catalog
 from genopt.plan import Artifact, Candidate, Earlier, JsonValue, Plan, Record, Status
-from genopt.search.space import Point, Space
+from genopt.search.space import Point, Space, Tunable
 from genopt.spec import Reuse, RunSpec
 
 Progress = Callable[[str], None]
@@ -140,12 +140,16 @@ def _needs_gpu(technique: str) -> bool:
     return found
 
 
+@cache
+def _bound_to_gpus(engine: str) -> tuple[Tunable, ...]:
+    return tuple(tunable for tunable in catalog.load("engines", engine).tunables if tunable.gpu)
+
+
 def needs_gpu(plan: Plan) -> bool:
     """Whether a step of a plan or an option of its engine works only on a GPU; engines that do are kept by their environments."""
     if any(_needs_gpu(step.technique) for step in plan.steps):
         return True
-    bound = (tunable for tunable in catalog.load("engines", plan.engine).tunables if tunable.gpu)
-    return any(plan.options.get(tunable.name, tunable.choices[0]) != tunable.choices[0] for tunable in bound)
+    return any(plan.options.get(tunable.name, tunable.choices[0]) != tunable.choices[0] for tunable in _bound_to_gpus(plan.engine))
 
 
 def fits(plan: Plan, traits: Collection[str]) -> bool:

@@ -7,16 +7,20 @@ depend on, and are not computed twice.
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genopt import catalog, clock
+from genopt import __version__, catalog, clock
 from genopt.engines.base import TextSession
+from genopt.measure.machine import kernels
 from genopt.models.text_prefix import begun, text_prefix
 from genopt.models.tokenizer import load_tokenizer
-from genopt.plan import Artifact, JsonValue, Record
+from genopt.plan import Artifact, Earlier, JsonValue, Record
 from genopt.process import SessionProcess
 from genopt.quality.task_items import TaskItems, read_items
 from genopt.quality.task_scoring import mark
@@ -24,7 +28,7 @@ from genopt.store.artifacts import step_key
 from genopt.store.shared import open_store
 from genopt.tasks.text_data import TextSet
 
-VERSION = 2
+VERSION = 3
 """Rises when the stored scores change their meaning."""
 FILE = "scores.json"
 
@@ -38,6 +42,7 @@ class TaskScores(Record):
         scores: One per item.
         digest: Of the items, where they are the user's; with how many of them were shortened to the context.
         shortened: Items whose prompt was cut at its beginning.
+        origin: Where they come from, if another run found them.
     """
 
     task: str
@@ -45,6 +50,7 @@ class TaskScores(Record):
     scores: tuple[float, ...]
     digest: str = ""
     shortened: int = 0
+    origin: Earlier | None = None
 
 
 class TaskRequest(Record):
@@ -63,6 +69,7 @@ class TaskRequest(Record):
         seed: Of what is drawn.
         store: Root of the artifact store.
         libraries: Versions of what computes, by name.
+        run: The run that asks.
         fresh: Scores that another request with another value found do not count.
     """
 
@@ -78,6 +85,7 @@ class TaskRequest(Record):
     seed: int
     store: str
     libraries: dict[str, str]
+    run: str
     fresh: str = ""
 
 
@@ -171,18 +179,26 @@ class _Scorer:
         return self._kept({"task": name, "limit": request.limit, "seed": request.seed}, score)
 
     def _kept(self, task: dict[str, object], score: Callable[[], TaskScores]) -> TaskScores:
-        request = self._request
+        """Scores that were found for the same bytes, by the same software, on a machine that rounds alike."""
+        request, computes = self._request, kernels()
         facts = {
-            **task, "engine": request.engine, "options": request.options, "libraries": request.libraries, "stop": self._stop_ids,
-            "fresh": request.fresh,
+            **task, "engine": request.engine, "options": request.options, "libraries": request.libraries, "genopt": __version__,
+            "kernels": json.dumps(computes, sort_keys=True), "device": "cpu" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "gpu",
+            "stop": self._stop_ids, "fresh": request.fresh,
         }  # fmt: skip
+        origin = Earlier(
+            what="quality", run=request.run, measured=time.time(), environment={"cpu": computes["cpu"], "libraries": {**request.libraries}}
+        )  # fmt: skip
 
         def make(folder: Path) -> tuple[str, ...]:
-            (folder / FILE).write_text(score().model_dump_json(), encoding="utf-8")
+            found = score().model_copy(update={"origin": origin})
+            (folder / FILE).write_text(found.model_dump_json(), encoding="utf-8")
             return ("scores",)
 
         kept = self._store.build(step_key(request.artifact.digest, "task_scores", VERSION, facts, {}), make)
-        return TaskScores.model_validate_json((Path(kept.path) / FILE).read_text(encoding="utf-8"))
+        scores = TaskScores.model_validate_json((Path(kept.path) / FILE).read_text(encoding="utf-8"))
+        own = scores.origin is not None and scores.origin.run == request.run
+        return scores.model_copy(update={"origin": None}) if own else scores
 
     def close(self) -> None:
         """Releases the model."""

@@ -26,6 +26,7 @@ from genopt.plan import JsonValue, Plan
 from genopt.process import SessionProcess, run_stage
 from genopt.quality.audit import audit
 from genopt.quality.decode_check import greedy_regret
+from genopt.quality.generation import Continuation
 from genopt.search.footprint import HEAD, MATRICES, Footprint, Part
 from genopt.search.rules import objection, rule_of
 from genopt.search.space import Space
@@ -324,8 +325,8 @@ def _check_scores(session: TextSession, vocabulary: int) -> None:
     prompts = [_prompt(vocabulary, 20), _prompt(vocabulary, 9, start=3)]
     requests = [GenerationRequest(prompt_ids=prompt, max_new_tokens=12) for prompt in prompts]
     for some in (requests[:1], requests):
-        written = [one.token_ids for one in session.generate(some)]
-        regret = greedy_regret(session, prompts[: len(some)], written)
+        written = [Continuation(token_ids=one.token_ids, ended=False) for one in session.generate(some)]
+        regret = greedy_regret(session, prompts[: len(some)], written, ())
         assert regret is not None
         assert regret < 0.01, f"what is scored is what generates; its tokens are {regret:.4f} nats less likely"
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+from itertools import islice
+from typing import Any
+
 import pytest
 
+from genopt import catalog
 from genopt.plan import Plan, Step
 from genopt.search.estimate import CALIBRATION_S, UNKNOWN_S, expected_s
 from genopt.search.predict import runtime_of
+from genopt.tasks.base import environments_of, needs_gpu
+from genopt.tasks.text_generation import TextGeneration
 
 EAGER = Plan(name="eager", engine="torch", options={"compile": False})
 COMPILED = Plan(name="compiled", engine="torch", options={"compile": True})
@@ -39,3 +46,22 @@ def test_others_of_the_same_engine_bound_what_is_assumed_where_options_are_new()
     assert expected_s(fewer, history, references_s=280.0) == 85.0
     assert expected_s(fewer, {runtime_of(COMPILED): [20.0]}, references_s=280.0) == 140.0, "other engines tell nothing"
     assert expected_s(EAGER, {runtime_of(COMPILED): [500.0]}, LOAD_S) == UNKNOWN_S + 6.0, "and what took longer does not make it more"
+
+
+def test_a_search_asks_the_catalogue_a_few_times_and_not_for_each_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(**facts: str) -> Any:
+        read.append(str(facts))
+        return entry_points(**facts)
+
+    monkeypatch.setattr(catalog, "entry_points", counted)
+    space = TextGeneration.space()
+    plans = [space.plan(point) for point in islice(space.points(), 3000)]
+    read.clear()
+    for plan in plans:
+        expected_s(plan)
+        needs_gpu(plan)
+        environments_of(plan)
+    assert len(plans) == 3000
+    assert len(read) < 150, "each time takes milliseconds"

@@ -10,7 +10,7 @@ import pytest
 from genopt.distributed.finalists import confirm, items_of
 from genopt.distributed.outcome import Outcome
 from genopt.errors import StageTimeoutError
-from genopt.plan import Artifact, Candidate, Plan, Quality, Ratio
+from genopt.plan import Artifact, Candidate, Earlier, Plan, Quality, Ratio
 from genopt.spec import build, dump
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Evaluation, References
@@ -129,3 +129,13 @@ def test_only_questions_are_tasks(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}')
     assert items_of(build({"model": "m", "eval_data": str(path)})) is None
     assert items_of(SPEC) is None
+
+
+def test_scores_of_another_run_mark_the_candidate(outcome: Outcome) -> None:
+    origin = Earlier(what="quality", run="runs/before", measured=1.0)
+
+    def score(_plan: Plan, _artifact: Artifact) -> list[TaskScores]:
+        return [one.model_copy(update={"origin": origin}) for one in scores(RIGHT)]
+
+    confirm(SPEC, outcome, lambda: scores(RIGHT), score, record=outcome.revise, left_s=lambda: 1000.0)
+    assert {one.name: one.earlier for one in outcome.candidates} == {"faster": (origin,), "fast": (), "slow": ()}

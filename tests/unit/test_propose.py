@@ -138,6 +138,19 @@ def test_only_what_was_measured_and_judged_has_values(lacking: str | None) -> No
     assert values_of(candidate, BASELINE, "latency") == (None if lacking else (2.0, 0.995, 0.001))
 
 
+def test_a_candidate_whose_output_is_not_believed_is_not_followed() -> None:
+    facts = {"ratio": 0.998, "ci_low": 0.997, "ci_high": 0.999, "n": 8000}
+    candidate = Candidate(
+        name="noise", status="rejected", reason="", engine="e", artifact=Artifact(digest="d", path="p", bytes=1000),
+        speedup={"vs_baseline": Ratio(value=6.0, ci_low=5.9, ci_high=6.1)},
+    )  # fmt: skip
+    judged = {
+        verdict: values_of(candidate.model_copy(update={"quality": Quality(metric="likelihood", verdict=verdict, **facts)}), BASELINE, "latency")
+        for verdict in ("anomalous", "reject")
+    }  # fmt: skip
+    assert judged == {"anomalous": None, "reject": (6.0, 0.998, 0.001)}
+
+
 @pytest.mark.parametrize(
     ("objective", "expected"), [("latency", 1.9), ("throughput", 1.1), ("memory", 4.0), ("balanced", (1.9 * 1.1 * 4.0) ** (1 / 3))]
 )

@@ -113,6 +113,13 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     assert run.read_records("samples").to_pylist() == rows
 
 
+def test_records_have_a_column_for_whatever_any_row_has(tmp_path: Path) -> None:
+    run = created(tmp_path / "run")
+    run.write_records("candidates", [{"name": "original"}, {"name": "a", "load_s": 2.0}, {"load_s": 1.0, "ttft_ms": 3.0}])
+    expected = {"name": ["original", "a", None], "load_s": [None, 2.0, 1.0], "ttft_ms": [None, None, 3.0]}
+    assert run.read_records("candidates").to_pydict() == expected
+
+
 def test_missing_records_name_those_there_are(tmp_path: Path) -> None:
     run = created(tmp_path / "run")
     run.write_records("empty", [])

@@ -243,3 +243,9 @@ def test_the_number_of_items_agrees_with_the_published_table() -> None:
     """At 5 % of the answers changed and an accuracy of 0.80: 4,831 at one-sided 5 %; 7.85/6.18 of that at 2.5 %."""
     assert items_needed(0.8, 0.05, 0.99) == pytest.approx(4_831 * 7.849 / 6.183, rel=0.01)
     assert items_needed(0.8, 0.05, 1.0) > 10**8
+
+
+def test_one_item_tells_nothing_in_numbers_that_a_report_can_hold() -> None:
+    found = compare_scores("summaries", "rouge", [0.4], [0.3], bar=0.99, seed=0)
+    assert (found.verdict, found.ci_low, found.ci_high) == ("inconclusive", 0.0, 3.5)
+    json.dumps(found.model_dump(mode="json"), allow_nan=False)

@@ -134,13 +134,20 @@ def test_the_stage_marks_questions_with_a_real_engine_once(model: Path, tmp_path
     payload = {
         "model": str(model), "artifact": {"digest": "d", "path": str(model), "bytes": 1}, "engine": "fake", "options": {}, "items": items,
         "tasks": [], "limit": 15, "context": 512, "data": str(tmp_path / "data" / "text_set.json"), "seed": 0, "store": str(tmp_path / "store"),
-        "libraries": {},
+        "libraries": {}, "run": "runs/this",
     }  # fmt: skip
     first = score_tasks(payload, clock.now() + 60)
     assert first["tasks"][0]["scores"] == [float(number % 2) for number in range(15)]
     assert first["tasks"][0]["task"] == "q.jsonl"
     assert score_tasks(payload, clock.now() + 60) == first
+    assert first["tasks"][0]["origin"] is None
+    (taken,) = score_tasks({**payload, "run": "runs/later"}, clock.now() + 60)["tasks"]
+    assert taken["origin"]["run"] == "runs/this", "a later run says where its scores come from"
+    assert {**taken, "origin": None} == first["tasks"][0]
     assert len(opened) == 1, "scores are kept"
+    monkeypatch.setattr("genopt.tasks.text_finalists.kernels", lambda: {"cpu": "another", "cpu_flags": [], "gpus": []})
+    assert score_tasks(payload, clock.now() + 60) == first
+    assert len(opened) == 2, "another processor rounds otherwise"
 
 
 def test_questions_are_asked_in_the_chat_template(model: Path) -> None:
