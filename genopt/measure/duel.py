@@ -13,9 +13,10 @@ from genopt.plan import Metric, Ratio
 
 ROLES: tuple[str, ...] = ("candidate", "baseline")
 CANDIDATE = ROLES[:1]
-BATCH_REPEATS, LEAST_OF_DECIDING = 3, 2
-"""Batches of each number of streams that count, while the time suffices, and in any case where they decide: one alone has no interval. One more goes
-before them: the first of a size is slower, on GPUs that of an engine without graphs took up to twice as long, as its kernels and memory are found."""
+BATCH_REPEATS, LEAST_OF_DECIDING = 3, 3
+"""Batches of each number of streams that count, while the time suffices, and in any case where they decide: two say little about their spread. One
+more goes before them: the first of a size is slower, on GPUs that of an engine without graphs took up to twice as long, as its kernels and memory are
+found."""
 
 Clock = Callable[[], float]
 Found = TypeVar("Found")

@@ -19,6 +19,8 @@ from genopt.plan import JsonValue, Metric, Ratio
 
 RESAMPLES = 2_000
 LEVEL = 0.95
+LARGEST_LOG = 709.0
+"""Of a number that can be told; beyond it an interval has no end, which no journal could hold."""
 
 Array = NDArray[np.float64]
 
@@ -39,7 +41,8 @@ def percentiles(samples: Sequence[float], shares: Sequence[float] = (0.5, 0.9, 0
 def median_interval(samples: Sequence[float], *, seed: int, level: float = LEVEL) -> tuple[float, float, float]:
     """Median with the percentile-bootstrap interval of the median, in the unit of the samples.
 
-    One sample has no spread, so both ends equal it; of a handful the interval is close to their range.
+    One sample has no spread, so both ends equal it. The interval is stretched by `small_sample_stretch`, of positive samples on the scale of their
+    logarithms: of two or three the bootstrap's covers the median in 54 and 72 % of cases instead of 95 (simulated, normal noise).
 
     Args:
         samples: Independent values, one per request.
@@ -53,9 +56,14 @@ def median_interval(samples: Sequence[float], *, seed: int, level: float = LEVEL
         StageError: There are no samples.
     """
     values = _samples(samples)
+    value = float(np.median(values))
+    if len(values) < 2:
+        return value, value, value
     medians = np.median(values[_resampled(len(values), np.random.default_rng(seed))], axis=1)
-    low, high = np.quantile(medians, ((1 - level) / 2, (1 + level) / 2))
-    return float(np.median(values)), float(low), float(high)
+    if value <= 0 or (values <= 0).any():
+        return value, *stretched(value, medians, len(values), level)
+    low, high = stretched(0.0, np.log(medians) - np.log(value), len(values), level)
+    return value, value * math.exp(low), value * math.exp(min(high, LARGEST_LOG, LARGEST_LOG - math.log(value)))
 
 
 def metric(samples: Sequence[float], unit: str, *, seed: int, conditions: Mapping[str, JsonValue] | None = None) -> Metric:

@@ -62,9 +62,10 @@ def greedy_regret(session: Distributes, prompts: Sequence[Sequence[int]], writte
     regrets: list[float] = []
     for prompt, one in zip(prompts, written, strict=True):
         ends = [(*one.token_ids, stop) for stop in stop_ids] if one.ended else [one.token_ids]
-        found = [_regrets(session, prompt, chosen) for chosen in ends if chosen]
-        if found:
-            regrets += min(found, key=lambda values: values[-1])
+        choices = [_regrets(session, prompt, chosen) for chosen in ends if chosen]
+        if choices:
+            likeliest: list[float] = min(choices, key=lambda found: found[-1])
+            regrets.extend(likeliest)
     return float(np.mean(regrets)) if regrets else None
 
 

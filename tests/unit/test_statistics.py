@@ -31,11 +31,26 @@ def ratios() -> st.SearchStrategy[Ratio]:
 
 
 @given(samples=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), seed=st.integers(0, 1000))
-def test_a_median_lies_in_its_interval_and_the_interval_in_the_range(samples: list[float], seed: int) -> None:
+def test_a_median_lies_in_its_interval_which_has_ends(samples: list[float], seed: int) -> None:
     median, low, high = median_interval(samples, seed=seed)
-    assert min(samples) <= low <= median <= high <= max(samples)
+    assert -math.inf < low <= median <= high < math.inf
+    assert low >= 0 or min(samples) <= 0, "what cannot be negative has no negative end"
     assert median == pytest.approx(float(np.median(samples)))
     assert median_interval(samples, seed=seed) == (median, low, high)
+    if len(set(samples)) == 1:
+        assert low == median == high
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_an_interval_of_few_values_covers_as_often_as_it_says(count: int) -> None:
+    """The bootstrap's own covers in 54, 72, 87 and 93 % of cases."""
+    generator = np.random.default_rng(count)
+    found = [median_interval(list(np.exp(generator.normal(0.0, 0.03, count))), seed=turn)[1:] for turn in range(300)]
+    assert sum(low <= 1 <= high for low, high in found) / len(found) > 0.86
+
+
+def test_values_that_are_worlds_apart_have_an_interval_that_can_be_told() -> None:
+    assert median_interval([1e-300, 1e300], seed=0)[2] < math.inf
 
 
 def test_a_higher_level_gives_a_wider_interval() -> None:

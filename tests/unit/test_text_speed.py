@@ -149,7 +149,7 @@ def test_what_others_are_compared_with_is_warm_however_short_the_time() -> None:
     assert found.baseline_metrics["throughput_tok_s@4"].value == pytest.approx(4 * 5 / 0.070)
 
 
-@pytest.mark.parametrize(("decide", "count"), [(False, 1), (True, 2)])
+@pytest.mark.parametrize(("decide", "count"), [(False, 1), (True, 3)])
 def test_batches_that_decide_have_an_interval_however_short_the_time(decide: bool, count: int) -> None:
     world = World()
     found = compare(
