@@ -17,6 +17,8 @@ from genopt.plan import JsonValue, Record
 from genopt.search.space import Tunable
 
 MAX_TOP_LOGPROBS = 20
+WRITTEN_AFTER_TEXT = 1
+"""Tokens of the context that a text which is scored must leave: engines such as vLLM write one after whatever they read."""
 SPARE_THREADS = Tunable(name="spare_threads", choices=(0, 1), words=("", "spare-1-thread"))
 """Processors left to others; whoever opens a session turns it into a number of threads, so engines need not know it."""
 

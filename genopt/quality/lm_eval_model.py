@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
-from genopt.engines.base import GenerationRequest, TextSession
+from genopt.engines.base import WRITTEN_AFTER_TEXT, GenerationRequest, TextSession
 from genopt.models.text_prefix import fitted, unbegun
 from genopt.quality.task_scoring import Text
 
@@ -31,6 +31,7 @@ class SessionLM(TemplateLM):
     def __init__(self, session: Callable[[], TextSession], text: Text, context: int, stop_ids: Sequence[int]) -> None:
         super().__init__()
         self._session, self._text, self._context, self._stop_ids = session, text, context, tuple(stop_ids)
+        self._readable = context - WRITTEN_AFTER_TEXT
 
     @property
     def eot_token_id(self) -> int:
@@ -44,8 +45,8 @@ class SessionLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model can hold."""
-        return self._context
+        """Tokens of a text that the model can read."""
+        return self._readable
 
     @property
     def max_gen_toks(self) -> int:
@@ -63,7 +64,7 @@ class SessionLM(TemplateLM):
         found: list[tuple[float, bool]] = []
         for start in range(0, len(requests), BATCH):
             batch = [
-                (fitted(context + answer, self._context, self._text.prefix), len(answer))
+                (fitted(context + answer, self._readable, self._text.prefix), len(answer))
                 for _, context, answer in requests[start : start + BATCH]
             ]  # fmt: skip
             scores = self._session().score([ids for ids, _ in batch])
@@ -81,7 +82,7 @@ class SessionLM(TemplateLM):
         prefix = list(self._text.prefix)
         ids = unbegun(self._text.encode(text, False), prefix)
         before = prefix or [self.eot_token_id]
-        first, step = self._context - len(before), self._context - len(prefix) - 1
+        first, step = self._readable - len(before), self._readable - len(prefix) - 1
         later = [([*prefix, ids[start - 1]], ids[start : start + step]) for start in range(first, len(ids), step)]
         return [(before, ids[:first]), *later]
 

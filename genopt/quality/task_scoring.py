@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from genopt.engines.base import GenerationRequest, TextSession
+from genopt.engines.base import WRITTEN_AFTER_TEXT, GenerationRequest, TextSession
 from genopt.models.text_prefix import fitted
 from genopt.plan import Record
 from genopt.quality.task_items import TaskItem
@@ -74,8 +74,9 @@ def mark(
     for place, item in enumerate(items):
         if item.choices:
             pairs = [_continued(item.prompt, choice, text) for choice in item.choices]
-            cut = [(fitted(ids, context, text.prefix), count) for ids, count in pairs]
-            if any(len(ids) > context for ids, _ in pairs):
+            room = context - WRITTEN_AFTER_TEXT
+            cut = [(fitted(ids, room, text.prefix), count) for ids, count in pairs]
+            if any(len(ids) > room for ids, _ in pairs):
                 shortened.add(place)
             found = session.score([ids for ids, _ in cut]).log_probs
             sums = [sum(values[-count:]) for values, (_, count) in zip(found, cut, strict=True)]

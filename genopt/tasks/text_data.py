@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from pydantic import Field
 
 from genopt import clock
+from genopt.engines.base import WRITTEN_AFTER_TEXT
 from genopt.errors import DataError, ModelError
 from genopt.measure.prompts import Message, read_prompts
 from genopt.models.text_prefix import begun, text_prefix
@@ -107,7 +108,7 @@ def prepare(payload: dict[str, Any], _ends: float) -> dict[str, Any]:
     evaluation, calibration = _texts(_path(payload["eval_data"]), _path(payload["calib_data"]), payload["seed"])
     for name in payload.get("eval_tasks", ()):
         require_task(name)
-    window = min(WINDOW, int(payload["max_context"]))
+    window = min(WINDOW, int(payload["max_context"]) - WRITTEN_AFTER_TEXT)
     limit = EVALUATION_TOKENS if payload["eval_data"] is None else OWN_EVALUATION_TOKENS
     prefix = text_prefix(tokenizer)
     evaluated = evaluation_windows(evaluation, encode, window, limit, prefix)

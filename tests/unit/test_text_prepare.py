@@ -46,21 +46,21 @@ def words(seed: int, count: int) -> str:
 
 def test_the_default_text_is_split_and_both_parts_are_named(model: Path, tmp_path: Path) -> None:
     found = prepared(model, tmp_path)
-    assert {len(window) for window in found.windows} == {512}
+    assert {len(window) for window in found.windows} == {511}, "an engine may have to write a token behind each"
     assert "pydoc_data.topics" in found.source
     assert "pydoc_data.topics" in found.calibration_source
     assert found.digest != found.calibration_digest
     assert len(found.held_out.ids) == 8
 
 
-def test_windows_fit_the_models_context(model: Path, tmp_path: Path) -> None:
-    assert {len(window) for window in prepared(model, tmp_path, max_context=200).windows} == {200}
+def test_windows_fit_the_models_context_and_leave_room_for_a_token(model: Path, tmp_path: Path) -> None:
+    assert {len(window) for window in prepared(model, tmp_path, max_context=200).windows} == {199}
 
 
 def test_a_text_of_ones_own_is_read_farther(model: Path, tmp_path: Path) -> None:
     texts = [{"text": words(seed, 2_000)} for seed in range(60)]
     found = prepared(model, tmp_path, eval_data=lines(tmp_path, "a.jsonl", texts))
-    assert sum(map(len, found.windows)) == 262_144
+    assert 262_144 - 511 < sum(map(len, found.windows)) <= 262_144
 
 
 @pytest.mark.parametrize("content", ["", "one line"])
