@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -28,10 +28,11 @@ TICK_S = 1.0
 
 @dataclass(frozen=True)
 class _Flight:
-    """A submitted candidate: when it should end (on `clock.now`), and the slots that its build takes, on the first of which it is measured."""
+    """A submitted candidate: its expected time (on `clock.now`), and the slots that its build takes, on the first of which it is measured."""
 
     plan: Plan
     built: ray.ObjectRef[Any]
+    begins: float
     ends: float
     slots: tuple[Slot, ...]
 
@@ -82,26 +83,26 @@ class FanOut:
             deadline: When running candidates are stopped, likewise.
         """
         waiting = list(plans)
-        left_out: list[Plan] = []
         try:
-            while waiting or self._running or left_out:
-                while waiting and len(self._running) < IN_FLIGHT * len(self._slots):
-                    turn = self._next(waiting, admit_until)
+            while waiting or self._running:
+                while fitting := self._fitting(waiting, admit_until):
+                    turn = self._next(fitting, admit_until)
                     waiting.remove(turn.plan)
-                    if not self._submit(turn, admit_until, deadline):
-                        left_out.append(turn.plan)
+                    self._submit(turn, admit_until, deadline)
                 if not self._running:
-                    # What was left out may fit now that the ones before it have ended sooner than expected; nothing else needs a GPU then.
-                    fitting = next((plan for plan in left_out if self._submit(Turn(plan, len(self._slots)), admit_until, deadline)), None)
-                    if fitting is None:
-                        break
-                    left_out.remove(fitting)
-                waiting = [*self._collect(), *waiting]
+                    break
+                waiting = [*self._collect(deadline), *waiting]
                 if clock.now() > deadline:
                     self._stop("the budget ended while it was being measured; give a larger --budget")
         finally:
             self._stop("the run was interrupted")
-        return left_out
+        return waiting
+
+    def _fitting(self, waiting: Sequence[Plan], admit_until: float) -> list[Plan]:
+        """What can be submitted now; asked again each time, as the ones before may have ended sooner than expected, and tell of others like them."""
+        if len(self._running) >= IN_FLIGHT * len(self._slots):
+            return []
+        return [plan for plan in waiting if self._free(self._soonest(plan)) + self._estimate(plan) <= admit_until]
 
     def _next(self, waiting: Sequence[Plan], admit_until: float) -> Turn:
         def gains(plan: Plan) -> bool:
@@ -113,39 +114,46 @@ class FanOut:
             left_s=admit_until - min(map(self._free, self._slots)),
         )  # fmt: skip
 
-    def _submit(self, turn: Turn, admit_until: float, deadline: float) -> bool:
+    def _submit(self, turn: Turn, admit_until: float, deadline: float) -> None:
         plan, expected = turn.plan, self._estimate(turn.plan)
-        slots = self._chosen(plan, turn.share)
-        ends = max(map(self._free, slots)) + expected
-        if ends > admit_until:
-            return False
+        slots = self._chosen(turn, admit_until - expected)
+        begins = max(map(self._free, slots))
         window = window_of(expected, deadline, self._guard_s)
         # A second attempt is built where it is measured: what failed may have been the other node's.
         _, node = slots[0]
         there = node if len(slots) > 1 or self._attempts[plan.identity()] else None
         built = submit_build(plan, self._facts, window, there, taken=len(slots))
-        self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, ends, slots)
+        self._running[evaluate_on(beside(self._slots, node), node, plan, built, window)] = _Flight(plan, built, begins, begins + expected, slots)
         self._attempts[plan.identity()] += 1
         self._started(plan, expected)
-        return True
 
-    def _chosen(self, plan: Plan, share: int) -> tuple[Slot, ...]:
-        """The slots that are free soonest: one, or so many of its node where a build gains from them."""
-        tried = self._failed_on.get(plan.identity(), set())
-        first = min([slot for slot in self._slots if slot[1].node_id not in tried] or self._slots, key=self._free)
-        if not spreads(plan, self._facts):
+    def _chosen(self, turn: Turn, latest: float) -> tuple[Slot, ...]:
+        """The slot that is free soonest; where a build gains from several, also others of its node that are free in time."""
+        first = self._soonest(turn.plan)
+        if not spreads(turn.plan, self._facts):
             return (first,)
-        others = sorted((slot for slot in self._slots if slot[1].node_id == first[1].node_id and slot is not first), key=self._free)
-        return (first, *others[: share - 1])
+        others = [slot for slot in self._slots if slot[1].node_id == first[1].node_id and slot is not first and self._free(slot) <= latest]
+        return (first, *sorted(others, key=self._free)[: turn.share - 1])
+
+    def _soonest(self, plan: Plan) -> Slot:
+        """The slot that is free soonest, on a node where the plan has not failed if there is one."""
+        tried = self._failed_on.get(plan.identity(), set())
+        # What takes longer than expected should end any moment, but a slot with nothing to do is free already.
+        return min(
+            [slot for slot in self._slots if slot[1].node_id not in tried] or self._slots,
+            key=lambda slot: (self._free(slot), sum(slot in flight.slots for flight in self._running.values())),
+        )  # fmt: skip
 
     def _free(self, slot: Slot) -> float:
         """When a slot is expected to have nothing left to do."""
         return max([clock.now(), *(flight.ends for flight in self._running.values() if slot in flight.slots)])
 
-    def _collect(self) -> list[Plan]:
-        """Waits a moment and hands on what ended; returns what is worth another attempt."""
-        done, _ = ray.wait(list(self._running), num_returns=1, timeout=TICK_S)
-        self._tick()
+    def _collect(self, deadline: float) -> list[Plan]:
+        """Waits until something ends, or the deadline passes, and hands on what ended; returns what is worth another attempt."""
+        done: list[ray.ObjectRef[Any]] = []
+        while not done and clock.now() <= deadline:
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=TICK_S)
+            self._tick()
         again = []
         for reference in done:
             flight = self._running.pop(reference)
@@ -164,7 +172,17 @@ class FanOut:
             if found.again == "now":
                 for slot in [one for one in self._slots if one[1].node_id == flight.slots[0][1].node_id]:
                     self._recover(slot)
+        self._expect_anew()
         return again
+
+    def _expect_anew(self) -> None:
+        """Tells when those that run should end by what is known now: the ones before them have ended, and tell of others like them."""
+        before: list[_Flight] = []
+        for reference, flight in self._running.items():
+            ahead = [one.ends for one in before if set(one.slots) & set(flight.slots)]
+            begins = max(clock.now(), *ahead) if ahead else min(clock.now(), flight.begins)
+            before.append(replace(flight, begins=begins, ends=begins + self._estimate(flight.plan)))
+            self._running[reference] = before[-1]
 
     def _stop(self, reason: str) -> None:
         """Cancels what runs; it counts as skipped, so that `resume` tries it again."""
