@@ -167,9 +167,10 @@ class _Run:
         found = self._sensitivity(prepared)
         with self._phase("search", "Ray Tune proposes further candidates"):
             self._search.go(facts, references.baseline, found)
-        if late:
+        known = self._outcome.identities()  # the search may have tried what was put off, under its own name
+        if left := [plan for plan in late if plan.identity() not in known]:
             with self._phase("candidates", "those that were put off"):
-                for plan in fan_out.run(late, self._deadline(), self._deadline()):
+                for plan in fan_out.run(left, self._deadline(), self._deadline()):
                     self._skip(plan)
         self._measure_again(fan_out)
         self._confirm(prepared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from genopt.report.model import Report
+from genopt.search.budget import Budget
 from genopt.search.pareto import front
 from genopt.testing.nodes import Nodes
 from genopt.testing.sleep_task import sleep_plan
@@ -17,9 +18,13 @@ FIRST = sleep_plan("first", speed=1.0)
 """The catalogue, which must not be empty."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one(nodes: Nodes) -> None:
+    nodes.add("one")
+
+
 @pytest.fixture(scope="module")
 def runs(nodes: Nodes) -> list[Report]:
-    nodes.add("one")
     return [nodes.run(f"run-{number}", [FIRST], task="wide", max_trials=TRIALS, seed=7)[1] for number in range(2)]
 
 
@@ -41,3 +46,14 @@ def test_a_sixth_of_the_space_is_enough_for_the_best_of_it(runs: list[Report]) -
     assert values[runs[0].winner][0] == max(speed for speed, _ in holding.values())
     whole = front(values)
     assert len(tried & set(whole)) >= len(whole) / 2
+
+
+def test_what_was_put_off_is_not_measured_again_once_the_search_has_tried_it(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def used_up(_budget: Budget, *_phases: str) -> float:
+        return 0.0
+
+    monkeypatch.setattr(Budget, "until_share", used_up)
+    best = sleep_plan("mine", speed=2.5, quality=1.0, sleep_s=0.1)
+    other = sleep_plan("other", speed=2.0)
+    _, report = nodes.run("put-off", [best, other], max_trials=1)
+    assert {candidate.name: candidate.status for candidate in report.tried} == {"speed-2.5-quality-1.0": "accepted", "other": "accepted"}
