@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +24,8 @@ from genopt.spec import RunSpec
 from genopt.tasks.base import Task
 
 LOST = "lost"
+BENCH = "bench"
+"""Key beside a point's choices: the number of the bench that a trial has to itself."""
 
 
 class SearchRequest(Record):
@@ -96,13 +99,16 @@ class QualityOptunaSearch(OptunaSearch):
     Args:
         request: The search that it serves.
         candidates: The points of the task's space.
+        benches: How many there are; so many trials run at once.
     """
 
-    def __init__(self, request: SearchRequest, candidates: Pool) -> None:
+    def __init__(self, request: SearchRequest, candidates: Pool, benches: int) -> None:
         task: Task = catalog.load("tasks", request.task)
         self._request, self._candidates, self._space_of_points = request, candidates, task.space()
         self._seconds = dict(request.expected_s)
         self._runtimes: dict[str, str] = {}
+        self._benches = range(benches)
+        self._taken: dict[str, int] = {}
         self._seen = set(request.known)
         self._is_over = False
         space, seed = self._space_of_points, request.spec.seed
@@ -129,7 +135,7 @@ class QualityOptunaSearch(OptunaSearch):
         return in_time and plan.identity() not in self._seen and self._request.spec.wants(plan)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next point; finished when none is left that is done in time."""
+        """The next point, with a bench that no other trial has; finished when none is left that is done in time."""
         if self._is_over or not any(map(self._allows, self._candidates.points)):
             return self.FINISHED
         point = super().suggest(trial_id)
@@ -137,11 +143,14 @@ class QualityOptunaSearch(OptunaSearch):
             plan = self._space_of_points.plan(point)
             self._seen.add(plan.identity())
             self._runtimes[trial_id] = runtime_of(plan)
+            self._taken[trial_id] = min(self._benches, key=Counter(self._taken.values()).__getitem__)
+            return {**point, BENCH: self._taken[trial_id]}
         return point
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended; nothing more is proposed to benches of which one may be lost."""
         self._is_over = self._is_over or error or bool(result and result.get(LOST))
+        self._taken.pop(trial_id, None)
         if not error and (result is None or any(not result.get(name, math.nan) > 0 for name in VALUES)):
             super().on_trial_complete(trial_id, None, error=True)
             return

@@ -23,11 +23,10 @@ from genopt.distributed.building import BuildFacts, submit_build
 from genopt.distributed.fanout import TICK_S
 from genopt.distributed.measuring import evaluate_on
 from genopt.distributed.parts import Slot, beside
-from genopt.distributed.searcher import LOST, QualityOptunaSearch, SearchRequest
+from genopt.distributed.searcher import BENCH, LOST, QualityOptunaSearch, SearchRequest
 from genopt.distributed.stages import GRACE_S, window_of
 from genopt.plan import Plan
 from genopt.search.propose import VALUES, Pool, values_of
-from genopt.search.space import Choice
 from genopt.tasks.base import Evaluation, Task, failed
 
 
@@ -114,8 +113,8 @@ def search(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=QualityOptunaSearch(request, candidates), num_samples=-1 if request.trials is None else request.trials,
-                max_concurrent_trials=len(benches), reuse_actors=True,  # no time_budget_s, which goes by the time of day
+                search_alg=QualityOptunaSearch(request, candidates, len(benches)), max_concurrent_trials=len(benches),
+                num_samples=-1 if request.trials is None else request.trials, reuse_actors=True,  # no time_budget_s, which goes by the time of day
             ),
             run_config=tune.RunConfig(
                 name="search", storage_path=folder, verbose=0, callbacks=[forward],
@@ -134,10 +133,10 @@ def search(
     return forward.lost
 
 
-def _trial(config: Mapping[str, Choice], request: SearchRequest, facts: BuildFacts, benches: list[Slot]) -> None:
-    """Evaluates one point and reports what it came to once."""
+def _trial(config: Mapping[str, Any], request: SearchRequest, facts: BuildFacts, benches: list[Slot]) -> None:
+    """Evaluates one point on its bench and reports what it came to once."""
     plan: Plan = catalog.load("tasks", request.task).space().plan(config)
-    _, node = benches[int(plan.identity(), 16) % len(benches)]
+    _, node = benches[config[BENCH]]
     deadline = request.deadline.here()
     window = window_of(request.seconds_of(plan), deadline, request.guard_s)
     built = submit_build(plan, facts, window)

@@ -17,6 +17,7 @@ from genopt.store.run_folder import RunFolder
 from genopt.testing import fake_technique
 from genopt.testing.nodes import Nodes
 from genopt.testing.sleep_task import sleep_plan
+from genopt.testing.wide_task import WideTask
 
 pytestmark = pytest.mark.ray
 NAMES = ("one", "two", "three")
@@ -57,6 +58,14 @@ def test_all_nodes_measure_alone_and_a_shared_step_is_built_once(nodes: Nodes) -
                 assert second["started"] >= first["ended"] - 0.01, "something ran beside a measurement"
     assert nodes.applied().count("a-shared") == 1
     assert sorted(set(nodes.applied())) == sorted(["a-shared", *(f"a-{number}" for number in range(1, 7))])
+
+
+def test_a_search_measures_on_all_nodes(nodes: Nodes) -> None:
+    first = WideTask.space().plan(WideTask.seeds()[2])
+    folder, report = nodes.run("searched", [first], task="wide", max_trials=len(NAMES))
+    assert len(report.tried) == 1 + len(NAMES)
+    searched = [event for event in folder.events() if event["event"] == "candidate_finished" and event["candidate"]["name"] != first.name]
+    assert len({stage["node"] for event in searched for stage in event["stages"] if stage["stage"] == "measure"}) == len(NAMES)
 
 
 class Killer(Silent):
