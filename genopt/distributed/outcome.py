@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from genopt.plan import Candidate, plan_of
-from genopt.search.estimate import time_boxes_s
+from genopt.search.estimate import own_s
 from genopt.search.predict import runtime_of
 from genopt.search.propose import Outcome as Tried
 from genopt.search.propose import values_of
@@ -39,7 +39,9 @@ class Outcome:
         """Takes over what an interrupted run had finished; what is worth another attempt is left out."""
         for event in self._folder.events():
             if event["event"] == "candidate_finished":
-                self._put(Candidate.model_validate(event["candidate"]), again=event.get("again", "no") != "no")
+                candidate = Candidate.model_validate(event["candidate"])
+                self._put(candidate, again=event.get("again", "no") != "no")
+                self._learn(candidate, float(event.get("seconds", 0.0)))
         self._samples.extend(self._folder.known_records("samples"))
 
     def _put(self, candidate: Candidate, *, again: bool = False) -> None:
@@ -47,6 +49,12 @@ class Outcome:
         self.candidates = [item for item in self.candidates if item.name != candidate.name]
         if not again:
             self.candidates.append(candidate)
+
+    def _learn(self, candidate: Candidate, seconds: float) -> None:
+        """Notes what others like it may take; what was learned afterwards took no time, and one that was not measured tells nothing."""
+        if candidate.metrics and seconds > 0:
+            plan = plan_of(candidate)
+            self.seconds.setdefault(runtime_of(plan), []).append(own_s(plan, seconds))
 
     def set_references(self, references: References) -> None:
         """Records the two references."""
@@ -59,9 +67,7 @@ class Outcome:
         """Records one finished candidate."""
         self._put(found.candidate)
         self._samples.extend(found.samples)
-        if found.candidate.metrics:
-            own = max(1.0, found.seconds - time_boxes_s(plan_of(found.candidate)))
-            self.seconds.setdefault(runtime_of(plan_of(found.candidate)), []).append(own)
+        self._learn(found.candidate, found.seconds)
         rest = found.model_dump(mode="json", include={"candidate", "seconds", "stages", "again"})
         self._folder.append("candidate_finished", **rest)
         if time.monotonic() - self._flushed > FLUSH_EVERY_S:

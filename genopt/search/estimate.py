@@ -49,8 +49,8 @@ def expected_s(
 
     Args:
         plan: The candidate.
-        history: Seconds of finished candidates by what runs them (`genopt.search.predict.runtime_of`), without their time boxes. Where none ran
-            with the same options, the slowest kind of the same engine bounds what is assumed: pipelines run each candidate with others.
+        history: What finished candidates tell (`own_s`), by what runs them (`genopt.search.predict.runtime_of`). Where none ran with the same
+            options, the slowest kind of the same engine bounds what is assumed: pipelines run each candidate with others.
         load_s: Seconds that opening took for a reference, likewise: compiling a step takes longer than all else.
         references_s: Seconds that measuring both references took: no candidate is expected to need more, nor less than half of them, since
             large models take their time in every engine.
@@ -60,10 +60,27 @@ def expected_s(
     alike = [median(seconds) for other, seconds in history.items() if seconds and engine_of(other) == plan.engine]
     unknown = max(min(UNKNOWN_S, references_s), references_s / 2)
     seconds = median(past) if past else min(unknown, max(alike, default=unknown)) + load_s.get(runtime, 0.0)
-    return seconds + time_boxes_s(plan) + CALIBRATION_S * sum(_calibrates(step.technique) for step in plan.steps)
+    return seconds + _time_boxes_s(plan) + _calibration_s(plan)
 
 
-def time_boxes_s(plan: Plan) -> float:
+def own_s(plan: Plan, seconds: float) -> float:
+    """What a finished candidate tells of others: its seconds without those that `expected_s` adds for its steps.
+
+    How long calibration takes is a guess, so no more than half of the seconds are put down to it: too few would be expected of the others.
+
+    Args:
+        plan: The candidate.
+        seconds: What it took from build to verdict.
+    """
+    unboxed = max(1.0, seconds - _time_boxes_s(plan))
+    return max(unboxed - _calibration_s(plan), unboxed / 2)
+
+
+def _calibration_s(plan: Plan) -> float:
+    return CALIBRATION_S * sum(_calibrates(step.technique) for step in plan.steps)
+
+
+def _time_boxes_s(plan: Plan) -> float:
     """Seconds that a plan's time-boxed steps use."""
     boxes = [step.params.get("time_s") for step in plan.steps]
     return float(sum(box for box in boxes if isinstance(box, int | float)))

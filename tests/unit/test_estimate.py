@@ -7,10 +7,12 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
 from genopt import catalog
 from genopt.plan import Plan, Step
-from genopt.search.estimate import CALIBRATION_S, UNKNOWN_S, expected_s
+from genopt.search.estimate import CALIBRATION_S, UNKNOWN_S, expected_s, own_s
 from genopt.search.predict import runtime_of
 from genopt.tasks.base import environments_of, needs_gpu
 from genopt.tasks.text_generation import TextGeneration
@@ -65,3 +67,23 @@ def test_a_search_asks_the_catalogue_a_few_times_and_not_for_each_plan(monkeypat
         environments_of(plan)
     assert len(plans) == 3000
     assert len(read) < 150, "each time takes milliseconds"
+
+
+@given(some.floats(1.0, 1000.0), some.sampled_from([(), ("importance",), ("importance", "distill")]))
+def test_what_a_candidate_took_is_expected_of_the_next_one_like_it(took: float, techniques: tuple[str, ...]) -> None:
+    steps = tuple(Step(technique=name, params={"time_s": 20.0} if name == "distill" else {}) for name in techniques)
+    plan = COMPILED.model_copy(update={"steps": steps})
+    added = CALIBRATION_S * ("importance" in techniques) + 20.0 * ("distill" in techniques)
+    told = own_s(plan, added + took)
+    assert told > 0
+    expected = expected_s(plan, {runtime_of(plan): [told]}, LOAD_S)
+    assert expected >= added + took - 1e-6
+    if took >= CALIBRATION_S:
+        assert expected == pytest.approx(added + took)
+
+
+def test_no_more_than_half_of_what_a_candidate_took_is_put_down_to_calibration() -> None:
+    calibrated = COMPILED.model_copy(update={"steps": (Step(technique="importance"),)})
+    assert own_s(calibrated, 100.0) == 100.0 - CALIBRATION_S
+    assert own_s(calibrated, 20.0) == 10.0
+    assert own_s(COMPILED, 20.0) == 20.0

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from genopt.distributed.outcome import Outcome
-from genopt.plan import Plan, Status
+from genopt.plan import Metric, Plan, Status
+from genopt.search.predict import runtime_of
 from genopt.spec import build, dump
 from genopt.store.run_folder import RunFolder
 from genopt.tasks.base import Again, Evaluation, StageTime, failed
@@ -68,3 +69,13 @@ def test_the_journal_says_who_worked_when(run: RunFolder) -> None:
     (event,) = run.events()
     assert event["stages"] == [{"stage": "build", "node": "n", "started": 1.0, "ended": 2.0}]
     assert event["again"] == "now"
+
+
+def test_what_candidates_took_tells_of_others_in_later_sessions_too(run: RunFolder) -> None:
+    outcome, plans = Outcome(run), [plan("quick"), plan("unmeasured")]
+    measured = failed(plans[0], "rejected", "why").model_copy(update={"metrics": {"tpot_ms": Metric(value=1.0, unit="ms")}})
+    outcome.add(Evaluation(candidate=measured, seconds=12.0))
+    outcome.add(Evaluation(candidate=failed(plans[1], "failed", "why"), seconds=3.0))
+    outcome.revise(measured.model_copy(update={"reason": "it did tasks, too"}))
+    assert outcome.seconds == {runtime_of(plans[0]): [12.0]}
+    assert resumed(run).seconds == outcome.seconds
