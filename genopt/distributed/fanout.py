@@ -179,7 +179,7 @@ class FanOut:
         """Tells when those that run should end by what is known now: the ones before them have ended, and tell of others like them."""
         before: list[_Flight] = []
         for reference, flight in self._running.items():
-            ahead = [one.ends for one in before if set(one.slots) & set(flight.slots)]
+            ahead = [one.ends for one in before if any(slot in one.slots for slot in flight.slots)]
             begins = max(clock.now(), *ahead) if ahead else min(clock.now(), flight.begins)
             before.append(replace(flight, begins=begins, ends=begins + self._estimate(flight.plan)))
             self._running[reference] = before[-1]
