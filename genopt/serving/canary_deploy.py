@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import yaml
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from genopt.errors import DeploymentError
 from genopt.serving.app import engine_deployment
@@ -19,7 +20,7 @@ from genopt.serving.canary import Policy, Progress
 from genopt.serving.canary_app import CANARY, canary_application, find_rollout, status_of
 from genopt.serving.deployment import Config, Endpoint, config_of, deploy, read_config, remove, require_keys_kept, wait_running
 from genopt.serving.manifest import APPLICATION
-from genopt.serving.rollout import RolloutArguments, RolloutStatus
+from genopt.serving.rollout import RolloutArguments, RolloutStatus, read_progress
 from genopt.serving.routing import POLL_S
 from genopt.serving.running import running_content
 from genopt.store.files import write_atomically
@@ -149,7 +150,7 @@ def promote(config_path: Path, current_path: Path, *, wait_s: float, progress: C
 
 
 def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Callable[[str], None]) -> str:
-    """Takes a canary away, or where there is none, puts back what was served before the last promotion.
+    """Takes a canary away, and where its promotion was begun or there is none, puts back what was served before.
 
     Args:
         current_path: The run's `serve.yaml`; becomes that of what is put back, unless that is of another run.
@@ -161,10 +162,14 @@ def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Calla
         The variant that answers now.
 
     Raises:
-        DeploymentError: There is neither.
+        DeploymentError: There is neither, the canary is of another run, or what was served before could not be deployed; then the canary stays.
     """
     rollout = find_rollout()
     if rollout is not None:
+        status = status_of(rollout)
+        _require_of(current_path.parent, status)
+        if status is not None and _is_promoted(status):
+            _put_back(_before_promotion(current_path.parent), current_path, wait_s=wait_s, progress=progress)
         found: Progress = rollout.roll_back.remote(reason).result(timeout_s=_CALL_S)
         time.sleep(2 * POLL_S)
         remove(CANARY)
@@ -172,11 +177,43 @@ def roll_back(current_path: Path, reason: str, *, wait_s: float, progress: Calla
     previous = current_path.parent / PREVIOUS
     if not previous.exists():
         raise DeploymentError("There is no canary, and nothing was served before; deploy another variant with `genopt deploy RUN --variant NAME`.")
-    endpoint = deploy(previous, wait_s=wait_s, progress=progress)
-    if current_path.exists() and read_config(previous).arguments.log_folder != read_config(current_path).arguments.log_folder:
-        previous.unlink()  # the other run has a serve.yaml of its own
+    return _put_back(previous, current_path, wait_s=wait_s, progress=progress)
+
+
+def _require_of(folder: Path, status: RolloutStatus | None) -> None:
+    """The canary must be of the run in this folder, as far as it says of which it is; the id tells it also where the folder was moved."""
+    if status is None or not status.state or Path(status.state).parent.resolve() == folder.resolve():
+        return
+    kept = read_progress(folder / STATE)
+    if kept is None or kept.rollout != status.progress.rollout:
+        raise DeploymentError(f"The canary is {status.progress.variant} of {Path(status.state).parent}; name the run that it is of.")
+
+
+def _is_promoted(status: RolloutStatus) -> bool:
+    """Whether the application was pointed at the canary already: a promotion that was interrupted or failed leaves it so, done or half done."""
+    if status.progress.state not in ("promoted", "replaced") or not status.serves:
+        return False
+    application = serve.status().applications.get(APPLICATION)
+    if application is None or application.status != ApplicationStatus.RUNNING:
+        return True
+    try:
+        return config_of(running_content(APPLICATION), APPLICATION).arguments.identity() == status.serves
+    except DeploymentError:
+        return True
+
+
+def _before_promotion(folder: Path) -> Path:
+    """What was served before a promotion that was begun: it is moved when that has succeeded."""
+    return folder / STABLE if (folder / STABLE).exists() else folder / PREVIOUS
+
+
+def _put_back(former: Path, current_path: Path, *, wait_s: float, progress: Callable[[str], None]) -> str:
+    """Deploys what was served before; its file becomes the run's own, unless it is of another run, which has a `serve.yaml` of its own."""
+    endpoint = deploy(former, wait_s=wait_s, progress=progress)
+    if current_path.exists() and read_config(former).arguments.log_folder != read_config(current_path).arguments.log_folder:
+        former.unlink()
     else:
-        os.replace(previous, current_path)
+        os.replace(former, current_path)
     return endpoint.variant
 
 

@@ -53,6 +53,7 @@ class RolloutStatus(Record):
         remark: What the present step waits for.
         opened: Whether the engine has answered.
         serves: What the canary is; see `RolloutArguments`.
+        state: The file of its progress, which lies in the folder of the canary's run.
     """
 
     progress: Progress
@@ -63,6 +64,7 @@ class RolloutStatus(Record):
     remark: str
     opened: bool
     serves: str = ""
+    state: str = ""
 
 
 class Rollout:
@@ -158,7 +160,7 @@ class Rollout:
             progress=self._progress, share=route(self._progress, self._arguments.policy).share, shadow=self._arguments.policy.shadow,
             requests={arm: len(found) for arm, found in self._seen.items()},
             failures={arm: sum(one.failed for one in found) for arm, found in self._seen.items()}, remark=self._remark, opened=self._opened,
-            serves=self._arguments.serves,
+            serves=self._arguments.serves, state=self._arguments.state,
         )  # fmt: skip
 
     def _keep(self, progress: Progress) -> None:

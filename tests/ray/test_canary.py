@@ -206,3 +206,22 @@ def test_what_was_deployed_while_a_canary_was_under_way_is_what_comes_back(url: 
     kept, current = canary_beside_another("other")
     assert canary_deploy.promote(kept, current, wait_s=WAIT_S, progress=print).variant == _ask(url, "s") == "other canary"
     assert canary_deploy.roll_back(current, "by hand", wait_s=WAIT_S, progress=print) == _ask(url, "s") == "between"
+
+
+def test_a_promotion_that_was_interrupted_is_taken_back_by_the_run_whose_canary_it_is(url: str, config: Callable[..., Path], folder: Path) -> None:
+    current = config("kept", run="broken off", file="serve.yaml")
+    deployment.deploy(current, wait_s=WAIT_S, progress=print)
+    kept = folder / "broken off" / "serve-canary.yaml"
+    canary_deploy.begin(config("hasty", run="broken off", file="serve-canary-next.yaml"), SLOW, kept=kept, wait_s=WAIT_S, progress=print)
+    with pytest.raises(DeploymentError, match=r"The canary is hasty of .*/broken off; name the run that it is of"):
+        canary_deploy.roll_back(config("kept", run="uninvolved", file="serve.yaml"), "by hand", wait_s=WAIT_S, progress=print)
+    assert CANARY in deployment.status()
+
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        canary_deploy.promote(kept, current, wait_s=WAIT_S, progress=interrupt)
+    assert canary_deploy.roll_back(current, "by hand", wait_s=WAIT_S, progress=print) == _ask(url, "s") == "kept"
+    assert CANARY not in deployment.status()
+    assert deployment.read_config(current).arguments.variant.name == "kept"
