@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build` to validate `args`.
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -18,12 +19,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from genopt import catalog
+from genopt.errors import GenoptError
 from genopt.plan import Record
 from genopt.serving.answer import Patience
 from genopt.serving.api import Api
 from genopt.serving.binding import require_private
 from genopt.serving.canary_app import RayControl, canary_application, canary_engine
-from genopt.serving.exchange import ENGINE_LOST, AnyAsk, Caller, Event, Refusal, Served
+from genopt.serving.exchange import ENGINE_FAILED, ENGINE_LOST, AnyAsk, Caller, Event, Refusal, Served
 from genopt.serving.guard import Finished
 from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import KeyGate, OpenGate
@@ -40,6 +42,11 @@ KNOWN_S = 1.0
 """So long an answer about readiness holds: probes need no key, and each takes a place in the engine's queue."""
 ALIVE_S = 30.0
 """An engine that said something within this time and has no place for a question is busy, and not gone."""
+_UNFORESEEN = (
+    ArithmeticError, AssertionError, AttributeError, GenoptError, LookupError, MemoryError, NameError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What a replica's code may raise where it errs. Over gRPC Serve raises it here as it was raised there, so that it is no error of Ray."""
+_LOGGER = logging.getLogger("ray.serve")
 
 
 class HandleEngine:
@@ -78,6 +85,9 @@ class HandleEngine:
             yield Refusal(status=503, message="No engine replica is running; try again later.", code="no_capacity", retry_after_s=5)
         except (RayError, RayServeException):
             yield ENGINE_LOST
+        except _UNFORESEEN:
+            _LOGGER.exception("a replica failed on request %s", caller.request)
+            yield ENGINE_FAILED
 
     async def ready(self) -> bool:
         """Whether a replica answers within a few seconds; one that is merely full counts as ready. All who ask at once share one question."""

@@ -228,13 +228,14 @@ async def parse_request(kind: type[Request], request: HttpRequest) -> Request | 
 def parse(kind: type[Request], body: bytes) -> Request | Refusal:
     """Validates a request body; a bad one becomes a refusal that names the field."""
     try:
-        content = json.loads(body, parse_constant=_no_constant)
+        # By itself `json` decodes bytes so that halves of surrogate pairs pass, and takes other encodings, which JSON does not have.
+        content = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
         if rb"\ud" in body.lower():
             json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair is no text that could be answered or tokenized
     except UnicodeEncodeError:
         return Refusal(status=400, message="A string holds half of a surrogate pair; send Unicode text.", code="invalid_value")
     except (ValueError, RecursionError):
-        return Refusal(status=400, message="The body is not JSON; send a JSON object.", code="invalid_json")
+        return Refusal(status=400, message="The body is not JSON in UTF-8; send a JSON object.", code="invalid_json")
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -5,17 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
+from genopt.serving.app import HandleEngine
 from genopt.serving.canary import Observation, Route
-from genopt.serving.exchange import Admitted, Ask, Caller, Event, Piece, Refusal
+from genopt.serving.exchange import ENGINE_FAILED, Admitted, Ask, Backend, Caller, Event, Piece, Refusal, Served
 from genopt.serving.routing import IN_A_ROW, Routed
 from genopt.testing.scripted_backend import ScriptedBackend
 
 STABLE = (Admitted(prompt_tokens=1, variant="old"), Piece(text="hello there", completion_tokens=2, finish_reason="stop"))
 CANARY = (Admitted(prompt_tokens=1, variant="new"), Piece(text="hello world", completion_tokens=2, finish_reason="stop"))
 LOST = Refusal(status=503, message="lost", code="engine_lost")
+
+
+class ErringReplica:
+    """A Serve handle whose replica raises; over gRPC Serve raises the same here."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self.generate = self
+
+    def options(self, *, stream: bool) -> ErringReplica:
+        assert stream
+        return self
+
+    def remote(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        async def events() -> AsyncGenerator[Event, None]:
+            yield CANARY[0]
+            raise self._error
+
+        return events()
 
 
 class FixedControl:
@@ -46,7 +67,7 @@ async def _events(stream: AsyncGenerator[Event, None]) -> tuple[Event, ...]:
     return tuple([event async for event in stream])
 
 
-def _answers(canary: ScriptedBackend, control: FixedControl, *, count: int = 1) -> list[tuple[Event, ...]]:
+def _answers(canary: Backend, control: FixedControl, *, count: int = 1) -> list[tuple[Event, ...]]:
     async def run() -> list[tuple[Event, ...]]:
         routed = Routed(ScriptedBackend(*STABLE), canary, control, admission_s=0.05)
         return [await _events(routed.generate(Ask(prompt="hi"), Caller(session="s"))) for _ in range(count)]
@@ -62,6 +83,14 @@ def test_the_share_says_who_answers(share: float, expected: tuple[Event, ...]) -
 @pytest.mark.parametrize("script", [(LOST,), (CANARY[0], LOST), (None,), (), (Refusal(status=429, message="full", code="over_capacity"),)])
 def test_without_text_from_the_canary_the_stable_variant_answers(script: tuple[Event | None, ...]) -> None:
     assert _answers(ScriptedBackend(*script), FixedControl(share=100)) == [STABLE]
+
+
+@pytest.mark.parametrize("error", [TypeError("can only concatenate str"), RuntimeError("Unexpected error"), KeyError("role")])
+def test_a_replica_that_errs_has_failed_so_that_the_stable_variant_answers_and_the_canary_is_taken_back(error: Exception) -> None:
+    handle: Any = ErringReplica(error)
+    engine = HandleEngine(handle, Served(model="m", variant="new"))
+    assert asyncio.run(_events(engine.generate(Ask(prompt="hi"), Caller()))) == (CANARY[0], ENGINE_FAILED)
+    assert _answers(engine, FixedControl(share=100), count=IN_A_ROW + 1) == [STABLE] * (IN_A_ROW + 1)
 
 
 def test_after_its_first_text_the_loss_is_passed_on() -> None:

@@ -118,9 +118,11 @@ def test_log_probabilities_have_openais_shapes() -> None:
 DEEP = b'{"model": ' + b"[" * 100_000
 HUGE = b'{"model": "m", "seed": ' + b"9" * 5000 + b"}"
 HALF = b'{"model": "m", "prompt": "\\ud800", "messages": [{"role": "user", "content": "\\uD800"}]}'
+WIDE = HALF.decode().encode("utf-16")
+RAW_HALF = b'{"model": "m", "prompt": "\xed\xa0\x80", "messages": [{"role": "user", "content": "\xed\xa0\x80"}]}'
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"null", b'{"model": "m"}', DEEP, HUGE, HALF, b'{"model": NaN}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"null", b'{"model": "m"}', DEEP, HUGE, HALF, RAW_HALF, WIDE, b'{"model": NaN}'])
 def test_a_bad_body_is_refused(body: bytes) -> None:
     assert _refused(body).status == 400
     assert _refused(body, TextRequest).status == 400
