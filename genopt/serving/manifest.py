@@ -26,6 +26,11 @@ CUT_OFF_S = LONGEST_STREAM_S + 15.0
 """When Serve itself gives a request up. The API does so earlier, since what Serve cuts off gets no answer in OpenAI's shape."""
 
 
+STALL_S = 60.0
+CALL_LIMIT_S = LONGEST_STREAM_S + 2 * STALL_S
+"""The API gives a request up before, which the engine notices at its next step: a call that passes its limit takes the engine from everybody."""
+
+
 class ServeArguments(Record):
     """What the application is built from; `args` in `serve.yaml`.
 
@@ -46,7 +51,7 @@ class ServeArguments(Record):
         stream_interval_ms: Shortest time between two pieces of a stream; the first goes out at once. Each piece costs processor time in
             three processes, which an engine on the same processors then lacks.
         max_context: Upper bound of prompt and answer in tokens, where the model's own is to be lowered.
-        call_limit_s: Limit of opening the engine and of one batch.
+        call_limit_s: Limit of opening the engine and of one batch; longer than the longest answer by `stall_s` at least.
         stall_s: Longest accepted time without a token before a busy replica counts as stuck.
         trust_remote_code: Run Python code that comes with the model.
         compiled_folder: What TorchInductor compiled during the run; machines that lack the folder, or may not write it, compile anew.
@@ -67,8 +72,8 @@ class ServeArguments(Record):
     batch_wait_ms: float = Field(default=5.0, ge=0)
     stream_interval_ms: float = Field(default=50.0, ge=0)
     max_context: int | None = Field(default=None, gt=1)
-    call_limit_s: float = Field(default=LONGEST_STREAM_S, gt=0)
-    stall_s: float = Field(default=60.0, gt=0)
+    call_limit_s: float = Field(default=CALL_LIMIT_S, gt=0)
+    stall_s: float = Field(default=STALL_S, gt=0)
     trust_remote_code: bool = False
     compiled_folder: str | None = None
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from genopt.plan import Plan
-from genopt.serving.manifest import Scaling, ServeArguments, autoscaling, serve_config
+from genopt.serving.manifest import LONGEST_STREAM_S, Scaling, ServeArguments, autoscaling, serve_config
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,11 @@ def test_the_config_survives_yaml_and_its_arguments_validate() -> None:
     assert arguments.max_batch == 4
     assert (config["http_options"]["host"], config["http_options"]["port"], entry["route_prefix"]) == ("127.0.0.1", 8000, "/")
     assert "runtime_env" not in entry
+
+
+def test_an_engine_has_time_to_notice_that_the_longest_answer_was_given_up() -> None:
+    arguments = ServeArguments.model_validate(_config()["applications"][0]["args"])
+    assert arguments.call_limit_s >= LONGEST_STREAM_S + arguments.stall_s
 
 
 def test_what_answers_is_known_by_its_bytes_engine_and_options_and_not_by_names() -> None:
