@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from genopt.engines.images import GeneratedImage, ImageRequest, OnStep
-from genopt.errors import GenoptError, SpecError, StageError
+from genopt.errors import GenoptError, OutOfMemoryError, SpecError, StageCrashedError, StageError
 from genopt.serving.engine_thread import Closable, EngineLoad, EngineThread
 
 
 class ImageBatchSession(Closable, Protocol):
     """What batching needs of a session; `genopt.process.ImageProcess` is one."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is still there."""
 
     def generate(self, requests: Sequence[ImageRequest], on_step: OnStep | None = None) -> list[GeneratedImage]:
         """See `ImageSession.generate`."""
@@ -38,7 +42,7 @@ class ImageBatcher:
     """Runs requests on a session, at most `max_batch` of one shape at once; a new batch starts when the former is done.
 
     The session is touched by one thread only. A request whose caller went away is cancelled at its next step, and dropped if
-    it was still waiting. Where a batch is refused for what one of its requests says, each is tried alone.
+    it was still waiting. Where a batch is refused for what one of its requests says, or does not fit into the memory, each is tried alone.
 
     Args:
         session: An open session.
@@ -63,6 +67,7 @@ class ImageBatcher:
 
         Raises:
             SpecError: The pipeline cannot fulfil the request.
+            OutOfMemoryError: Its image does not fit into the memory, even alone.
             GenoptError: The engine failed.
         """
         self._engine.start(self._run)
@@ -110,8 +115,11 @@ class ImageBatcher:
             made = await self._engine.run(len(batch), lambda: self._session.generate(requests, on_step))
             for job, image in zip(batch, made, strict=True):
                 job.end(image)
-        except SpecError as error:
-            if len(batch) == 1:
+        except (SpecError, OutOfMemoryError) as error:
+            if not self._session.alive:  # it was killed, which says nothing of any request
+                for job in batch:
+                    job.end(StageCrashedError("The engine's process was killed, most likely for lack of memory; try again."))
+            elif len(batch) == 1:
                 batch[0].end(error)
             else:
                 for job in batch:

@@ -11,14 +11,16 @@ import pytest
 
 from genopt.engines.base import Memory
 from genopt.engines.images import GeneratedImage, ImageRequest, OnStep
-from genopt.errors import SpecError, StageCrashedError
+from genopt.errors import OutOfMemoryError, SpecError, StageCrashedError
 from genopt.serving.image_batching import ImageBatcher
 
 
 class Session:
-    """Makes an image in three steps; refuses the prompt `bad` and dies of `worse`. `gate` holds the first batch back."""
+    """Makes an image in three steps; refuses the prompt `bad`, dies of `worse`, has no room for `large` beside another one, and is killed for
+    `greedy`. `gate` holds the first batch back."""
 
     def __init__(self) -> None:
+        self.alive = True
         self.batches: list[list[str]] = []
         self.gate = threading.Event()
         self.ended: list[str] = []
@@ -30,6 +32,11 @@ class Session:
             raise SpecError("The prompt is bad; send another.", {"param": "prompt"})
         if any(request.prompt == "worse" for request in requests):
             raise StageCrashedError("The engine's process ended.")
+        if any(request.prompt == "greedy" for request in requests):
+            self.alive = False
+            raise OutOfMemoryError("The engine's process was killed; free memory (log: serve.log).")
+        if len(requests) > 1 and any(request.prompt == "large" for request in requests):
+            raise OutOfMemoryError("2 images at once do not fit into the memory; ask for fewer or smaller ones.")
         wanted = [all(on_step is None or on_step(index, step, 3) for step in (1, 2, 3)) for index in range(len(requests))]
         self.ended += [request.prompt for request, kept in zip(requests, wanted, strict=True) if kept]
         return [
@@ -81,6 +88,32 @@ def test_one_bad_request_does_not_fail_its_company() -> None:
         good, bad = await after_first(session, batcher, asked("good"), asked("bad"))
         assert isinstance(good, GeneratedImage)
         assert isinstance(bad, SpecError)
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_images_that_do_not_fit_together_are_made_one_after_the_other() -> None:
+    session = Session()
+
+    async def run() -> None:
+        batcher = ImageBatcher(session, max_batch=4, wait_s=0, on_change=lambda load: None)
+        found = await after_first(session, batcher, asked("large"), asked("small"))
+        assert all(isinstance(one, GeneratedImage) for one in found)
+        assert session.batches == [["first"], ["large", "small"], ["large"], ["small"]]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("others", [(), ("a",)])
+def test_an_engine_that_was_killed_has_failed_and_no_request_was_too_large(others: tuple[str, ...]) -> None:
+    session = Session()
+
+    async def run() -> None:
+        batcher = ImageBatcher(session, max_batch=4, wait_s=0, on_change=lambda load: None)
+        found = await after_first(session, batcher, asked("greedy"), *map(asked, others))
+        assert all(isinstance(one, StageCrashedError) and "log" not in one.message for one in found)
         batcher.close()
 
     asyncio.run(run())
