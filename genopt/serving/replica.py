@@ -86,6 +86,8 @@ class EngineReplica(ServedEngine):
         characters = len(ask.prompt or "") + sum(len(message.content) for message in ask.messages or ())
         if self._text.surely_longer(characters, self._context):
             return self._too_long(ask, f"has {characters} characters")
+        if ask.messages is not None and len(ask.messages) > self._context:  # also of empty ones each takes a token, and time to render
+            return self._too_long(ask, f"has {len(ask.messages)} messages")
         try:
             # Tokenizing a long prompt takes a while, in which other requests go on.
             prompt = await asyncio.to_thread(self._prompt, ask) if characters > _LONG_TEXT else self._prompt(ask)

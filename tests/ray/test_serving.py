@@ -211,6 +211,13 @@ def test_a_bad_request_is_refused_in_openais_shape(endpoint: deployment.Endpoint
     assert "Traceback" not in answer.text
 
 
+def test_more_messages_than_the_context_has_tokens_are_refused_before_they_are_rendered(endpoint: deployment.Endpoint) -> None:
+    messages = [{"role": "user", "content": ""}] * (CONTEXT + 1)
+    answer = httpx.post(f"{endpoint.url}/v1/chat/completions", json={"model": "tiny", "messages": messages})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, "messages")
+    assert f"has {CONTEXT + 1} messages" in answer.json()["error"]["message"]
+
+
 def test_an_unknown_path_and_a_broken_body_have_openais_shape(endpoint: deployment.Endpoint) -> None:
     assert httpx.get(f"{endpoint.url}/v1/nothing").json()["error"]["code"] == "not_found"
     broken = httpx.post(f"{endpoint.url}/v1/completions", content=b"{", headers={"Content-Type": "application/json"})
