@@ -90,7 +90,7 @@ class Finished(Record):
         key: Id of the caller's key.
         variant: Who answered.
         status: HTTP status, 499 where the caller went away.
-        code: Short name of what went wrong.
+        code: Short name of what went wrong; None where the caller went away, since what ends by that has not failed.
         stream: Whether it was streamed.
         prompt_tokens: Tokens of the prompt.
         completion_tokens: New tokens.
@@ -284,10 +284,11 @@ class _Exchange:
                 span, further = answer.last_at - answer.first_at, answer.longest - 1
                 times |= {"ttft_s": answer.first_at - self._began, "tpot_s": span / further if span > 0 and further > 0 else None}
         failure = answer.failure if answer is not None else None
+        code = failure.code if failure is not None else self._code
         return Finished(
             request=self.request_id, endpoint=path if path in ENDPOINTS else "other", key=key,
             variant=(answer.variant if answer is not None else "") or self._variant, status=self.status,
-            code=failure.code if failure is not None else self._code, stream=streamed, e2el_s=now - self._began,
+            code=None if self.status == CLIENT_LEFT else code, stream=streamed, e2el_s=now - self._began,
             trace=self._trace, **times,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genopt.serving import turns
 from genopt.serving.answer import Patience
@@ -305,6 +305,27 @@ def test_a_cancelled_request_closes_its_generation(stream: bool, script: tuple[A
     asyncio.run(ask())
     assert backend.closed == 1
     assert ended[0].status == CLIENT_LEFT
+
+
+def test_an_answer_that_ends_as_its_caller_leaves_is_no_failure_of_the_engine() -> None:
+    ended: list[Finished] = []
+    app = api(ScriptedBackend(ADMITTED, Piece(text="a", completion_tokens=1)), ended)  # Serve ends what a request that is gone has asked for
+
+    async def ask() -> None:
+        async def leave_with_the_error(scope: Scope, receive: Receive, send: Send) -> None:
+            async def sent(message: Message) -> None:
+                await send(message)
+                if b"engine_failed" in message.get("body", b""):
+                    task.cancel()
+                    await asyncio.Event().wait()
+
+            await app(scope, receive, sent)
+
+        task = asyncio.create_task(raw(leave_with_the_error, whole_body(stream=True)))
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(ask())
+    assert (ended[0].status, ended[0].code) == (CLIENT_LEFT, None)
 
 
 def test_a_finished_request_is_recorded_without_its_text() -> None:
