@@ -195,9 +195,13 @@ def _entry(text: str, value: float) -> TopLogProb:
     return {"token": text, "logprob": value, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
+_BREAKS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})
+"""JSON may hold them as they are, but clients such as httpx, and so OpenAI's, take them for ends of lines."""
+
+
 def sse(payload: Mapping[str, Any]) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(payload, ensure_ascii=False).translate(_BREAKS)}\n\n"
 
 
 SSE_END = "data: [DONE]\n\n"

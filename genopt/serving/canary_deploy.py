@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from genopt.errors import DeploymentError
+from genopt.serving import client
 from genopt.serving.app import engine_deployment
 from genopt.serving.canary import Policy, Progress
 from genopt.serving.canary_app import CANARY, canary_application, find_rollout, status_of
@@ -249,7 +250,7 @@ def _told_apart(path: Path, config: Config, stable: str) -> Config:
 
 def _require_same_model(config: Config) -> None:
     try:
-        answer = httpx.get(f"{config.url}/readyz", timeout=10)
+        answer = client.get(f"{config.url}/readyz")
     except httpx.HTTPError:
         raise DeploymentError(f"Nothing answers at {config.url} beside which a canary could run; deploy without --canary first.") from None
     if answer.status_code != 200 or answer.json().get("model") != config.arguments.model_id:

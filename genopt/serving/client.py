@@ -13,6 +13,15 @@ from genopt.errors import DeploymentError
 _CONNECT_S = 5.0
 
 
+def get(url: str, timeout_s: float = 10.0) -> httpx.Response:
+    """Asks a deployment on this machine, past any proxy that the environment names: that one reaches other machines.
+
+    Raises:
+        httpx.HTTPError: It does not answer.
+    """
+    return httpx.get(url, timeout=timeout_s, trust_env=False)
+
+
 def is_ready(url: str) -> bool:
     """Whether a deployment answers that it is ready.
 
@@ -20,7 +29,7 @@ def is_ready(url: str) -> bool:
         url: Base URL without `/v1`.
     """
     try:
-        return httpx.get(f"{url}/readyz", timeout=_CONNECT_S).status_code == 200
+        return get(f"{url}/readyz", _CONNECT_S).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -42,7 +51,7 @@ def ask(url: str, question: str, *, model: str, max_tokens: int = 128, on_text: 
     parts: list[str] = []
     try:
         with (
-            httpx.Client(timeout=httpx.Timeout(None, connect=_CONNECT_S)) as http,
+            httpx.Client(timeout=httpx.Timeout(None, connect=_CONNECT_S), trust_env=False) as http,
             http.stream("POST", f"{url}/v1/chat/completions", json=body) as response,
         ):
             if response.status_code != 200:

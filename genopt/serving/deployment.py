@@ -16,6 +16,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from genopt.errors import DeploymentError
 from genopt.plan import Record
+from genopt.serving import client
 from genopt.serving.app import application as bind
 from genopt.serving.binding import local_address, port_is_free, require_private
 from genopt.serving.canary_app import CANARY, find_rollout, status_of
@@ -164,7 +165,7 @@ def require_keys_kept(config: Config) -> None:
     """
     if config.arguments.keys is None and config.name in serve.status().applications:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{config.url}/v1/models", timeout=10).status_code == 401:
+            if client.get(f"{config.url}/v1/models").status_code == 401:
                 raise DeploymentError("What is deployed asks for API keys and this would not; give --keys, or end it first with `genopt undeploy`.")
 
 
@@ -266,7 +267,7 @@ def _cause(found: ApplicationStatusOverview) -> str:
 
 def _answers(endpoint: Endpoint) -> bool:
     try:
-        answer = httpx.get(f"{endpoint.url}/readyz", timeout=10)
+        answer = client.get(f"{endpoint.url}/readyz")
     except httpx.HTTPError:
         return False
     return answer.status_code == 200 and answer.headers.get("X-Genopt-Variant") == endpoint.variant

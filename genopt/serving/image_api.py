@@ -79,7 +79,8 @@ class ImageApi:
         prompt = example or PROMPT
         on_text(f"prompt   {prompt}\n")
         try:
-            found = httpx.post(url + PATH, json={"model": model, "prompt": prompt, "seed": 0}, headers={"Accept": PNG}, timeout=ANSWER_S)
+            asked = {"model": model, "prompt": prompt, "seed": 0}
+            found = httpx.post(url + PATH, json=asked, headers={"Accept": PNG}, timeout=ANSWER_S, trust_env=False)  # as `client.get`
         except httpx.HTTPError as error:
             raise DeploymentError(f"{url} does not answer ({type(error).__name__}); deploy the run first with `genopt deploy`.") from None
         if found.status_code != 200:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.errors import DeploymentError, ModelError, SpecError
-from genopt.serving import client
-from genopt.serving.answers import chat_logprobs, error_body, text_logprobs
+from genopt.serving import client, image_api
+from genopt.serving.answers import chat_logprobs, error_body, sse, text_logprobs
 from genopt.serving.api import Api
 from genopt.serving.exchange import Ask, ChatMessage, Refusal, ScoredToken
 from genopt.serving.image_api import ImageApi
@@ -231,6 +234,47 @@ def test_a_curl_line_asks_for_what_the_run_asked_for(api: Api, read: Callable[[A
 
     assert prompt("golden retriever") == "golden retriever"
     assert prompt(""), "where nothing is known of the model, something that any can be asked"
+
+
+class Deployment(BaseHTTPRequestHandler):
+    """Is ready, and answers every question with a stream or a file that says `yes`."""
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._answer(b"yes" if self.path == image_api.PATH else sse({"choices": [{"delta": {"content": "yes"}}]}).encode())
+
+    def _answer(self, content: bytes) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_a_deployment_on_this_machine_is_asked_past_a_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with HTTPServer(("127.0.0.1", 0), Deployment) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert client.is_ready(url)
+        assert client.ask(url, "hi", model="m", on_text=lambda text: None) == "yes"
+        ImageApi.ask_once(url, "m", "hi", lambda text: None)
+        server.shutdown()
+    assert (tmp_path / image_api.FILE).read_bytes() == b"yes"
+
+
+def test_an_event_stays_one_line_whatever_its_text_holds() -> None:
+    text = "a\u2028b\u2029c\x85d\ne\x0bf\x1cgü"
+    line, end = httpx.Response(200, content=sse({"text": text}).encode()).iter_lines()
+    assert (json.loads(line.removeprefix("data: ")), end) == ({"text": text}, "")
+    assert "ü" in line
 
 
 def test_asking_where_nothing_listens_names_the_remedy() -> None:
