@@ -92,16 +92,20 @@ def begin(
 
 
 def follow(*, progress: Callable[[str], None], limit_s: float = float("inf")) -> Progress:
-    """Waits until a rollout has passed its last step.
+    """Waits until a rollout has passed its last step; one that does not answer for a while is waited for, too.
 
     Raises:
         DeploymentError: It was rolled back, or is gone.
     """
     deadline, said, rollout = time.monotonic() + limit_s, "", find_rollout()
     while time.monotonic() < deadline:
+        rollout = rollout or find_rollout()
         found = status_of(rollout)
         if found is None:
-            raise DeploymentError("There is no canary any more; see `genopt status`.")
+            if CANARY not in serve.status().applications:
+                raise DeploymentError("There is no canary any more; see `genopt status`.")
+            time.sleep(POLL_S)
+            continue
         if found.progress.state == "rolled_back":
             raise DeploymentError(f"{found.progress.variant} was rolled back. {found.progress.reason}")
         if found.progress.state != "running":

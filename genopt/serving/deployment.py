@@ -244,11 +244,13 @@ def wait_running(name: str, variant: str, deadline: float, *, progress: Callable
         answers: Whether it does.
 
     Raises:
-        DeploymentError: It could not be started, or not in time.
+        DeploymentError: It could not be started, or not in time, or was taken away meanwhile.
     """
     said = ""
     while time.monotonic() < deadline:
-        found = serve.status().applications[name]
+        found = serve.status().applications.get(name)
+        if found is None:
+            raise DeploymentError(f"{variant} was taken away while it was being deployed; deploy it again.")
         if found.status.value != said:
             said = found.status.value
             progress(f"{name}: {said.lower().replace('_', ' ')}")

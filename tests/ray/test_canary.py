@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ from genopt.errors import DeploymentError
 from genopt.plan import Plan
 from genopt.serving import canary_deploy, deployment
 from genopt.serving.canary import Policy
-from genopt.serving.canary_app import CANARY
+from genopt.serving.canary_app import CANARY, status_of
 from genopt.serving.manifest import Scaling, serve_config
 from genopt.serving.rollout import read_progress
 from genopt.serving.running import running_content
@@ -102,6 +103,19 @@ def test_a_canary_gets_its_share_of_callers_who_keep_it_and_can_be_taken_back(ur
     assert CANARY not in deployment.status()
 
 
+def test_whoever_waits_for_a_canary_is_told_that_it_was_taken_away(url: str, config: Callable[..., Path]) -> None:
+    def take_away() -> str:
+        while "rollout" not in deployment.status().get(CANARY, {}):
+            threading.Event().wait(0.1)
+        return canary_deploy.roll_back(config("old"), "by hand", wait_s=WAIT_S, progress=print)
+
+    with ThreadPoolExecutor(max_workers=1) as other_terminal:
+        taken_away = other_terminal.submit(take_away)
+        with pytest.raises(DeploymentError, match="was taken away while it was being deployed"):
+            canary_deploy.begin(config("slow", open_s=20.0), SLOW, wait_s=WAIT_S, progress=print)
+        assert taken_away.result(WAIT_S) == _ask(url, "s") == "old"
+
+
 def test_a_canary_whose_engine_dies_fails_nobody_and_is_taken_back_with_its_reason(url: str, config: Callable[..., Path], folder: Path) -> None:
     canary_deploy.begin(config("deadly", crash_token=97), QUICK, wait_s=WAIT_S, progress=print)
     _ask_until(url, lambda: _state(folder) == "rolled_back")
@@ -115,10 +129,14 @@ def test_a_canary_whose_engine_dies_fails_nobody_and_is_taken_back_with_its_reas
     assert {_ask(url, str(one)) for one in range(10)} == {"old"}
 
 
-def test_a_healthy_canary_advances_to_all_and_is_promoted_without_a_failure(url: str, config: Callable[..., Path], folder: Path) -> None:
+def test_a_healthy_canary_advances_to_all_and_is_promoted_without_a_failure(
+    url: str, config: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     canary_deploy.begin(config("better"), QUICK, wait_s=WAIT_S, progress=print)
     _ask_until(url, lambda: _state(folder) == "complete")
-    assert canary_deploy.follow(progress=print).state == "complete"
+    silent = [None, None]  # as where the rollout's node is busy, or its replica is being replaced
+    monkeypatch.setattr(canary_deploy, "status_of", lambda rollout: silent.pop() if silent else status_of(rollout))
+    assert canary_deploy.follow(progress=print, limit_s=WAIT_S).state == "complete"
     done = threading.Event()
     failed: list[BaseException] = []
 
@@ -140,6 +158,8 @@ def test_a_healthy_canary_advances_to_all_and_is_promoted_without_a_failure(url:
     assert failed == []
     assert endpoint.variant == _ask(url, "s") == "better"
     assert CANARY not in deployment.status()
+    with pytest.raises(DeploymentError, match="There is no canary any more"):
+        canary_deploy.follow(progress=print, limit_s=WAIT_S)
 
 
 def test_a_retrained_model_whose_winner_is_called_as_what_is_served_is_a_canary_with_a_name_of_its_own(
