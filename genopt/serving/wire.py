@@ -16,12 +16,22 @@ MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_PROMPTS = 8
 _NEUTRAL: list[Any] = [None, False, 0, "", [], {}]
+_ONE, _ALL = 1, -1
+"""What else asks for nothing: of factors and counts, and of how many tokens are considered."""
 
 
 def _only_neutral(value: object) -> object:
     if value:
         raise ValueError("is not supported; leave it out")
     return value
+
+
+def _only_one(value: object) -> object:
+    return value if value == _ONE and value is not True else _only_neutral(value)
+
+
+def _only_all(value: object) -> object:
+    return value if value == _ALL else _only_neutral(value)
 
 
 def _only_text(value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -40,6 +50,8 @@ FIRST_FAULT = Field(fail_fast=True)
 """Of long lists only the first fault is looked for: all of them would take a gigabyte and seconds, in which nobody else is served."""
 Unsupported = Annotated[Any, AfterValidator(_only_neutral), WithJsonSchema({"enum": _NEUTRAL})]
 """A field whose silent omission would change what the caller believes to have got; values that ask for nothing pass."""
+UnsupportedFactor = Annotated[Any, AfterValidator(_only_one), WithJsonSchema({"enum": [*_NEUTRAL, _ONE]})]
+UnsupportedLimit = Annotated[Any, AfterValidator(_only_all), WithJsonSchema({"enum": [*_NEUTRAL, _ALL]})]
 PlainFormat = Annotated[
     dict[str, Any] | None, AfterValidator(_only_text),
     WithJsonSchema({"anyOf": [{"type": "object", "properties": {"type": {"const": "text"}}}, {"type": "null"}]}),
@@ -107,8 +119,8 @@ class CompletionSettings(Wire):
     logit_bias: Unsupported = None
     frequency_penalty: Unsupported = None
     presence_penalty: Unsupported = None
-    repetition_penalty: Unsupported = None
-    top_k: Unsupported = None
+    repetition_penalty: UnsupportedFactor = None
+    top_k: UnsupportedLimit = None
     min_p: Unsupported = None
 
     @model_validator(mode="after")
@@ -197,6 +209,7 @@ class TextRequest(CompletionSettings):
 
     prompt: str | TokenIds | Annotated[list[str], SEVERAL] | Annotated[list[TokenIds], SEVERAL]
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
+    best_of: UnsupportedFactor = None
     echo: Unsupported = None
     suffix: Unsupported = None
 

@@ -97,6 +97,14 @@ def test_a_bad_field_is_named(fields: dict[str, object], param: str | None) -> N
 def test_values_that_ask_for_nothing_pass() -> None:
     asked = _asked(_chat(tools=[], frequency_penalty=0, logit_bias={}, response_format={"type": "text"}, logprobs=False))
     assert asked.asks()[0].top_logprobs is None
+    _asked(_chat(repetition_penalty=1.0, top_k=-1, min_p=0.0, presence_penalty=0.0))
+    assert isinstance(parse(TextRequest, b'{"model": "m", "prompt": "hi", "best_of": 1, "repetition_penalty": 1, "top_k": 0}'), TextRequest)
+
+
+@pytest.mark.parametrize(("field", "value"), [("best_of", 3), ("repetition_penalty", 1.1), ("repetition_penalty", True), ("top_k", 40), ("top_k", 1)])
+def test_what_would_change_the_answer_and_is_not_supported_is_refused(field: str, value: float) -> None:
+    refusal = _refused(json.dumps({"model": "m", "prompt": "hi", field: value}).encode(), TextRequest)
+    assert (refusal.status, refusal.param) == (400, field)
 
 
 def test_log_probabilities_are_asked_for_in_each_dialect() -> None:
