@@ -82,13 +82,13 @@ def promote(folder: RunFolder, *, address: str | None = None, wait_s: float = 60
 
 
 def roll_back(folder: RunFolder, *, address: str | None = None, wait_s: float = 600.0, progress: Callable[[str], None] = lambda _: None) -> str:
-    """Takes a run's canary away, or puts back what was served before its promotion.
+    """Takes a run's canary away, and puts back what was served before where its promotion was begun.
 
     Returns:
         The variant that answers now.
 
     Raises:
-        DeploymentError: There is nothing to take back.
+        DeploymentError: There is nothing to take back, the canary is of another run, or what was served before could not be deployed.
         ClusterError: There is no cluster.
     """
     cluster.connect(address, embedded=False)
