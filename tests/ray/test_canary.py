@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -104,16 +103,17 @@ def test_a_canary_gets_its_share_of_callers_who_keep_it_and_can_be_taken_back(ur
 
 
 def test_whoever_waits_for_a_canary_is_told_that_it_was_taken_away(url: str, config: Callable[..., Path]) -> None:
-    def take_away() -> str:
-        while "rollout" not in deployment.status().get(CANARY, {}):
+    def take_away(_: str) -> None:
+        """As another terminal does meanwhile."""
+        deadline = time.monotonic() + WAIT_S
+        while "rollout" not in deployment.status()[CANARY]:
+            assert time.monotonic() < deadline
             threading.Event().wait(0.1)
-        return canary_deploy.roll_back(config("old"), "by hand", wait_s=WAIT_S, progress=print)
+        assert canary_deploy.roll_back(config("old"), "by hand", wait_s=WAIT_S, progress=print) == "old"
 
-    with ThreadPoolExecutor(max_workers=1) as other_terminal:
-        taken_away = other_terminal.submit(take_away)
-        with pytest.raises(DeploymentError, match="was taken away while it was being deployed"):
-            canary_deploy.begin(config("slow", open_s=20.0), SLOW, wait_s=WAIT_S, progress=print)
-        assert taken_away.result(WAIT_S) == _ask(url, "s") == "old"
+    with pytest.raises(DeploymentError, match="was taken away while it was being deployed"):
+        canary_deploy.begin(config("slow", open_s=20.0), SLOW, wait_s=WAIT_S, progress=take_away)
+    assert _ask(url, "s") == "old"
 
 
 def test_a_canary_whose_engine_dies_fails_nobody_and_is_taken_back_with_its_reason(url: str, config: Callable[..., Path], folder: Path) -> None:
