@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from genopt import __version__, catalog, clock
+from genopt import catalog, clock
 from genopt.engines.base import TextSession
 from genopt.measure.machine import kernels
 from genopt.models.text_prefix import begun, text_prefix
@@ -27,6 +27,7 @@ from genopt.quality.task_scoring import mark
 from genopt.store.artifacts import step_key
 from genopt.store.shared import open_store
 from genopt.tasks.text_data import TextSet
+from genopt.version import __version__
 
 VERSION = 3
 """Rises when the stored scores change their meaning."""
