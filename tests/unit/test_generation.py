@@ -101,7 +101,8 @@ def test_a_character_cut_off_at_the_end_is_text() -> None:
 @given(ids=st.lists(st.integers(0, 3), max_size=30))
 def test_repetition_is_a_share(ids: list[int]) -> None:
     assert 0 <= repetition(ids) < 1
-    assert repetition(ids + ids) >= repetition(ids) or len(ids) < 4
+    if len(ids) >= 4:
+        assert repetition(ids + ids) >= (len(ids) - 3) / (2 * len(ids) - 3) - 1e-9, "at least what is said again"
 
 
 def test_sampling_is_repeatable_and_its_requests_have_seeds_of_their_own() -> None:
