@@ -42,7 +42,7 @@ def median_interval(samples: Sequence[float], *, seed: int, level: float = LEVEL
     """Median with the percentile-bootstrap interval of the median, in the unit of the samples.
 
     One sample has no spread, so both ends equal it. The interval is stretched by `small_sample_stretch`, of positive samples on the scale of their
-    logarithms: of two or three the bootstrap's covers the median in 54 and 72 % of cases instead of 95 (simulated, normal noise).
+    logarithms: of two or three values the bootstrap's covers the median in 54 and 72 % of cases instead of 95, and this one in 94 and 88 (simulated).
 
     Args:
         samples: Independent values, one per request.

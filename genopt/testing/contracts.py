@@ -327,8 +327,10 @@ def _check_scores(session: TextSession, vocabulary: int) -> None:
     for some in (requests[:1], requests):
         written = [Continuation(token_ids=one.token_ids, ended=False) for one in session.generate(some)]
         regret = greedy_regret(session, prompts[: len(some)], written, ())
+        found = session.score([(*prompt, *new.token_ids[:1]) for prompt, new in zip(prompts, written, strict=False)])
+        assert [tops[-1] for tops in found.top_ids] == [new.token_ids[0] for new in written], "what is scored is what generates"
         assert regret is not None
-        assert regret < 0.01, f"what is scored is what generates; its tokens are {regret:.4f} nats less likely"
+        assert regret < 0.01, f"and so to the end: its tokens are {regret:.4f} nats less likely"
 
 
 def _check_distributions(session: TextSession, vocabulary: int) -> None:
