@@ -10,6 +10,7 @@ from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
 from genopt.techniques.pipeline_files import copy_pipeline, is_inner, load_denoiser, save_component
+from genopt.techniques.smallest import zero_smallest
 
 
 class PruneParams(Record):
@@ -53,7 +54,6 @@ class DenoiserMagnitudePrune(Transform):
         with torch.no_grad():
             for path, module in denoiser.named_modules():
                 if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and is_inner(path):
-                    magnitudes = module.weight.abs().float().flatten()
-                    module.weight.view(-1)[magnitudes.argsort()[: round(sparsity * len(magnitudes))]] = 0
+                    zero_smallest(module.weight, round(sparsity * module.weight.numel()))
         copy_pipeline(source, destination, without={name})
         save_component(denoiser, destination / name)

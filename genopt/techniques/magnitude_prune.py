@@ -9,7 +9,7 @@ shows what it does.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,12 +18,10 @@ from genopt.models.experts import refuse_experts
 from genopt.plan import JsonValue, Record, parse_settings
 from genopt.search.footprint import Footprint
 from genopt.techniques.base import Progress, Transform, TransformContext
+from genopt.techniques.smallest import zero_smallest, zero_two_of_four
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-KEPT, OF = 2, 4
-"""Of 2:4 sparsity: as many of so many neighbours along a row stay."""
+SPARSITY = 0.5
+"""Of the pattern 2:4."""
 
 
 class MagnitudePruneParams(Record):
@@ -53,8 +51,8 @@ class MagnitudePrune(Transform):
     def check(cls, source: Path, params: dict[str, JsonValue]) -> None:
         """See `Transform.check`."""
         chosen = parse_settings(MagnitudePruneParams, params, cls.name)
-        if chosen.pattern != "unstructured" and chosen.sparsity != KEPT / OF:
-            raise SpecError(f"The pattern {chosen.pattern} of magnitude_prune is a sparsity of {KEPT / OF}; leave `sparsity` out.")
+        if chosen.pattern != "unstructured" and chosen.sparsity != SPARSITY:
+            raise SpecError(f"The pattern {chosen.pattern} of magnitude_prune is a sparsity of {SPARSITY}; leave `sparsity` out.")
         refuse_experts(source, cls.name)
 
     @staticmethod
@@ -80,21 +78,7 @@ class MagnitudePrune(Transform):
         with torch.no_grad():
             for weight in matrices:
                 if chosen.pattern == "unstructured":
-                    _zero_smallest(weight, round(chosen.sparsity * weight.numel()))
+                    zero_smallest(weight, round(chosen.sparsity * weight.numel()))
                 else:
-                    whole = weight.shape[1] // OF * OF
-                    weight[:, :whole] = _halved(weight[:, :whole])
+                    zero_two_of_four(weight)
         save_model(model, source, destination)
-
-
-def _zero_smallest(weight: Tensor, count: int) -> None:
-    """Zeroes so many of a matrix's weights, in place."""
-    smallest = weight.abs().float().flatten().argsort(stable=True)[:count]
-    weight[smallest // weight.shape[1], smallest % weight.shape[1]] = 0
-
-
-def _halved(weight: Tensor) -> Tensor:
-    """The matrix with the smallest two of every four neighbours of a row as zeros."""
-    groups = weight.reshape(-1, OF)
-    smallest = groups.abs().float().argsort(dim=1, stable=True)[:, : OF - KEPT]
-    return groups.scatter(1, smallest, 0).view_as(weight)
