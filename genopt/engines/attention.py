@@ -15,6 +15,8 @@ NAMES: Mapping[Kernels, str] = {
 """What PyTorch calls them."""
 FALLBACKS: tuple[Kernels, ...] = ("flash", "efficient", "cudnn", "math")
 """In which order those are tried that were not asked for."""
+NO_KERNEL = "No available kernel"
+"""What PyTorch says where those that it may choose from know no such shapes."""
 FOR_GPUS: tuple[Kernels, ...] = ("efficient", "cudnn")
 """Those that PyTorch has for GPUs alone."""
 

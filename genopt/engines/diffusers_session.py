@@ -11,23 +11,25 @@ from typing import Any
 
 import torch
 
-from genopt.engines.attention import only
+from genopt.engines.attention import NO_KERNEL, only
 from genopt.engines.base import Memory
+from genopt.engines.compiled_denoiser import CompiledDenoiser
 from genopt.engines.diffusers_options import DiffusersOptions
 from genopt.engines.images import ImageRequest
-from genopt.engines.pipeline_session import NO_STEP, PipelineSession
+from genopt.engines.pipeline_session import PipelineSession
 from genopt.engines.process_memory import process_memory
+from genopt.engines.step_times import GpuStepTimes, StepTimes
 from genopt.errors import InfeasibleError
 from genopt.models import pipeline_loading as pipelines
 from genopt.models.pipeline_prompts import prompts_of
 
 ATTENTION_STEPS, ATTENTION_EVERY = (100, 850), 2
 """Pyramid Attention Broadcast: between which timesteps, and how often attention is computed there."""
+NO_STEP = 10**9
+"""A timestep outside of every range."""
 
 UNCACHEABLE = ("SD3Transformer2DModel",)
 """Denoisers whose last block gives no text back, which diffusers' First-Block Cache subtracts from."""
-NO_KERNEL = "No available kernel"
-"""What PyTorch says where the attention kernels that it may choose from know no such shapes."""
 
 
 class DiffusersSession(PipelineSession):
@@ -53,6 +55,7 @@ class DiffusersSession(PipelineSession):
         self._denoiser_name = pipelines.denoiser_name(pipeline.components)
         self._denoiser: Any = pipeline.components[self._denoiser_name]
         super().__init__(folder, pipeline, prompts_of(folder), options)
+        self._timestep = NO_STEP
         self._set_cache()
         self._lay_out()
         self._set_attention()
@@ -125,16 +128,26 @@ class DiffusersSession(PipelineSession):
                 raise InfeasibleError(f"{name} does not say which of its blocks repeat, so they cannot be compiled alone.") from None
         if self._options.compile != "denoiser":
             return None
-        # Without "max-autotune": on an H200 it took 18 minutes for the UNet of SDXL and 5 for half of FLUX.1, where compiling the blocks
-        # alone was done in 20 seconds and came within 2 % of it.
-        if not self._options.graphs:
-            return torch.compile(self._denoiser, dynamic=False)
-        return _Replayed(torch.compile(self._denoiser, dynamic=False, mode="reduce-overhead"))
+        return CompiledDenoiser(self._denoiser, self._repeated_blocks(), graphs=self._options.graphs)
+
+    def _repeated_blocks(self) -> list[Any]:
+        """Blocks that are alike, as diffusers names their classes; none where hooks of a cache tell them apart."""
+        from diffusers import ModelMixin
+
+        names = self._denoiser._repeated_blocks if isinstance(self._denoiser, ModelMixin) and self._options.cache == "none" else ()
+        return [module for module in self._denoiser.modules() if type(module).__name__ in names]
 
     @property
     def _device(self) -> torch.device:
         found: torch.device = next(self._denoiser.parameters()).device
         return found
+
+    def _step_times(self) -> StepTimes:
+        return GpuStepTimes() if self._device.type == "cuda" else StepTimes()
+
+    def _stepped(self, timestep: Any) -> None:
+        if self._options.cache == "attention":
+            self._timestep = int(timestep)  # a GPU must finish the step to tell, so others are not asked
 
     def warm_up(self) -> None:
         """Makes an image, with all of its steps where they are compiled: guided ones and others are two kinds."""
@@ -178,21 +191,3 @@ class DiffusersSession(PipelineSession):
         """See `Session.close`."""
         del self._pipeline, self._denoiser, self._alone
 
-
-class _Replayed:
-    """A denoiser that is replayed as a CUDA graph: the next replay overwrites what this one returned, which schedulers still look at.
-
-    Args:
-        compiled: The denoiser.
-    """
-
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._compiled, name)
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
-        found = self._compiled(*arguments, **named)
-        return tuple(part.clone() for part in found) if isinstance(found, tuple) else type(found)(found.sample.clone())

@@ -78,7 +78,7 @@ class GeneratedImage(Record):
 
 
 OnStep = Callable[[int, int, int], bool]
-"""Called with (request index, finished steps, steps in all); returning False cancels that request."""
+"""Called with (request index, finished steps, steps in all), the last of them still under way on GPUs; returning False cancels that request."""
 
 
 class MakesImages(Protocol):

@@ -46,6 +46,9 @@ class OrtDiffusersSession(PipelineSession):
             except (failures.RuntimeException, failures.Fail) as error:  # neither is a RuntimeError
                 raise RuntimeError(str(error)) from None
 
+    def _stepped(self, timestep: Any) -> None:
+        """Nothing here asks for it."""
+
     def memory(self) -> Memory:
         """See `Session.memory`."""
         return process_memory()

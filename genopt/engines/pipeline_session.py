@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genopt.engines.images import GeneratedImage, ImageRequest, OnStep, require_shape
 from genopt.engines.pipeline_options import SCHEDULERS, PipelineOptions
+from genopt.engines.step_times import StepTimes
 from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageError
 from genopt.models import pipeline_loading as pipelines
 from genopt.models import pipeline_sampling
@@ -30,8 +31,6 @@ GUIDED: Mapping[str, tuple[str, ...]] = {
 }
 """Pipelines that look anew at each step whether it is guided, and what they hold twice for that."""
 WARM_UP_STEPS = 2
-NO_STEP = 10**9
-"""A timestep outside of every range."""
 FULL = ("can't allocate memory", "Failed to allocate memory", "bad_alloc")
 """What libraries say where there is too little memory."""
 
@@ -60,7 +59,6 @@ class PipelineSession(ABC):
         self._steps: int = options.num_inference_steps or own.num_inference_steps or pipelines.default(pipeline, "num_inference_steps")
         asked = (options.guidance_scale, own.guidance_scale)
         self._guidance: float | None = next((scale for scale in asked if scale is not None), pipelines.default(pipeline, "guidance_scale"))
-        self._timestep = NO_STEP
         self._set_scheduler()
         self._require_guided()
         _draw_in_single_precision(pipeline)
@@ -112,7 +110,7 @@ class PipelineSession(ABC):
         shape = require_shape(requests)
         for request in requests:
             self._require_prompt(request.prompt)
-        run = _Run(len(requests), on_step, self._ending(shape.steps), self._noted)
+        run = _Run(len(requests), on_step, self._ending(shape.steps), self._stepped, self._step_times())
         guidance = self._guidance if shape.guidance is None else shape.guidance
         arguments: dict[str, Any] = {
             "prompt": [request.prompt for request in requests], "num_inference_steps": shape.steps or self._steps,
@@ -161,27 +159,32 @@ class PipelineSession(ABC):
         names = GUIDED.get(self._family, ())
         return lambda step: names if self._options.guidance_end < 1 and step == last else ()
 
-    def _noted(self, timestep: int) -> None:
-        self._timestep = timestep
+    def _step_times(self) -> StepTimes:
+        """What notes the steps of a batch."""
+        return StepTimes()
+
+    @abstractmethod
+    def _stepped(self, timestep: Any) -> None:
+        """Told the timestep of each step; it may lie on a GPU."""
 
 
 class _Run:
     """One batch on its way through the pipeline."""
 
     def __init__(
-        self, count: int, on_step: OnStep | None, ending: Callable[[int], tuple[str, ...]], noted: Callable[[int], None]
-    ) -> None:  # fmt: skip
-        self._on_step, self._ending, self._noted = on_step, ending, noted
+        self, count: int, on_step: OnStep | None, ending: Callable[[int], tuple[str, ...]], stepped: Callable[[Any], None], times: StepTimes
+    ) -> None:
+        self._on_step, self._ending, self._stepped = on_step, ending, stepped
         self._wanted = dict.fromkeys(range(count), True)
-        self._times: list[int] = []
+        self._times = times
         self._latents: Tensor | None = None
         self._started = time.monotonic_ns()
 
     def step(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Called by the pipeline after each step."""
-        self._times.append(time.monotonic_ns())
+        """Called by the pipeline after each step; asks a GPU for nothing that it would have to finish the step for."""
+        self._times.note()
         self._latents = tensors["latents"]
-        self._noted(int(timestep))
+        self._stepped(timestep)
         if self._on_step is not None:
             for request, wanted in self._wanted.items():
                 self._wanted[request] = wanted and self._on_step(request, index + 1, len(pipeline.scheduler.timesteps))
@@ -200,10 +203,10 @@ class _Run:
 
     def images(self, files: Sequence[bytes]) -> list[GeneratedImage]:
         """The results; without files all were cancelled."""
-        finished = time.monotonic_ns()
+        finished, over = time.monotonic_ns(), self._times.over_ns()
         return [
             GeneratedImage(
-                png=base64.b64encode(files[request] if files and wanted else b""), started_ns=self._started, timestamps_ns=tuple(self._times),
+                png=base64.b64encode(files[request] if files and wanted else b""), started_ns=self._started, timestamps_ns=over,
                 finished_ns=finished, finish_reason="done" if files and wanted else "cancelled",
             )
             for request, wanted in self._wanted.items()

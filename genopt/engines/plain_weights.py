@@ -7,7 +7,6 @@ a GPU needs for the step of a small model. And layers that hold them cannot be c
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,8 +34,8 @@ class PlainWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers: list[tuple[nn.Module, Callable[..., Tensor]]] = []
-        makers: list[tuple[_Plan, Callable[..., Tensor]]] = []
+        self._layers: list[tuple[nn.Linear, type[nn.Linear]]] = []
+        kinds: list[tuple[_Plan, type[nn.Linear]]] = []
         for module in model.modules():
             if type(module) is nn.Linear and is_traceable_wrapper_subclass(module.weight):
                 tensors: list[Tensor] = []
@@ -44,21 +43,24 @@ class PlainWeights:
                 for place, tensor in enumerate(tensors):
                     module.register_buffer(f"{PREFIX}_{place}", tensor, persistent=False)
                 # Layers that are alike are told by what they call: weights of the same kind are put together by the same function.
-                maker = next((made for other, made in makers if other == plan), None)
-                if maker is None:
-                    maker = _maker(plan)
-                    makers.append((plan, maker))
-                self._layers.append((module, _product(maker, len(tensors))))
+                kind = next((made for other, made in kinds if other == plan), None)
+                if kind is None:
+                    kind = type("Linear", (nn.Linear,), {"forward": _product(_maker(plan), len(tensors))})
+                    kinds.append((plan, kind))
+                self._layers.append((module, kind))
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
     def use(self) -> None:
-        """From now on these layers multiply by weights that they put together anew."""
-        for layer, product in self._layers:
-            layer.forward = MethodType(product, layer)
+        """From now on these layers multiply by weights that they put together anew; a class of their own says how, as with `Regions`."""
+        for layer, kind in self._layers:
+            layer.__class__ = kind
 
     def end(self) -> None:
         """From now on they multiply by their weights again; nothing where they do."""
         for layer, _ in self._layers:
-            vars(layer).pop("forward", None)
+            layer.__class__ = nn.Linear
 
 
 def _plan(tensor: Any, tensors: list[Tensor]) -> _Plan:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import MethodType
-from typing import Any
 
 import torch
 import torch._dynamo.exc
@@ -16,6 +14,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from genopt.engines.attention import Kernels
 from genopt.engines.plain_weights import PlainWeights
+from genopt.engines.regions import Regions
 from genopt.engines.single_rows import SingleRows
 from genopt.errors import InfeasibleError
 from genopt.models.decoder import decoder_layers
@@ -24,22 +23,16 @@ Decode = Callable[[Tensor, Tensor, StaticCache], tuple[Tensor, Tensor]]
 """Token, position and cache in, logits and the greedy choice out."""
 
 
-def _layer(self: Module, *arguments: Any, **named: Any) -> Any:
-    """What a layer does; a function of our own, as PyTorch marks the one that is to be a region, which should not be the library's."""
-    return type(self).forward(self, *arguments, **named)
-
-
 class CompiledStep:
     """A decode step, compiled when it first runs.
 
     On CPUs it is compiled as a whole: freezing lays the weights out for their kernels, and takes them for constants: 8.3 instead of 13.6 ms per
     token in matrix products of a 135M model.
 
-    On GPUs, layers that are alike are compiled once (`torch.compiler.nested_compile_region`), so that compiling takes little longer for
-    many of them, and all of them are one CUDA graph. Weights that torchao rounded are put together inside (`PlainWeights`). What cannot be compiled
-    so is compiled with all else, and then with such weights as they are. Tuning by coordinate descent turns products with one row into
-    reductions that read weights at the memory's speed (Inductor, decomposition.py): 6.5 instead of 7.6 ms per token of an 8B model on an H100,
-    and 6.3 ms with plain attention.
+    On GPUs, layers that are alike are compiled once (`Regions`), and all of them are one CUDA graph. Weights that torchao rounded are put together
+    inside (`PlainWeights`). What cannot be compiled so is compiled with all else, and then with such weights as they are. Tuning by coordinate
+    descent turns products with one row into reductions that read weights at the memory's speed (Inductor, decomposition.py): 6.5 instead of 7.6 ms
+    per token of an 8B model on an H100, and 6.3 ms with plain attention.
 
     Plain attention, which Inductor fuses, takes the place of the kernel made for prompts, which cost 6.6 ms on a CPU with a cache of 512 tokens.
 
@@ -55,7 +48,7 @@ class CompiledStep:
         self._plain = attention is None
         self._setting = "freezing" if frozen else "coordinate_descent_tuning"
         self._rows = SingleRows() if model.device.type == "cpu" else None
-        self._layers: Sequence[Module] = () if frozen else _layers(model)
+        self._layers = Regions(() if frozen else _layers(model))
         self._weights = None if frozen else PlainWeights(model)
         self._step: Decode = torch.compile(decode, fullgraph=True, dynamic=False, mode=None if frozen else "reduce-overhead")
 
@@ -66,11 +59,11 @@ class CompiledStep:
         except torch.OutOfMemoryError:
             raise
         except (torch._dynamo.exc.TorchDynamoException, AssertionError, RuntimeError):  # Dynamo lets assertions of its own through
-            if not self._layers and self._weights is None:
+            if not len(self._layers) and self._weights is None:
                 raise
             self._end()
-            if self._layers:
-                self._layers = ()
+            if len(self._layers):
+                self._layers = Regions(())
             else:
                 self._weights = None
             self._begin()
@@ -92,15 +85,12 @@ class CompiledStep:
             self._model.set_attn_implementation(usual)
 
     def _begin(self) -> None:
-        region = torch.compiler.nested_compile_region(_layer)
-        for layer in self._layers:
-            layer.forward = MethodType(region, layer)
+        self._layers.use()
         if self._weights is not None:
             self._weights.use()
 
     def _end(self) -> None:
-        for layer in self._layers:
-            del layer.forward
+        self._layers.end()
         if self._weights is not None:
             self._weights.end()
 

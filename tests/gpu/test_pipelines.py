@@ -1,12 +1,15 @@
-"""What torchao makes of pipelines on a real GPU, and that they still make the original's images, eager and compiled."""
+"""Pipelines on a real GPU: that steps follow one another, and what torchao makes of them, which still make the original's images."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from genopt.engines.diffusers_engine import DiffusersEngine
 from genopt.engines.images import ImageRequest
 from genopt.plan import JsonValue
 from genopt.process import ImageProcess
@@ -16,6 +19,7 @@ from genopt.techniques.diffusers_float8 import PipelineFloat8Dynamic, PipelineFl
 from genopt.techniques.diffusers_int4 import PipelineInt4WeightOnly
 from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
 from genopt.testing.contracts import check_technique
+from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_pipelines import write_tiny_pixart, write_tiny_sdxl
 
 pytestmark = pytest.mark.gpu
@@ -58,3 +62,25 @@ def test_tokens_of_zeros_are_rounded_to_zeros(technique: Any, tmp_path: Path) ->
     context = TransformContext(original=str(folder), calibration=None, seed=0, threads=2, time_limit_s=300)
     rounded = check_technique(technique.name, folder, {"least_features": 16}, context, tmp_path)
     assert ssim(image(folder, {}, tmp_path / "original.log"), image(rounded, {}, tmp_path / "rounded.log")) > 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": "denoiser", "graphs": True}])
+def test_the_engine_keeps_its_contract(options: dict[str, JsonValue], tmp_path: Path) -> None:
+    check_image_engine("diffusers", write_tiny_sdxl(tmp_path), options)
+
+
+def test_no_step_waits_until_the_gpu_has_finished_it(tmp_path: Path) -> None:
+    session = DiffusersEngine.open(write_tiny_sdxl(tmp_path), {})
+
+    def waits(steps: int) -> int:
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                session.generate([ASKED.model_copy(update={"steps": steps})], lambda *_: True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing CUDA operation" in str(warning.message) for warning in said)
+
+    assert 0 < waits(4) == waits(9)
+    session.close()

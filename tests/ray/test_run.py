@@ -141,15 +141,12 @@ def test_an_existing_folder_is_refused_and_a_finished_run_not_resumed(folder: Pa
     assert (finished[0] / "journal.jsonl").read_bytes() == before
 
 
-def test_without_a_winner_the_baseline_is_kept_unless_nothing_is_asked_of_quality(folder: Path) -> None:
+def test_without_a_winner_the_baseline_is_kept(folder: Path) -> None:
     run = folder / "none"
     document = ended(optimize(folder, run, "--include", "fast-but-wrong", "--max-trials", "0"), 3)
     assert report_of(run)["winner"] is None
     assert "baseline is kept" in report_of(run)["decision"]
     assert document["winner"] is None
-    whatever = ended(optimize(folder, folder / "off", "--include", "fast-but-wrong", "--max-trials", "0", "--quality", "off"), 0)
-    assert whatever["winner"] == "fast-but-wrong"
-    assert "Nothing was asked of its quality" in whatever["decision"]
 
 
 def test_interrupted_and_resumed(folder: Path) -> None:
@@ -182,13 +179,15 @@ def test_interrupted_before_a_baseline(folder: Path) -> None:
     assert_nothing_is_left(folder)
 
 
-def test_requests_that_arrive_by_themselves_are_measured_with_ones_own_prompts(folder: Path) -> None:
+def test_requests_that_arrive_by_themselves_are_measured_with_ones_own_prompts_and_what_is_wrong_wins_where_nothing_is_asked(folder: Path) -> None:
     prompts = folder / "mine.jsonl"
     turns = [{"role": "user", "content": "Hi"}]
     prompts.write_text(json.dumps({"prompt": "short"}) + "\n" + json.dumps({"messages": turns}), encoding="utf-8")
     run = folder / "arrivals"
     load = ("--prompts", str(prompts), "--output-tokens", "8", "--concurrency", "1,4", "--arrivals", "poisson:20")
-    report = ended(optimize(folder, run, "--include", "twice-as-fast", "--max-trials", "0", *load), 0)
+    report = ended(optimize(folder, run, "--include", "fast-but-wrong", "--quality", "off", "--max-trials", "0", *load), 0)
+    assert report["winner"] == "fast-but-wrong"
+    assert "Nothing was asked of its quality" in report["decision"]
     for candidate in report["candidates"]:
         found = {name: value for name, value in candidate["metrics"].items() if name.endswith("@poisson")}
         assert set(found) == {"ttft_ms@poisson", "tpot_ms@poisson", "e2el_ms@poisson", "output_tok_s@poisson"}
@@ -198,5 +197,5 @@ def test_requests_that_arrive_by_themselves_are_measured_with_ones_own_prompts(f
     assert busy[0] > busy[1] > busy[2]
     samples = pq.read_table(run / "records" / "samples.parquet").to_pylist()
     counted = report["candidates"][2]["metrics"]["ttft_ms@poisson"]["n"]
-    assert sum(row["candidate"] == "twice-as-fast" and row["phase"] == "arrivals" for row in samples) == counted
+    assert sum(row["candidate"] == "fast-but-wrong" and row["phase"] == "arrivals" for row in samples) == counted
     assert "20.0 requests a second (poisson)" in (run / "report.html").read_text(encoding="utf-8")

@@ -12,6 +12,12 @@ of the machine, on two with 16 each): on one 6 candidates in 324 s, the run in 4
 fast, the whole run 1.48 times: each GPU opens and times the references (71 and 75 s), after a profile of 14 and 19 s. The last candidates on each
 ended 2 s apart. A candidate took 10 to 14 s to be written where it had to be, and 29 to 68 s to be measured, most of which is its opening. That is a
 part of the first candidates: float8, pruned and distilled ones were left out. Four torchao candidates alone, which divided unevenly, had 1.65 times.
+All twelve (on two other H200 of one host, --include as by default, the two distilled ones included): on two in 655 s, the run in 793 s, two measured
+at once at most. Both were at work for 99 % of that: stages took 1,296 s, of which 598 built. On one of them (beside other work on the other, 16
+processors each) the time on the machine ended after 716 s with the first eight of the thirteen that began, one of them refused while it was built:
+their stages took 719 s there and 732 s on two, so that all would have taken 1.95 times as long as on two if the others, 564 s on two, had gone alike,
+and at least 1.8 times unless they had taken 17 % less. 149 s of the 598 were sorting of weights for magnitude pruning, which takes a twelfth of that
+since.
 """
 
 from __future__ import annotations

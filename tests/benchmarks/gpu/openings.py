@@ -9,6 +9,9 @@ GPU. `step` is the median time between the tokens of an answer of one stream aft
 
 Ways: `plain` is what genopt does; `no-aot` has vLLM keep no compiled function of the whole model, `no-bundle` keep the parts of it in files of their
 own, and `no-graph-estimate` count no memory of CUDA graphs before it takes memory for keys and values.
+
+On one H200 (2026-11-30, vLLM 0.22, 8B shape in bf16, 16 processors, other work on another GPU of the host): `plain` 62.4 s, again 18.2 s, a step of
+4.79 ms. The other ways did not fit into the time there was.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ NOTES: Mapping[tuple[str, str], str] = {
     ("distillation", "b6d85fe"): "Entered from what a run printed: the commit that these rows name is without the script, which came with 8e32b96. "
     "Teacher and student had the same weights.",
     ("decode_step", "e2ba6d8"): "With int8, torchao's recipe had Inductor tune in all directions besides, as artifacts that others open do not.",
+    ("fan_out", "01dd43a"): "The time on the machine ended before one GPU had measured all of them; the docstring tells how far it came.",
     ("formats", "b6d85fe"): "Batches of `torch` copied all logits to the host in every step then, which they do no more.",
     ("serving_overhead", "b6d85fe"): "Entered from what `tests/benchmarks/serving_overhead.py` printed, which saves nothing itself; that its "
     "replicas have a GPU was committed after the commit that these rows name, with ed07bc1.",
