@@ -190,4 +190,3 @@ class DiffusersSession(PipelineSession):
     def close(self) -> None:
         """See `Session.close`."""
         del self._pipeline, self._denoiser, self._alone
-
