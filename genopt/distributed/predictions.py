@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 from genopt import catalog
@@ -77,19 +76,12 @@ class Predictions:
         found = self._original
         try:
             for step in plan.steps:
-                found = _technique(step.technique).footprint(found, step.params) if found is not None else None
+                found = catalog.load("techniques", step.technique).footprint(found, step.params) if found is not None else None
         except GenoptError:  # parameters that its check will refuse, with the reason
             return None
         return found
 
 
-@cache
-def _technique(name: str) -> Any:
-    """Looking a name up reads the metadata of all distributions, which takes too long for thousands of plans."""
-    return catalog.load("techniques", name)
-
-
-@cache
 def _layer_overhead_s(engine: str) -> float:
     overhead: float = catalog.load("engines", engine).layer_overhead_s
     return overhead

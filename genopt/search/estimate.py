@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from statistics import median
 from types import MappingProxyType
 
@@ -86,8 +85,7 @@ def _time_boxes_s(plan: Plan) -> float:
     return float(sum(box for box in boxes if isinstance(box, int | float)))
 
 
-@cache
 def _calibrates(technique: str) -> bool:
-    """Whether a technique rounds with the help of calibration text; what leaves layers out reads little of it. Kept, as a search asks it often."""
+    """Whether a technique rounds with the help of calibration text; what leaves layers out reads little of it."""
     found = catalog.load("techniques", technique)
     return bool(found.needs_calibration and found.phase >= QUANTIZATION)
