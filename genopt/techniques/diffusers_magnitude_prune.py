@@ -27,7 +27,7 @@ class DenoiserMagnitudePrune(Transform):
     """See `genopt.techniques.base.Transform`."""
 
     name = "diffusers_magnitude_prune"
-    version = 3
+    version = 4
     phase = 20
     requires = frozenset({"diffusers"})
     excludes = frozenset({"quantized"})

@@ -38,11 +38,12 @@ steps and its decoder had 355 ms of kernels, 114 in products, 82 in elementwise 
 23 in changes of layout. So products, convolutions and attention need about 23 ms of each step, decoder and all; the compiled step's 34 to 36 have at
 most a third left to lose in bf16, and how many times that is as fast as eager is up to the processor, which eager steps wait for.
 On a fifth host (two turns, one GPU of two, the other at work): eager 66.0 and 83.3 ms; with CUDA graphs 36.4 (38 %, 1.81x), opened in 113 s; products
-in int8, compiled without graphs, 72.7 (1.15x), opened in 328 s, most of which is tracing what torchao does to each activation. An image's kernels (8
-steps and a small decoder) took 264 ms compiled: 111 in products, 51 in norms, of which the decoder's 21, 36 in convolutions, 35 in attention, so that
-the GPU worked for about 30 of a step's 36.4 ms. The host asked it for the timestep after each step, and could not prepare the next one until it had
-the answer; it is a step ahead since, which has not been timed yet. In int8 the kernels took 416 ms: 140 in products, which PyTorch runs with kernels
-made for Ampere (cutlass_80), more than bf16's own took, and 128 in finding scales and rounding.
+in int8, compiled without graphs, 72.7 (1.15x), opened in 328 s, of which a look once a minute saw half spent on tracing what torchao does to each
+activation and half in Inductor. An image's kernels (8 steps and a small decoder) took 264 ms compiled: 111 in products, 51 in norms, of which the
+decoder's 21, 36 in convolutions, 35 in attention, so that the GPU worked for about 30 of a step's 36.4 ms. In the rest it waited for the host, which
+asked it for the timestep after each step and could not prepare the next one until it had the answer, or ran at a lower clock than under the profiler,
+as with FLUX; how much of which was not told apart. The host is a step ahead since, which has not been timed yet. In int8 the kernels took 416 ms: 140
+in products, which PyTorch runs with kernels made for Ampere (cutlass_80), more than bf16's own took, and 128 in finding scales and rounding.
 """
 
 from __future__ import annotations

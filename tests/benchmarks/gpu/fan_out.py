@@ -16,8 +16,8 @@ All twelve (on two other H200 of one host, --include as by default, the two dist
 at once at most. Both were at work for 99 % of that: stages took 1,296 s, of which 598 built. On one of them (beside other work on the other, 16
 processors each) the time on the machine ended after 716 s with the first eight of the thirteen that began, one of them refused while it was built:
 their stages took 719 s there and 732 s on two, so that all would have taken 1.95 times as long as on two if the others, 564 s on two, had gone alike,
-and at least 1.8 times unless they had taken 17 % less. 149 s of the 598 were sorting of weights for magnitude pruning, which takes a twelfth of that
-since.
+and at least 1.8 times unless they had taken 18 % less. 149 s of the 598 went to magnitude pruning, most of it to sorting weights on one processor,
+which are selected since.
 """
 
 from __future__ import annotations
