@@ -16,6 +16,7 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 
+from genopt.distributed.submitted import cluster_of_job, in_job
 from genopt.errors import ClusterError
 from genopt.plan import Record
 
@@ -87,7 +88,7 @@ def _running_local_cluster() -> str | None:
 
 def _target(address: str | None) -> str | None:
     """The cluster that is meant; None where there is none to join."""
-    asked = address or os.environ.get("RAY_ADDRESS")
+    asked = address or cluster_of_job() or os.environ.get("RAY_ADDRESS")
     return None if asked == "local" else asked or _running_local_cluster()
 
 
@@ -100,7 +101,8 @@ def connect(address: str | None, *, namespace: str = NAMESPACE, embedded: bool =
     """Connects this process to Ray and says how.
 
     Args:
-        address: Cluster to join; None joins `RAY_ADDRESS` or a cluster on this machine, else starts an embedded one.
+        address: Cluster to join; None joins the one that this process is a job of, `RAY_ADDRESS` or a cluster on this machine, else starts
+            an embedded one.
         namespace: Ray namespace.
         embedded: Start an embedded Ray where none runs.
 
@@ -211,7 +213,7 @@ def _job_environment() -> dict[str, dict[str, str]]:
 
     A Ray job has an environment of its own, which its workers get as it is: Ray refuses two that differ.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if in_job():
         return {}
     source = Path(__file__).resolve().parents[2]
     paths = [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]

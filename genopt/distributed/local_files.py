@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from genopt.distributed.submitted import in_job
 from genopt.models.builtin import BUILT_IN
 from genopt.quality.lm_eval_tasks import is_file
 from genopt.spec import RunSpec
-
-
-def in_job() -> bool:
-    """Whether this process is the driver of a Ray job, whose current folder is temporary."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def with_absolute_paths(spec: RunSpec) -> RunSpec:

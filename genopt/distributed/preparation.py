@@ -15,7 +15,8 @@ from genopt import catalog
 from genopt.distributed import cluster
 from genopt.distributed.answering import answering_nodes
 from genopt.distributed.candidates import first_candidates
-from genopt.distributed.local_files import in_job, with_absolute_paths
+from genopt.distributed.local_files import with_absolute_paths
+from genopt.distributed.submitted import in_job
 from genopt.distributed.terms import Terms, require_same, require_same_model, require_same_spec, terms_of
 from genopt.errors import BudgetError, DeploymentError, InterruptedRunError, ModelError, RunFolderError, SpecError, StorageError
 from genopt.models.given import GivenModel, digests_of, resolve_given

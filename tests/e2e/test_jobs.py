@@ -12,6 +12,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("jobs")
+    temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # short: paths of sockets may have 107 characters
     write_plugin(folder / "plugin")
     write_fake_model(folder / "model")
     script = ["bash", str(ROOT / "cluster" / "local.sh")]
@@ -74,6 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "GENOPT_STORE": str(folder / "store"), "PYTHONPATH": os.pathsep.join([str(folder / "plugin"), str(ROOT)]), "WORKERS": "1", "CPUS": "1",
         "PORT": str(unused_port()), "RAY": str(Path(sys.executable).parent / "ray"), "STATE": str(folder / "state"),
+        "RAY_TMPDIR": str(temporary),
         CATALOGUE: str(folder / "catalogue.json"),
     }  # fmt: skip
     try:
@@ -85,6 +88,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         subprocess.run([*script, "stop"], env=environment, capture_output=True, timeout=120, check=True)
         assert not (folder / "state").exists()
+        shutil.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def another_ray(environment: dict[str, str]) -> Iterator[None]:
+    """One more Ray on this machine: Ray gives its address to the jobs of all others, as it was started last."""
+    told = Path(environment["RAY_TMPDIR"], "ray", "ray_current_cluster")
+    before, port = told.read_text(encoding="utf-8"), unused_port()
+    command = [environment["RAY"], "start", "--head", "--block", "--node-ip-address=127.0.0.9", f"--port={port}", "--num-cpus=1",
+               "--object-store-memory=100000000", "--include-dashboard=false", "--disable-usage-stats"]  # fmt: skip
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
+        try:
+            wait_for(lambda: told.read_text(encoding="utf-8") not in {before, ""})
+            yield
+        finally:
+            other.terminate()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -124,7 +143,10 @@ def test_a_job_that_ctrl_c_stops_keeps_its_journal_and_goes_on(cluster: Cluster)
     run, gate = cluster.folder / "stopped", cluster.folder / "gate"
     cluster.offer(sleep_plan("first", speed=2.0), sleep_plan("second", speed=3.0, wait_for=str(gate)))
     command = [sys.executable, "-m", "genopt", "submit", "--", "optimize", "--config", cluster.spec("stopped")]
-    with subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stderr=subprocess.PIPE, text=True) as submitted:
+    with (
+        another_ray(cluster.environment),
+        subprocess.Popen(command, cwd=cluster.folder, env=cluster.environment, stderr=subprocess.PIPE, text=True) as submitted,
+    ):
         wait_for(lambda: "first" in finished(run))
         submitted.send_signal(signal.SIGINT)
         _, said = submitted.communicate(timeout=WAIT_S)
