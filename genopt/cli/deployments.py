@@ -16,7 +16,7 @@ from genopt.errors import NoWinnerError, SpecError
 
 if TYPE_CHECKING:
     from genopt.distributed.rollout import Endpoint
-    from genopt.distributed.rollout import Listener as Where
+    from genopt.distributed.serve_file import Listener as Where
     from genopt.report.model import Report
     from genopt.serving.api import Api
     from genopt.serving.canary import Policy
@@ -40,7 +40,7 @@ def deploy(
     as_json: options.Json = False,
 ) -> None:
     """Serves a run's winner; on an embedded Ray until Ctrl-C, on a cluster until `genopt undeploy`."""
-    from genopt.distributed.rollout import Listener as Where
+    from genopt.distributed.serve_file import Listener as Where
     from genopt.store.run_folder import RunFolder
 
     if canary is None and (shadow or follow):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from genopt.distributed import cluster
-from genopt.distributed.rollout import Endpoint, Listener, checked_config, example_of
+from genopt.distributed.rollout import Endpoint, example_of
+from genopt.distributed.serve_file import Listener, checked_config
 from genopt.errors import DeploymentError
 from genopt.report.write import write_reports
 from genopt.serving import canary_deploy

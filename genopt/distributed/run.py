@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from genopt import catalog, clock
-from genopt.distributed import measuring, rollout, sensitivity, stages
+from genopt.distributed import measuring, sensitivity, stages
 from genopt.distributed.benches import Benches, budget_error
 from genopt.distributed.earlier import EarlierRuns, measure_finalists
 from genopt.distributed.fanout import TICK_S, FanOut
@@ -26,6 +26,7 @@ from genopt.distributed.predictions import Predictions
 from genopt.distributed.preparation import Preparation, prepare_resumption, prepare_run
 from genopt.distributed.references import measure_references
 from genopt.distributed.search_phase import SearchPhase
+from genopt.distributed.serve_file import write_serve_config
 from genopt.distributed.sharing import share
 from genopt.distributed.stage_inputs import StageInputs
 from genopt.errors import BudgetError, GenoptError, InterruptedRunError, StageError, StageTimeoutError
@@ -354,5 +355,5 @@ class _Run:
         self._folder.append("run_finished", spent_s=self._budget.spent_s, interrupted=interrupted, reason=reason)
         report = write_reports(self._folder)
         if report.candidates:
-            rollout.write_serve_config(self._folder, report)
+            write_serve_config(self._folder, report)
         self._listener.budget(self._budget.spent_s, self._budget.total_s)

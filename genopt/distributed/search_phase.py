@@ -11,8 +11,6 @@ from genopt.distributed.benches import Benches
 from genopt.distributed.building import BuildFacts
 from genopt.distributed.outcome import Outcome
 from genopt.distributed.predictions import Predictions
-from genopt.distributed.searcher import SearchRequest
-from genopt.distributed.tuning import search
 from genopt.plan import Candidate, Plan, plan_of
 from genopt.search import precision
 from genopt.search.budget import Budget
@@ -109,6 +107,9 @@ class SearchPhase:
         """
         if not self._goes_on():
             return
+        from genopt.distributed.searcher import SearchRequest  # Ray Tune takes a second to import, and not every run searches
+        from genopt.distributed.tuning import search
+
         space = self._task.space()
         candidates = pool(
             space, self._spec.seed, predict=lambda point: self._foreseen(space, point, found),

@@ -6,6 +6,7 @@ its own, so that whoever resolves a model never loads torch. The file itself is 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -132,8 +133,9 @@ def convert(source: Path, destination: Path) -> None:
     config = dequantized.config
     vars(config).pop("quantization_config", None)
     # A model that was loaded from GGUF refuses save_pretrained; a plain one with the same weights does not.
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    plain.load_state_dict(dequantized.state_dict())
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(dequantized.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config.bos_token_id = tokenizer.bos_token_id
     plain.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -160,5 +162,18 @@ def _restore_digit_splitting(source: Path, tokenizer: object) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = Steps([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
 
 
+def _look_once() -> None:
+    """Keeps for the rest of this process what is looked up in the file, as to read its vocabulary takes seconds.
+
+    transformers reads the file for each thing that it wants of it, and asks for the names of all tensors for each of the model's modules.
+    """
+    import gguf
+
+    opened = functools.cache(gguf.GGUFReader)
+    gguf.GGUFReader = lambda path: opened(str(path))
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+
+
 if __name__ == "__main__":
+    _look_once()
     convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from genopt.cli import main
-from genopt.distributed.rollout import checked_config
+from genopt.distributed.serve_file import checked_config
 from genopt.testing.fake_run import write_fake_run
 
 
