@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch._dynamo.exc
 import torch._inductor.config
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, StaticCache
 
 from genopt.engines.attention import Kernels
+from genopt.engines.compile_forms import Forms
 from genopt.engines.plain_weights import PlainWeights
 from genopt.engines.regions import Regions
 from genopt.engines.single_rows import SingleRows
@@ -30,9 +30,8 @@ class CompiledStep:
     token in matrix products of a 135M model.
 
     On GPUs, layers that are alike are compiled once (`Regions`), and all of them are one CUDA graph. Weights that torchao rounded are put together
-    inside (`PlainWeights`). What cannot be compiled so is compiled with all else, and then with such weights as they are. Tuning by coordinate
-    descent turns products with one row into reductions that read weights at the memory's speed (Inductor, decomposition.py): 6.5 instead of 7.6 ms
-    per token of an 8B model on an H100, and 6.3 ms with plain attention.
+    inside (`PlainWeights`). Tuning by coordinate descent turns products with one row into reductions that read weights at the memory's speed
+    (Inductor, decomposition.py): 6.5 instead of 7.6 ms per token of an 8B model on an H100, and 6.3 ms with plain attention.
 
     Plain attention, which Inductor fuses, takes the place of the kernel made for prompts, which cost 6.6 ms on a CPU with a cache of 512 tokens.
 
@@ -48,26 +47,12 @@ class CompiledStep:
         self._plain = attention is None
         self._setting = "freezing" if frozen else "coordinate_descent_tuning"
         self._rows = SingleRows() if model.device.type == "cpu" else None
-        self._layers = Regions(() if frozen else _layers(model))
-        self._weights = None if frozen else PlainWeights(model)
+        self._forms = Forms() if frozen else Forms(Regions(_layers(model)), PlainWeights(model))
         self._step: Decode = torch.compile(decode, fullgraph=True, dynamic=False, mode=None if frozen else "reduce-overhead")
 
     def __call__(self, token: Tensor, position: Tensor, cache: StaticCache) -> tuple[Tensor, Tensor]:
         """Runs it, within `settings`."""
-        try:
-            return self._step(token, position, cache)
-        except torch.OutOfMemoryError:
-            raise
-        except (torch._dynamo.exc.TorchDynamoException, AssertionError, RuntimeError):  # Dynamo lets assertions of its own through
-            if not len(self._layers) and self._weights is None:
-                raise
-            self._end()
-            if len(self._layers):
-                self._layers = Regions(())
-            else:
-                self._weights = None
-            self._begin()
-            return self(token, position, cache)
+        return self._forms.run(lambda: self._step(token, position, cache))
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -75,24 +60,14 @@ class CompiledStep:
         usual = self._model.config._attn_implementation
         if self._plain:
             self._model.set_attn_implementation("eager")
-        self._begin()
+        self._forms.use()
         try:
             # Dynamo asks the global setting, not the options of `torch.compile`.
             with torch._inductor.config.patch({self._setting: True, "post_grad_custom_pre_pass": self._rows}):
                 yield
         finally:
-            self._end()
+            self._forms.end()
             self._model.set_attn_implementation(usual)
-
-    def _begin(self) -> None:
-        self._layers.use()
-        if self._weights is not None:
-            self._weights.use()
-
-    def _end(self) -> None:
-        self._layers.end()
-        if self._weights is not None:
-            self._weights.end()
 
 
 def _layers(model: PreTrainedModel) -> Sequence[Module]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from genopt.errors import ModelError, StorageError
 from genopt.models.inspect import context_of
@@ -169,9 +170,10 @@ def _look_once() -> None:
     """
     import gguf
 
-    opened = functools.cache(gguf.GGUFReader)
-    gguf.GGUFReader = lambda path: opened(str(path))
-    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+    library: dict[str, Any] = vars(gguf)
+    opened = functools.cache(library["GGUFReader"])
+    library["GGUFReader"] = lambda path: opened(str(path))
+    library["get_tensor_name_map"] = functools.cache(library["get_tensor_name_map"])
 
 
 if __name__ == "__main__":
