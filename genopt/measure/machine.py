@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from packaging.requirements import Requirement
@@ -81,6 +81,11 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()}-{platform.machine()}", "kernel": platform.release(), "libc": "-".join(platform.libc_ver()),
         "packages": _versions(PACKAGES),
     }  # fmt: skip
+
+
+def device_of(variables: Mapping[str, str]) -> Literal["cpu", "gpu"]:
+    """What a process computes on that has these environment variables, where it can choose."""
+    return "cpu" if variables.get("CUDA_VISIBLE_DEVICES") == "" else "gpu"
 
 
 def kernels() -> dict[str, Any]:

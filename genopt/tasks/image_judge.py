@@ -20,6 +20,7 @@ from pydantic import JsonValue
 
 from genopt import clock
 from genopt.engines.images import ImageRequest
+from genopt.measure.machine import device_of
 from genopt.plan import Plan, Quality
 from genopt.process import ImageProcess
 from genopt.quality.image_difference import Image
@@ -164,7 +165,7 @@ class ImageJudge:
         return {
             "model": config.artifact.digest, "pairs": hashlib.sha256(json.dumps(self._data.pairs[first:last]).encode()).hexdigest(),
             "engine": self._plan.engine, "options": json.dumps(self._plan.options, sort_keys=True),
-            "device": "cpu" if config.environment.get("CUDA_VISIBLE_DEVICES") == "" else "gpu",
+            "device": device_of(config.environment),
             "libraries": json.dumps(config.libraries, sort_keys=True), "fresh": config.run if config.reuse == "nothing" else "",
         }  # fmt: skip
 

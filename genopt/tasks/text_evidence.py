@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from genopt.errors import StorageError
-from genopt.measure.machine import kernels
+from genopt.measure.machine import device_of, kernels
 from genopt.plan import Artifact, Earlier, Plan, Quality
 from genopt.process import SessionProcess
 from genopt.quality import evidence
@@ -122,7 +122,7 @@ class TextEvidence:
             "reference": reference.parent.name, "engine": case.plan.engine,
             "options": {name: value for name, value in case.plan.options.items() if name not in INDIFFERENT},
             "libraries": self._config.libraries, "kernels": json.dumps(self._kernels, sort_keys=True),
-            "device": "cpu" if self._config.environment.get("CUDA_VISIBLE_DEVICES") == "" else "gpu",
+            "device": device_of(self._config.environment),
         }  # fmt: skip
         return step_key(case.artifact.digest, "evidence", VERSION, facts, {})
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from genopt import catalog, clock
 from genopt.engines.base import TextSession
-from genopt.measure.machine import kernels
+from genopt.measure.machine import device_of, kernels
 from genopt.models.text_prefix import begun, text_prefix
 from genopt.models.tokenizer import load_tokenizer
 from genopt.plan import Artifact, Earlier, JsonValue, Record
@@ -184,7 +184,7 @@ class _Scorer:
         request, computes = self._request, kernels()
         facts = {
             **task, "engine": request.engine, "options": request.options, "libraries": request.libraries, "genopt": __version__,
-            "kernels": json.dumps(computes, sort_keys=True), "device": "cpu" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "gpu",
+            "kernels": json.dumps(computes, sort_keys=True), "device": device_of(os.environ),
             "stop": self._stop_ids, "fresh": request.fresh,
         }  # fmt: skip
         origin = Earlier(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from genopt.measure.machine import device_of
 from genopt.plan import Plan
 from genopt.process import SessionProcess
 from genopt.quality.generation import NEW_TOKENS, TEMPERATURE, TOP_P, Continuations, continuations
@@ -72,11 +73,10 @@ class TextReference:
 
     def _facts(self, kind: str, sequences: Windows, **more: object) -> dict[str, object]:
         config = self._config
-        device = "cpu" if config.environment.get("CUDA_VISIBLE_DEVICES") == "" else "gpu"
         return {
             "kind": kind, "model": config.artifact.digest, "tokens": hashlib.sha256(json.dumps(sequences).encode()).hexdigest(),
             "evaluation": self._data.digest, "engine": self._plan.engine, "options": json.dumps(self._plan.options, sort_keys=True),
-            "device": device, "libraries": json.dumps(config.libraries, sort_keys=True),
+            "device": device_of(config.environment), "libraries": json.dumps(config.libraries, sort_keys=True),
             "fresh": config.run if config.reuse == "nothing" else "", **more,
         }  # fmt: skip
 
