@@ -166,7 +166,7 @@ class RunSpec(Record):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     max_trials: int | None = Field(default=None, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     trust_remote_code: bool = False
     reuse: Reuse = "quality"
 

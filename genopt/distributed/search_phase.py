@@ -111,13 +111,14 @@ class SearchPhase:
         from genopt.distributed.tuning import search
 
         space = self._task.space()
-        candidates = pool(
-            space, self._spec.seed, predict=lambda point: self._foreseen(space, point, found),
-            wanted=lambda point: self.wants(space.plan(point)),
-        )  # fmt: skip
         seeds = self._task.seeds()
         if found is not None:
             seeds = precision.among_seeds(seeds, space, precision.solve(found), self._spec.quality)
+        tried = [one.point for one in self._outcome.of_points(space, baseline, self._spec.objective)]
+        candidates = pool(
+            space, self._spec.seed, predict=lambda point: self._foreseen(space, point, found),
+            wanted=lambda point: self.wants(space.plan(point)), known=(*seeds, *tried),
+        )  # fmt: skip
         possible = [seed for seed in seeds if self.wants(space.plan(seed))]
         references = {plan.identity() for plan in self._task.references()}
         runtimes = {runtime_of(plan): plan for plan in map(space.plan, (*candidates.points, *possible))}

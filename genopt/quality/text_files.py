@@ -127,6 +127,10 @@ def _json_texts(path: Path) -> Iterator[str]:
         text = _text_of(content)
         if text is None:
             raise DataError(f"Line {number} of {path} has no text; give every line a string `text` or a list of chat `messages`.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"Line {number} of {path} has half a character (a lone surrogate); mend or remove that line.") from None
         yield text
 
 
@@ -148,6 +152,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
                 yield number, json.loads(line.decode("utf-8-sig"))
             except json.JSONDecodeError as error:
                 raise DataError(f"Line {number} of {path} is not JSON ({error.msg}); mend or remove that line.") from None
+            except RecursionError:
+                raise DataError(f"Line {number} of {path} is nested too deeply; mend or remove that line.") from None
 
 
 def item_text(content: Mapping[str, object]) -> str:

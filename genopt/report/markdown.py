@@ -30,7 +30,7 @@ def render(report: Report, spec: str) -> str:
 def escape(text: str) -> str:
     """Text as Markdown shows it literally, on one line; code between backticks stays code."""
     pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    return "".join(piece.replace("|", r"\|") if piece.startswith("`") else re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", piece) for piece in pieces)
+    return "".join(piece.replace("|", r"\|") if re.fullmatch(r"`[^`]*`", piece) else re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", piece) for piece in pieces)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:

@@ -23,7 +23,7 @@ _COUNTS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3))
 def _scaled(value: float, scales: tuple[tuple[str, float], ...], plain: str, separator: str) -> str:
     for unit, scale in scales:
         if value >= scale:
-            return f"{value / scale:.3g}{separator}{unit}" if value / scale < 1000 else f"{value / scale:.0f}{separator}{unit}"
+            return f"{value / scale:.3g}{separator}{unit}" if value / scale < 999.5 else f"{value / scale:.0f}{separator}{unit}"
     return f"{value:.0f}{plain}"
 
 
@@ -82,6 +82,8 @@ def metric(value: Metric | None) -> str:
         return size(value.value)
     if value.unit == "s":
         return duration(value.value)
+    if 0 < value.value < 0.1:  # a large pipeline on a processor makes thousandths of an image a second
+        return f"{value.value:.2g} {value.unit}"
     digits = 0 if value.value >= 100 else 1 if value.value >= 10 else 2
     return f"{value.value:.{digits}f} {value.unit}"
 

@@ -27,7 +27,7 @@ SCORE, QUALITY, SLIMNESS = "score", "quality", "slimness"
 VALUES = (SCORE, QUALITY, SLIMNESS)
 """What is maximized: how many times better than the baseline in what winners are chosen by, quality ratio, reciprocal of the artifact's bytes."""
 WHOLE = 20_000
-"""Largest space that is looked at whole; of a larger one this many random points are."""
+"""Largest space that is looked at whole; of a larger one this many random points are, besides known ones and their neighbours."""
 DIRECTIONS = 128
 """Scalarizations of the volume."""
 SAMPLES = 16
@@ -91,13 +91,17 @@ class Pool:
 
 
 def pool(
-    space: Space, seed: int, predict: Callable[[Point], Sequence[float]] = lambda _: (), wanted: Callable[[Point], bool] = lambda _: True
+    space: Space, seed: int, predict: Callable[[Point], Sequence[float]] = lambda _: (), wanted: Callable[[Point], bool] = lambda _: True,
+    known: Sequence[Point] = (),
 ) -> Pool:  # fmt: skip
     """The points of a space.
+
+    Few random points of a large space are points that anybody would try, and what was tried could neither teach the model nor be improved on.
 
     Args:
         space: The space.
         seed: Of the order, and of the choice from a large space.
+        known: Points that were tried or will be: they and their neighbours are in the pool of a large space, too.
         predict: What can be said of a point beforehand; equally many numbers for each, NaN where nothing can be said.
         wanted: Whether a point may be proposed at all.
     """
@@ -105,7 +109,8 @@ def pool(
     points = list(itertools.islice(space.points(), WHOLE + 1))
     if len(points) > WHOLE:
         walks = (space.walk(lambda dimension: dimension.choices[int(random.integers(len(dimension.choices)))]) for _ in range(WHOLE))
-        points = list({tuple(point.items()): point for point in walks}.values())
+        around = (near for point in known for near in space.neighbours(point))
+        points = list({_key(point): point for point in itertools.chain(known, around, walks)}.values())
     shuffled = tuple(point for point in (points[place] for place in random.permutation(len(points))) if wanted(point))
     columns = zip(*(predict(point) for point in shuffled), strict=True)
     predicted = [_standardized(np.array(column, np.float64)) for column in columns]

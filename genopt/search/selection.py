@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
-from genopt.plan import Candidate, Metric, Ratio, Record
+from genopt.plan import RATES, Candidate, JsonValue, Metric, Ratio, Record
 from genopt.search.pareto import front
 from genopt.spec import ArrivalKind, Objective
 
@@ -17,6 +17,8 @@ THROUGHPUT_NOISE = 0.01
 runs on H200, differed by 0.03 to 1 %."""
 SPEED_GIVEN_UP = 0.1
 """The most of its score that a tie may cost: noise hides which of two is faster, not that one is far behind."""
+BESIDE, BESIDE_LOW, BESIDE_HIGH = "baseline", "baseline_ci_low", "baseline_ci_high"
+"""Conditions of a candidate's rate: the baseline's, and its interval."""
 _GOALS: Mapping[Objective, str] = {
     "latency": "speed", "throughput": "throughput", "memory": "peak memory", "balanced": "speed, throughput and memory together"
 }  # fmt: skip
@@ -52,7 +54,8 @@ def choose(
     lower end must exceed it. Those that none surely beats, after all intervals are widened by the noise of the A/A
     measurement, and that are less than a tenth (`SPEED_GIVEN_UP`) behind the surest one, are tied: their order is
     chance and would differ in the next run. How well the baseline's throughput is known does not tell candidates apart,
-    as all are divided by the same one. Ties are broken by what hardly depends on timing: lower end of the quality
+    as all are divided by the same one. One that another within the limits is at least equal to in speed, throughput,
+    quality and memory does not win a tie. Ties are broken by what hardly depends on timing: lower end of the quality
     interval to three digits, then smaller artifact, then name. (For the memory objective the smaller artifact comes
     first.) The same seed therefore chooses the same winner although its timings are never quite the same. Speeds that
     another run measured win nothing.
@@ -76,7 +79,8 @@ def choose(
         return Selection(winner=None, decision=_kept(others, accepted, within, bar, slo, objective), pareto=pareto)
     compared = {one.name: score for one in better if (score := against_baseline(one, baseline, objective, among=True)) is not None}
     tied = _tied(better, compared, _noise(aa))
-    tied = [one for one in tied if one.name in pareto] or tied
+    undominated = set(front({one.name: _point(one, streams) for one in within}))
+    tied = [one for one in tied if one.name in undominated] or tied
     winner = min(tied, key=lambda one: _preference(one, objective))
     return Selection(winner=winner.name, decision=_won(winner, tied, scores[winner.name], bar, objective), pareto=pareto)
 
@@ -134,21 +138,46 @@ def against_baseline(one: Candidate, baseline: Candidate, objective: Objective, 
     return _geometric_mean(known) if len(known) == len(parts) else None
 
 
+def beside(metrics: Mapping[str, Metric], baseline: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Rates of a candidate, with those of the baseline on the same part of the same node in the same session.
+
+    A resumed run measures its references again, on a machine that may be slower that day, and parts of a node measure their own: a throughput is
+    divided by the one that was measured beside it.
+
+    Args:
+        metrics: The candidate's.
+        baseline: The baseline's.
+    """
+    theirs = {name: _ends(found) for name, found in baseline.items() if name in metrics and name.startswith(RATES)}
+    facts: dict[str, dict[str, JsonValue]] = {
+        name: {BESIDE: baseline[name].value, BESIDE_LOW: low, BESIDE_HIGH: high} for name, (low, high) in theirs.items()
+    }
+    return {name: metrics[name].model_copy(update={"conditions": {**metrics[name].conditions, **more}}) for name, more in facts.items()}
+
+
 def _throughput(one: Candidate, baseline: Candidate, among: bool) -> Ratio | None:
     """Ratio of throughputs at the most streams that the baseline was measured at.
 
-    Its ends pair the intervals' far ends, or, to tell it from others that are divided by the same throughput, are those of its own interval, which
-    is at least as wide as `THROUGHPUT_NOISE` makes it.
+    It is that to the baseline beside which the candidate was measured (`beside`), or to the run's where that is not known. Its ends pair the
+    intervals' far ends, or, to tell it from others that are divided by the same throughput, are those of its own interval, which is at least as wide
+    as `THROUGHPUT_NOISE` makes it.
     """
     streams = max(baseline.rates, default=0)
     mine, theirs = one.rates.get(streams), baseline.rates.get(streams)
     if mine is None or theirs is None or theirs.value <= 0:
         return None
-    value, (my_low, my_high), (their_low, their_high) = mine.value / theirs.value, _ends(mine), _ends(theirs)
+    per, their_low, their_high = _measured_beside(mine) or (theirs.value, *_ends(theirs))
+    value, (my_low, my_high) = mine.value / per, _ends(mine)
     if among:
         low, high = min(my_low / mine.value, 1 - THROUGHPUT_NOISE), max(my_high / mine.value, 1 + THROUGHPUT_NOISE)
         return Ratio(value=value, ci_low=value * low, ci_high=value * high)
     return Ratio(value=value, ci_low=my_low / their_high, ci_high=my_high / their_low)
+
+
+def _measured_beside(rate: Metric) -> tuple[float, float, float] | None:
+    known = [rate.conditions.get(name) for name in (BESIDE, BESIDE_LOW, BESIDE_HIGH)]
+    value, low, high = (float(one) if isinstance(one, int | float) else 0.0 for one in known)
+    return (value, low, high) if min(value, low, high) > 0 else None
 
 
 def _ends(metric: Metric) -> tuple[float, float]:

@@ -180,6 +180,12 @@ class Space(Record):
         """The point with these choices, and defaults where they say nothing; what does not apply is left out."""
         return self.walk(lambda dimension: wanted[dimension.name] if wanted.get(dimension.name, self) in dimension.choices else dimension.choices[0])
 
+    def neighbours(self, point: Point) -> Iterator[Point]:
+        """Points that differ from one in a single choice, and in what depends on it."""
+        for dimension in self.dimensions():
+            if dimension.name in point:
+                yield from (self.complete({**point, dimension.name: other}) for other in dimension.choices if other != point[dimension.name])
+
     def points(self) -> Iterator[Point]:
         """All points, the defaults of later choices first; there may be many."""
         places: list[int] = []

@@ -13,6 +13,7 @@ from genopt.measure.statistics import combine
 from genopt.plan import Artifact, Candidate, Metric, Plan, Quality, Ratio, Status
 from genopt.process import ImageProcess
 from genopt.quality.audit import audit
+from genopt.search.selection import beside
 from genopt.tasks.attempts import Rows, attempt, open_references, pace_of
 from genopt.tasks.base import BenchConfig, Evaluation, Progress, References
 from genopt.tasks.image_data import ImageSet
@@ -111,10 +112,11 @@ class ImageBench:
         )
         quality = self._judge.verdict(case, deadline, progress)
         status, reason = outcome(quality, pace_of(found, self._deciding), self._config.quality)
+        loading = self._sessions.loading("candidate", Path(artifact.path))
         candidate = Candidate(
             name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
             metrics=self._sessions.under_conditions(
-                "candidate", found.candidate_metrics | self._sessions.loading("candidate", Path(artifact.path))
+                "candidate", found.candidate_metrics | beside(found.candidate_metrics, self._deciding) | loading
             ),
             quality=quality, speedup={"vs_original": combine(found.ratio, self._baseline_ratio), "vs_baseline": found.ratio},
         )  # fmt: skip

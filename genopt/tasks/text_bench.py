@@ -20,6 +20,7 @@ from genopt.measure.text_speed import TextWorkload, compare, measure_aa
 from genopt.plan import Artifact, Candidate, Earlier, Metric, Plan, Quality, Ratio, Status
 from genopt.process import SessionProcess
 from genopt.quality.audit import audit
+from genopt.search.selection import beside
 from genopt.spec import parse_arrivals
 from genopt.tasks.attempts import Rows, attempt, open_references, pace_of
 from genopt.tasks.base import BenchConfig, Evaluation, Progress, References, told
@@ -132,10 +133,10 @@ class TextBench:
         status, reason = _outcome(quality, pace_of(found, self._deciding), self._config.quality, case.earlier)
         speedup = {"vs_original": combine(found.ratio, self._baseline_ratio), "vs_baseline": found.ratio}
         resources = self._sessions.resources("candidate", Path(artifact.path), self._workload)
+        metrics = found.candidate_metrics | beside(found.candidate_metrics, self._deciding) | queued.metrics | resources
         candidate = Candidate(
             name=plan.name, status=status, reason=reason, steps=plan.steps, engine=plan.engine, options=plan.options, artifact=artifact,
-            metrics=self._sessions.under_conditions("candidate", found.candidate_metrics | queued.metrics | resources), quality=quality,
-            speedup=speedup, earlier=tuple(case.earlier),
+            metrics=self._sessions.under_conditions("candidate", metrics), quality=quality, speedup=speedup, earlier=tuple(case.earlier),
         )  # fmt: skip
         return candidate, _rows(plan.name, found.raw, queued.raw)
 

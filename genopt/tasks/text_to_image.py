@@ -93,6 +93,10 @@ class TextToImage:
         require_given(spec.given, TextToImage.given)
         if spec.eval_tasks:
             raise SpecError("--eval-task is for models that write text; score images with --scorer.")
+        if spec.slo:
+            raise SpecError("--slo limits what readers of a text wait for its tokens; images have none, so leave it out.")
+        if spec.arrivals != "closed":
+            raise SpecError("--arrivals is for models that write text; images are timed one after the other and in batches, so leave it out.")
         if spec.scorer is not None and ":" not in spec.scorer and not Path(spec.scorer).expanduser().is_dir():
             raise DataError(f"There is no scorer {spec.scorer}; give a folder with a CLIP model or classifier, or module:callable.")
 

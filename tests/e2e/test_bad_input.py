@@ -93,7 +93,7 @@ def test_a_budget_below_what_a_baseline_needs(genopt: Genopt, model: Path) -> No
     [
         (("--budget", "soon"), "budget"), (("--quality", "101%"), "quality"), (("--objective", "beauty"), "objective"),
         (("--slo", "ttft=1s"), "slo"), (("--concurrency", "0"), "concurrency"), (("--port", "99999"), "port"), (("--task", "chess"), "chess"),
-        (("--include", "nothing-like-it"), "--include"),
+        (("--include", "nothing-like-it"), "--include"), (("--seed", "-1"), "seed"), (("--seed", "4294967296"), "seed"),
     ],
 )  # fmt: skip
 def test_bad_values(genopt: Genopt, model: Path, flags: tuple[str, str], word: str) -> None:

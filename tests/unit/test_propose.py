@@ -176,6 +176,16 @@ def test_only_what_is_wanted_is_in_the_pool() -> None:
     assert Proposer(SPACE, nothing, BAR, 0).ranked(outcomes(pool(SPACE, 0), 4)) == []
 
 
+def test_the_search_of_a_large_space_goes_on_from_what_was_tried() -> None:
+    """Each of twenty options makes it faster; random points have about ten of them."""
+    tunables = tuple(Tunable(name=f"t{place}", choices=(0, 1), words=("", "b")) for place in range(20))
+    large = Space(engines=(Owner(name="engine", word="", accepts=frozenset({"hf"}), tunables=tunables),), techniques=())
+    tried = [large.complete({f"engine.t{place}": 1 for place in range(count)}) for count in (0, 4, 8, 12, 15)]
+    found = [Outcome(point=point, values=(1.1 ** sum(value == 1 for value in point.values()), 1.0, 1.0)) for point in tried]
+    proposed = Proposer(large, pool(large, 0, known=tried), BAR, 0).ranked(found)[0]
+    assert sum(value == 1 for value in proposed.values()) > 15
+
+
 def test_a_prediction_that_is_lacking_counts_as_the_mean() -> None:
     candidates = pool(SPACE, 0, lambda point: (float("nan") if point["engine.a"] == 4 else float(str(point["engine.b"])),))
     lacking = np.array([point["engine.a"] == 4 for point in candidates.points])

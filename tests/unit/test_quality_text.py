@@ -252,6 +252,12 @@ def test_a_line_of_json_may_not_be_endless(tmp_path: Path, monkeypatch: pytest.M
         load_documents(write(tmp_path / "a.jsonl", json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "b" * (1 << 20)})))
 
 
+@pytest.mark.parametrize(("line", "says"), [('{"text": "cut \\ud83d here"}', "half a character"), ("[" * 100_000, "nested too deeply")])
+def test_a_line_that_nothing_can_be_made_of_is_named(line: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"Line 2 of .* {says}"):
+        load_documents(write(tmp_path / "a.jsonl", json.dumps({"text": "a"}) + "\n" + line))
+
+
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
 def test_a_large_file_is_sampled_without_holding_it(tmp_path: Path, separator: str) -> None:
     """64 MB of documents, paragraphs, one endless line, or one endless word; Python's own allocations are counted."""

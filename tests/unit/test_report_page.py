@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from genopt.plan import Candidate, Earlier, Prediction, Quality
-from genopt.report import earlier, method
+from genopt.report import earlier, method, wording
+from genopt.report.markdown import escape
 from genopt.report.write import write_reports
 from tests.unit.report_runs import FOUND, Page, candidate, metric, page, run_folder
 
@@ -24,6 +25,23 @@ def test_the_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
     assert "@import" not in found.text
     assert "url(http" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("`code` *x*", r"`code` \*x\*"), ("`<b>not *closed*", r"\`\<b\>not \*closed\*"), ("a | `b|c`", r"a \| `b\|c`"), ("``", "``"), ("`", r"\`")],
+)  # fmt: skip
+def test_markdown_shows_text_as_it_is(text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "shown"),
+    [(0.003, "images/s", "0.003 images/s"), (0.0, "images/s", "0.00 images/s"), (0.5, "ms", "0.50 ms"), (12.34, "ms", "12.3 ms"),
+     (999.7e6, "bytes", "1000 MB"), (999.4e6, "bytes", "999 MB"), (1e9, "bytes", "1 GB")],
+)  # fmt: skip
+def test_small_and_large_numbers_are_told(number: float, unit: str, shown: str) -> None:
+    assert wording.metric(metric(number, unit)) == shown
 
 
 def test_the_plots_stand_in_the_page_with_ids_of_their_own(tmp_path: Path) -> None:

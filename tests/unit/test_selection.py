@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.plan import Artifact, Candidate, Earlier, Metric, Quality, Ratio
-from genopt.search.selection import Selection, choose
+from genopt.search.selection import Selection, beside, choose
 from genopt.spec import Objective
 
 
@@ -107,6 +107,26 @@ def test_limits_are_of_what_callers_wait_where_requests_were_let_arrive() -> Non
     assert pick(fast, slow, slo={"ttft_p99": 0.1}).winner == "fast"
     assert pick(waiting, slow, slo={"ttft_p99": 0.1}).winner == "slow"
     assert pick(waiting, slow, slo={"ttft_p50": 0.1}).winner == "fast"
+
+
+def test_what_misses_a_limit_decides_no_tie_of_others() -> None:
+    """It is better than the best of them in everything but that limit."""
+    good, other = made("good", speed=1.50, held=0.998), made("other", speed=1.505, held=0.991)
+    late = made("late", speed=1.51, held=0.998, ttft_ms=200.0)
+    assert pick(good, other, slo={"ttft_p99": 0.3}).winner == "good"
+    assert pick(good, other, late, slo={"ttft_p99": 0.3}).winner == "good"
+
+
+def test_a_throughput_is_held_against_the_baseline_that_was_measured_beside_it() -> None:
+    """A resumed run measured its references again, on a machine that was slower that day."""
+    before = made("before", throughput=20.2)
+    before = before.model_copy(update={"metrics": before.metrics | beside(before.metrics, rated(BASELINE, 20.5, 0.01).metrics)})
+    slower = rated(BASELINE, 18.0, 0.01)
+    assert choose([ORIGINAL, slower, before], objective="throughput", bar=0.99, slo={}).winner is None
+    faster = made("faster", throughput=20.2)
+    assert choose([ORIGINAL, slower, before, faster], objective="throughput", bar=0.99, slo={}).winner == "faster"
+    assert set(beside(before.metrics, BASELINE.metrics)) == {"throughput_tok_s@1", "throughput_tok_s@16"}
+    assert beside(before.metrics, {}) == {}
 
 
 def test_an_unmeasured_limit_is_not_met() -> None:

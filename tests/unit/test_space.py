@@ -108,6 +108,17 @@ def test_a_walk_gives_a_point_that_completes_to_itself(random: Random) -> None:
     assert point in list(SPACE.points())
 
 
+@given(st.randoms(use_true_random=False))
+def test_neighbours_are_points_that_differ_in_one_choice_and_what_depends_on_it(random: Random) -> None:
+    point = SPACE.walk(lambda dimension: random.choice(dimension.choices))
+    found = list(SPACE.neighbours(point))
+    known = {dimension.name: dimension for dimension in SPACE.dimensions()}
+    assert len(found) == sum(len(known[name].choices) - 1 for name in point)
+    assert all(near == SPACE.complete(near) for near in found)
+    assert point not in found
+    assert any(sum(near.get(name) != value for name, value in point.items()) == 1 for near in found)
+
+
 def test_unusable_tunables_are_refused() -> None:
     for choices, words in (((), ()), ((1, 2), ("a",)), ((1, 2), ("a", "a"))):
         with pytest.raises(ValueError, match="a word of its own"):
@@ -141,6 +152,17 @@ def test_a_large_space_is_sampled() -> None:
     tunables = tuple(Tunable(name=f"t{place}", choices=(0, 1, 2, 3), words=("a", "b", "c", "d")) for place in range(9))
     large = Space(engines=(owner("plain", *tunables, accepts=HF),), techniques=())
     assert 10_000 < len(pool(large, 0).points) <= 20_000
+
+
+def test_what_is_known_of_a_large_space_is_in_its_pool_with_what_is_around_it() -> None:
+    tunables = tuple(Tunable(name=f"t{place}", choices=(0, 1, 2, 3), words=("a", "b", "c", "d")) for place in range(20))
+    large = Space(engines=(owner("plain", *tunables, accepts=HF),), techniques=())
+    known = [large.complete({}), large.complete({"plain.t3": 2})]
+    found = pool(large, 0, known=known).points
+    assert [point for point in known if point not in found] == []
+    assert [near for point in known for near in large.neighbours(point) if near not in found] == []
+    assert known[0] not in pool(large, 0).points, "it would not be by chance"
+    assert known[1] not in pool(large, 0, known=known, wanted=lambda point: point["plain.t3"] == 0).points
 
 
 def test_dimensions_are_all_that_points_have() -> None:
