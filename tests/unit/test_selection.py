@@ -111,7 +111,7 @@ def test_limits_are_of_what_callers_wait_where_requests_were_let_arrive() -> Non
 
 def test_what_misses_a_limit_decides_no_tie_of_others() -> None:
     """It is better than the best of them in everything but that limit."""
-    good, other = made("good", speed=1.50, held=0.998), made("other", speed=1.505, held=0.991)
+    good, other = made("good", speed=1.50, held=0.998), made("other", speed=1.505, held=0.991, peak=900.0)
     late = made("late", speed=1.51, held=0.998, ttft_ms=200.0)
     assert pick(good, other, slo={"ttft_p99": 0.3}).winner == "good"
     assert pick(good, other, late, slo={"ttft_p99": 0.3}).winner == "good"
