@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from genopt.store.folders import visible_files
+
 ON_DISK, IN_MEMORY = 0.05, 0.95
 """Shares of the bytes of files in memory below which loading reads the disk, and above which it does not."""
 WINDOW = 2**30
@@ -21,7 +23,7 @@ def drop_pages(folder: Path) -> None:
     Only clean pages that nobody has mapped go, and what cannot be opened is left alone: it is a request, for measuring.
     `where_files_are` tells what came of it.
     """
-    for path in _files(folder):
+    for path in visible_files(folder):
         with contextlib.suppress(OSError), _opened(path) as descriptor:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -39,7 +41,7 @@ def where_files_are(folder: Path) -> str:
 def _share_in_memory(folder: Path) -> float | None:
     """Of the bytes of a folder's files; None where there are none, or the kernel does not tell."""
     present = total = 0
-    for path in _files(folder):
+    for path in visible_files(folder):
         try:
             with _opened(path) as descriptor:
                 found, size = _pages_in_memory(descriptor), _pages(os.fstat(descriptor).st_size)
@@ -77,13 +79,6 @@ def _in_window(descriptor: int, start: int, size: int) -> int | None:
 
 def _pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                yield path
 
 
 @contextlib.contextmanager

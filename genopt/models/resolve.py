@@ -28,7 +28,7 @@ class ResolvedModel(Record):
         task: Catalogue name of its task.
         architecture: Class name from config.json or model_index.json.
         revision: Commit of the hub, or None for local models.
-        digest: Digest over the folder's files.
+        digest: Digest over the folder's visible files.
         parameters: Elements of all stored tensors; tied tensors are stored, and count, once.
         bytes: Size of the weight files.
         dtype: The dtype that most parameters have.

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from genopt.errors import SpecError, StageTimeoutError, StorageError
 from genopt.plan import Artifact
 from genopt.store.files import file_sha256, storage_error, sync_folder, write_atomically
+from genopt.store.folders import visible_files
 from genopt.store.lease import Lease
 
 POLL_S = 0.2
@@ -52,8 +53,8 @@ def step_key(parent: str, technique: str, version: int, params: Mapping[str, obj
 
 
 def folder_digest(folder: Path) -> tuple[str, int]:
-    """Digest over the sorted list of (relative name, sha256) of a folder's files, and their total size in bytes."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file())
+    """Digest over the sorted list of (relative name, sha256) of a folder's visible files, and their total size in bytes."""
+    files = visible_files(folder)
     digest = hashlib.sha256()
     with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
         for path, found in zip(files, pool.map(file_sha256, files), strict=True):
@@ -70,11 +71,14 @@ def is_named(artifact: Artifact) -> bool:
 def is_whole(artifact: Artifact) -> bool:
     """Whether an artifact's folder still holds its bytes, as far as sizes tell.
 
-    Those of a store's artifact count all files, and those of a model its weights alone, which are safetensors. A link counts as the file
-    that it leads to, as in the hub's cache, and as nothing where that is gone.
+    Those of a store's artifact count all visible files, and those of a model its weights alone, which are safetensors. A link counts as
+    what it leads to, as in the hub's cache, and as nothing where that is gone.
     """
-    files = Path(artifact.path).rglob("*" if is_named(artifact) else "*.safetensors")
-    return Path(artifact.path).is_dir() and sum(path.stat().st_size for path in files if path.is_file()) >= artifact.bytes
+    folder = Path(artifact.path)
+    if not folder.is_dir():
+        return False
+    counted = (path for path in visible_files(folder) if is_named(artifact) or path.suffix == ".safetensors")
+    return sum(path.stat().st_size for path in counted) >= artifact.bytes
 
 
 class ArtifactStore:
@@ -182,10 +186,9 @@ class ArtifactStore:
 
     def _publish(self, key: str, building: Path, traits: tuple[str, ...]) -> Artifact:
         digest, size = folder_digest(building)
-        for path in building.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
+        for path in visible_files(building):
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
         final = self._folder(digest)
         final.parent.mkdir(parents=True, exist_ok=True)
         artifact = Artifact(digest=digest, path=str(final), bytes=size, traits=traits)
@@ -204,6 +207,5 @@ class ArtifactStore:
 
 
 def stamps(folder: Path) -> str:
-    """Size and time of change of each file, as JSON."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file())
-    return json.dumps({path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files})
+    """Size and time of change of each visible file, as JSON."""
+    return json.dumps({path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in visible_files(folder)})

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from genopt.plan import Artifact, Record
+from genopt.store.folders import is_hidden
 from genopt.store.remote import Remote, RemoteFile
 from genopt.store.shared import is_shared, open_root
 
@@ -146,7 +147,9 @@ class Inventory:
     def _problem(self, digest: str, files: list[RemoteFile]) -> str:
         content = hashlib.sha256()
         for one in sorted(files, key=lambda file: Path(file.name)):
-            content.update(f"{Path(one.name).relative_to('artifacts', digest).as_posix()}\0{self._remote.sha256(one.name)}\n".encode())
+            name = Path(one.name).relative_to("artifacts", digest)
+            if not is_hidden(name):
+                content.update(f"{name.as_posix()}\0{self._remote.sha256(one.name)}\n".encode())
         if content.hexdigest() == digest:
             return ""
         manifest = self._remote.read(f"manifests/{digest}.json")

@@ -23,6 +23,7 @@ from genopt.plan import Artifact
 from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, is_named, stamps
 from genopt.store.claim import Claim
 from genopt.store.files import storage_error, sync_folder, write_atomically
+from genopt.store.folders import visible_files
 from genopt.store.remote import Remote
 
 LIMIT = "GENOPT_CACHE_BYTES"
@@ -171,7 +172,7 @@ class SharedStore(ArtifactStore):
         self._remote.write(f"steps/{key}.json", artifact.model_dump_json().encode())
 
     def _upload(self, artifact: Artifact, folder: Path) -> None:
-        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in visible_files(folder)}
         prefix = f"artifacts/{artifact.digest}"
         if self._manifest(artifact.digest) == sizes == self._sizes(artifact.digest):
             return

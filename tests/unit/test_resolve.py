@@ -80,6 +80,18 @@ def test_the_digest_follows_the_bytes_and_not_the_place(tmp_path: Path) -> None:
     assert first.digest == second.digest != changed.digest
 
 
+def test_the_digest_follows_linked_components_and_no_hidden_file(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "pipe")
+    (folder / "unet").rename(tmp_path / "finetune")
+    (folder / "unet").symlink_to("../finetune")
+    first = found(folder, tmp_path)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "index").write_text("rewritten by `git status`")
+    assert found(folder, tmp_path) == first
+    write_safetensors(tmp_path / "finetune" / "diffusion_pytorch_model.safetensors", {"conv": ("F32", (3, 4))})
+    assert found(folder, tmp_path).digest != first.digest
+
+
 def test_shards_count_together(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "tiny")
     (folder / "model.safetensors").unlink()

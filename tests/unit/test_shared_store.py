@@ -121,6 +121,17 @@ def test_a_folder_is_shared_by_its_digest(machines: Machines) -> None:
         assert Path(here.path, "text_set.json").read_text() == "[]"
 
 
+def test_a_shared_folder_has_what_links_lead_to_and_nothing_hidden(machines: Machines) -> None:
+    unet, folder = machines.folder / "finetune" / "unet", machines.folder / "pipeline"
+    for path in (unet / "model.safetensors", folder / "model_index.json", folder / ".git" / "index"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    (folder / "unet").symlink_to(unet)
+    with machines.store("two").local(machines.store().share(folder)) as here:
+        assert Path(here.path, "unet", "model.safetensors").read_text() == "model.safetensors"
+        assert {path.name for path in Path(here.path).iterdir()} == {"model_index.json", "unet"}
+
+
 def test_the_cache_keeps_to_its_limit_and_drops_what_was_not_used_for_longest(machines: Machines) -> None:
     size = 1000
     built = [machines.build(digit * 64, digit.encode() * size, limit=3 * (size + 2)) for digit in "123"]

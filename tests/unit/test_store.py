@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genopt.errors import SpecError, StageTimeoutError, StorageError
-from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, step_key
+from genopt.plan import Artifact
+from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, is_whole, stamps, step_key
 from genopt.store.files import write_atomically
+from genopt.store.folders import visible_files
+from genopt.store.inventory import Inventory
 from genopt.store.shared import open_root
 
 KEY = "a" * 64
@@ -261,6 +265,59 @@ def test_a_folder_digest_sees_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("2")
     assert len({first[0], second[0], folder_digest(tmp_path)[0]}) == 3
     assert first[1] == 1
+
+
+def test_the_digest_of_a_folder_without_links_is_the_one_that_it_had(tmp_path: Path) -> None:
+    for name in ("weights/a.bin", "weights.json", "weights/a/b", "B"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(name)
+    expected = hashlib.sha256()
+    for name in ("B", "weights/a/b", "weights/a.bin", "weights.json"):  # sorted by parts
+        expected.update(f"{name}\0{hashlib.sha256(name.encode()).hexdigest()}\n".encode())
+    assert folder_digest(tmp_path) == (expected.hexdigest(), 37)
+
+
+def test_what_a_link_leads_to_belongs_to_the_folder(tmp_path: Path) -> None:
+    weights, folder = tmp_path / "finetune" / "unet" / "model.safetensors", tmp_path / "pipeline"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"1234")
+    folder.mkdir()
+    (folder / "unet").symlink_to("../finetune/unet")
+    (folder / "unet_2").symlink_to("unet")
+    assert [path.relative_to(folder).as_posix() for path in visible_files(folder)] == ["unet/model.safetensors", "unet_2/model.safetensors"]
+    before, seen = folder_digest(folder), stamps(folder)
+    model = Artifact(digest=before[0], path=str(folder), bytes=before[1])
+    assert is_whole(model)
+    weights.write_bytes(b"12345")
+    assert folder_digest(folder) != before
+    assert stamps(folder) != seen
+    weights.unlink()
+    assert not is_whole(model)
+
+
+def test_a_link_back_is_followed_once(tmp_path: Path) -> None:
+    folder = tmp_path / "finetune" / "pipeline"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "here").symlink_to(".")
+    (folder / "unet").symlink_to("..")
+    (folder.parent / "model.safetensors").write_text("")
+    assert [path.relative_to(folder).as_posix() for path in visible_files(folder)] == ["model_index.json", "unet/model.safetensors"]
+
+
+def test_hidden_files_change_nothing(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    built = store.build(KEY, make)
+    folder = Path(built.path)
+    before = folder_digest(folder), stamps(folder)
+    for name in (".git/index", ".cache/huggingface/download/model.safetensors.metadata", "weights/.gitattributes"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    assert (folder_digest(folder), stamps(folder)) == before
+    assert store.find(KEY) == built
+    assert [one.problem for one in Inventory(str(tmp_path / "store")).verify()] == [""]
+    (folder / "weights" / "a.bin").unlink()
+    assert not is_whole(built), "hidden bytes do not stand in for lost ones"
 
 
 TEXT = st.text(max_size=6)
