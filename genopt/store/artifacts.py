@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from genopt.errors import SpecError, StageTimeoutError, StorageError
+from genopt.errors import GenoptError, SpecError, StageTimeoutError, StorageError
 from genopt.plan import Artifact
 from genopt.store.files import file_sha256, storage_error, sync_folder, write_atomically
 from genopt.store.folders import visible_files
@@ -106,7 +106,7 @@ class ArtifactStore:
     def build(self, key: str, make: Callable[[Path], tuple[str, ...]], *, wait_s: float | None = None) -> Artifact:
         """Returns the step's artifact, making it unless it exists; concurrent callers, on any machine, make it once.
 
-        One who builds and dies is succeeded by one who waits.
+        One who builds and dies is succeeded by one who waits. One who was taken for dead drops its own work and waits for its successor.
 
         Args:
             key: The step key.
@@ -117,11 +117,15 @@ class ArtifactStore:
             StageTimeoutError: Another builds it for longer than that.
             StorageError: The store cannot be written.
         """
+        until = None if wait_s is None else time.monotonic() + wait_s
         found = self.find(key)
-        if found is not None:
-            return found
-        with self._alone(key, wait_s):
-            return self.find(key) or self._make(key, make)
+        try:
+            while found is None:
+                with self._alone(key, until) as lease:
+                    found = self.find(key) or self._make(key, make, lease)
+        except OSError as error:
+            raise storage_error(self.root, error) from None
+        return found
 
     def checkpoints(self, key: str) -> Path:
         """A folder of this machine in which a step keeps what it goes on from after it was killed; removed when the step is done."""
@@ -137,33 +141,38 @@ class ArtifactStore:
         return Artifact(digest="", path=str(folder), bytes=0)
 
     @contextlib.contextmanager
-    def _alone(self, key: str, wait_s: float | None) -> Iterator[None]:
-        until = None if wait_s is None else time.monotonic() + wait_s
+    def _alone(self, key: str, until: float | None) -> Iterator[Lease]:
         lease = Lease(self.root / "locks" / key)
         while (other := lease.take()) is not None:
             if until is not None and time.monotonic() > until:
                 raise StageTimeoutError(f"Another stage still builds the same step ({other}); give a larger --budget.")
             time.sleep(POLL_S)
         try:
-            yield
+            yield lease
         finally:
             lease.release()
 
-    def _make(self, key: str, make: Callable[[Path], tuple[str, ...]]) -> Artifact:
+    def _make(self, key: str, make: Callable[[Path], tuple[str, ...]], lease: Lease) -> Artifact | None:
+        """None where another took over meanwhile: it has swept up this builder's folder, so that any error may come from that."""
         self._sweep(key)
         building = self.root / "building" / f"{key[:16]}-{uuid.uuid4().hex}"
         try:
             building.mkdir(parents=True)
-            made = self._publish(key, building, make(building))
+            artifact = self._sealed(building, make(building))
+            if lease.lost:
+                return None
+            self._publish(key, building, artifact)
             shutil.rmtree(self.checkpoints(key), ignore_errors=True)
-            return made
-        except OSError as error:
-            raise storage_error(self.root, error) from None
+        except (GenoptError, OSError):
+            if not lease.lost:
+                raise
+            return None
         finally:
-            self._sweep(key)
+            shutil.rmtree(building, ignore_errors=True)  # and no other: a successor may be at work
+        return artifact
 
     def _sweep(self, key: str) -> None:
-        """Removes what is unfinished of a step: this builder's own, and that of one that died."""
+        """Removes what one that died left of a step; only for who has just taken the lease, before it builds."""
         for unfinished in (self.root / "building").glob(f"{key[:16]}-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -184,22 +193,26 @@ class ArtifactStore:
                 write_atomically(marker, seen)
         return intact
 
-    def _publish(self, key: str, building: Path, traits: tuple[str, ...]) -> Artifact:
+    def _sealed(self, building: Path, traits: tuple[str, ...]) -> Artifact:
+        """What was built, by its digest, once its bytes are on the disk."""
         digest, size = folder_digest(building)
         for path in visible_files(building):
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-        final = self._folder(digest)
+        return Artifact(digest=digest, path=str(self._folder(digest)), bytes=size, traits=traits)
+
+    def _publish(self, key: str, building: Path, artifact: Artifact) -> None:
+        final = Path(artifact.path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        artifact = Artifact(digest=digest, path=str(final), bytes=size, traits=traits)
+        damaged = self.root / "building" / f"{key[:16]}-{uuid.uuid4().hex}"
         if final.exists() and not self._is_intact(artifact):
-            final.rename(self.root / "building" / f"{key[:16]}-{uuid.uuid4().hex}")
+            final.rename(damaged)
         if not final.exists():
             building.rename(final)
             sync_folder(final.parent)
-        write_atomically(self.root / "verified" / f"{digest}.json", stamps(final))
+        shutil.rmtree(damaged, ignore_errors=True)
+        write_atomically(self.root / "verified" / f"{artifact.digest}.json", stamps(final))
         write_atomically(self.root / "steps" / f"{key}.json", artifact.model_dump_json())
-        return artifact
 
     def discard_unfinished(self) -> None:
         """Removes what a killed process was building; call it only while nothing is being built."""

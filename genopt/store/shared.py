@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, i
 from genopt.store.claim import Claim
 from genopt.store.files import storage_error, sync_folder, write_atomically
 from genopt.store.folders import visible_files
+from genopt.store.lease import Lease
 from genopt.store.remote import Remote
 
 LIMIT = "GENOPT_CACHE_BYTES"
@@ -154,17 +154,15 @@ class SharedStore(ArtifactStore):
         return artifact
 
     @contextlib.contextmanager
-    def _alone(self, key: str, wait_s: float | None) -> Iterator[None]:
-        until = None if wait_s is None else time.monotonic() + wait_s
-        with super()._alone(key, wait_s), Claim(self._remote, key).held(until):
-            yield
+    def _alone(self, key: str, until: float | None) -> Iterator[Lease]:
+        with super()._alone(key, until) as lease, Claim(self._remote, key).held(until):
+            yield lease
 
-    def _publish(self, key: str, building: Path, traits: tuple[str, ...]) -> Artifact:
-        artifact = super()._publish(key, building, traits)
+    def _publish(self, key: str, building: Path, artifact: Artifact) -> None:
+        super()._publish(key, building, artifact)
         self._offer(key, artifact)
         self._touch(artifact.digest)
         self._evict(artifact.digest)
-        return artifact
 
     def _offer(self, key: str, artifact: Artifact) -> None:
         """Lets other machines find what is here; the step comes last, so that it never leads to nothing."""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genopt.errors import SpecError, StageTimeoutError, StorageError
+from genopt.errors import SpecError, StageCrashedError, StageTimeoutError, StorageError
 from genopt.plan import Artifact
 from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, is_whole, stamps, step_key
 from genopt.store.files import write_atomically
 from genopt.store.folders import visible_files
 from genopt.store.inventory import Inventory
+from genopt.store.lease import Lease
 from genopt.store.shared import open_root
 
 KEY = "a" * 64
@@ -132,6 +135,59 @@ def test_one_who_waits_succeeds_a_builder_that_dies(tmp_path: Path) -> None:
         waiting.join(timeout=10)
     assert found == [5]
     assert list((tmp_path / "store" / "building").iterdir()) == [], "what the dead one left is swept up"
+
+
+SUCCESSOR = """
+import functools, sys
+from pathlib import Path
+from genopt.store import artifacts
+from genopt.store.lease import Lease
+artifacts.Lease = functools.partial(Lease, machine="another", beat_s=0.05, stale_s=0.2)
+def make(folder):
+    (folder / "weights").mkdir()
+    print(flush=True)
+    input()
+    (folder / "weights" / "a.bin").write_bytes(b"12345")
+    return ()
+artifacts.ArtifactStore(Path(sys.argv[1])).build("a" * 64, make)
+"""
+
+
+@pytest.mark.parametrize("notices", [True, False])
+def test_a_builder_that_was_taken_for_dead_leaves_its_successor_alone_and_waits_for_it(tmp_path: Path, notices: bool) -> None:
+    """The successor is a process as on another machine, to which this one looks dead as it gives no sign of life for 0.2 seconds."""
+    turns: list[str] = []
+    successors: list[subprocess.Popen[bytes]] = []
+
+    class Watched(ArtifactStore):
+        @contextlib.contextmanager
+        def _alone(self, key: str, until: float | None) -> Iterator[Lease]:
+            turns.append(key)
+            if len(turns) == 2:  # the first turn is over, and has removed whatever it removes
+                assert successors[0].stdin is not None
+                successors[0].stdin.write(b"\n")
+                successors[0].stdin.flush()
+            with super()._alone(key, until) as lease:
+                yield lease
+
+    def stalled(folder: Path) -> tuple[str, ...]:
+        (folder / "half").touch()
+        command = [sys.executable, "-c", SUCCESSOR, str(tmp_path)]
+        successors.append(running.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)))
+        assert successors[0].stdout is not None
+        assert successors[0].stdout.readline() == b"\n", "it builds"
+        if notices:
+            raise StageCrashedError("The folder is gone.")
+        folder.mkdir()
+        (folder / "b.bin").write_bytes(b"others")
+        return ()
+
+    with contextlib.ExitStack() as running:
+        built = Watched(tmp_path).build(KEY, stalled)
+    assert [successor.returncode for successor in successors] == [0]
+    assert (len(turns), built.bytes) == (2, 5)
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == [built.digest]
+    assert not list((tmp_path / "building").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "add", "remove"])
