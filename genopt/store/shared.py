@@ -110,10 +110,11 @@ class SharedStore(ArtifactStore):
         """
         found = super().find(key)
         if found is not None:
-            self._touch(found.digest)
-            if self._manifest(found.digest) is None:
-                self._offer(key, found)
-            return found
+            with self._pinned(found.digest):
+                if self._is_intact(found):  # else another process has dropped it meanwhile
+                    if self._manifest(found.digest) is None:
+                        self._offer(key, found)
+                    return found
         content = self._remote.read(f"steps/{key}.json")
         try:
             record = Artifact.model_validate_json(content) if content is not None else None
@@ -134,8 +135,7 @@ class SharedStore(ArtifactStore):
         if not is_named(artifact):
             yield artifact
             return
-        with self._use(artifact.digest).open("a") as pin:
-            fcntl.flock(pin, fcntl.LOCK_SH)
+        with self._pinned(artifact.digest):
             mine = artifact.model_copy(update={"path": str(self._folder(artifact.digest))})
             found = mine if self._is_intact(mine) else self._bring(artifact)
             if found is None:
@@ -159,9 +159,9 @@ class SharedStore(ArtifactStore):
             yield lease
 
     def _publish(self, key: str, building: Path, artifact: Artifact) -> None:
-        super()._publish(key, building, artifact)
-        self._offer(key, artifact)
-        self._touch(artifact.digest)
+        with self._pinned(artifact.digest):
+            super()._publish(key, building, artifact)
+            self._offer(key, artifact)
         self._evict(artifact.digest)
 
     def _offer(self, key: str, artifact: Artifact) -> None:
@@ -238,6 +238,19 @@ class SharedStore(ArtifactStore):
         except OSError as error:
             raise storage_error(path, error) from None
         return path
+
+    @contextlib.contextmanager
+    def _pinned(self, digest: str) -> Iterator[None]:
+        """Counts as used now; while the block runs, the cache keeps it, also for other processes."""
+        path = self._use(digest)
+        try:
+            pin = path.open("a")
+        except OSError as error:
+            raise storage_error(path, error) from None
+        with pin:
+            fcntl.flock(pin, fcntl.LOCK_SH)
+            self._touch(digest)
+            yield
 
     def _touch(self, digest: str) -> None:
         with contextlib.suppress(OSError, StorageError):

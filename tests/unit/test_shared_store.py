@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,40 @@ def test_what_is_in_use_is_not_dropped(machines: Machines) -> None:
         assert content(held) == b"x" * 1000
     machines.build("c" * 64, b"z" * 1000, limit=1500)
     assert not Path(held.path).exists()
+
+
+class HeldUp(Remote):
+    """Waits before it uploads a file until it may go on."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.uploading, self.go = threading.Event(), threading.Event()
+
+    def upload(self, source: Path, name: str) -> None:
+        self.uploading.set()
+        assert self.go.wait(30)
+        super().upload(source, name)
+
+
+@pytest.mark.parametrize("how", ["built", "found"])
+def test_what_is_being_uploaded_is_not_dropped(machines: Machines, how: str) -> None:
+    if how == "found":
+        Inventory(machines.shared.as_uri()).remove({machines.build(KEY, b"x" * 1000).digest})
+    remote = HeldUp(machines.shared.as_uri())
+    slow = SharedStore(remote, machines.folder / "one")
+
+    def make(folder: Path) -> tuple[str, ...]:
+        (folder / "weights").mkdir()
+        (folder / "weights" / "a.bin").write_bytes(b"x" * 1000)
+        return ()
+
+    with ThreadPoolExecutor(1) as pool:
+        uploaded = pool.submit(slow.build, KEY, make if how == "built" else never)
+        assert remote.uploading.wait(30)
+        machines.build(OTHER, b"y" * 1000, limit=1500)
+        remote.go.set()
+    assert content(uploaded.result()) == b"x" * 1000
+    assert content(machines.store("two").build(KEY, never)) == b"x" * 1000
 
 
 def test_without_a_limit_half_of_the_disk_is_enough(machines: Machines) -> None:
