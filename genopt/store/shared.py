@@ -21,7 +21,7 @@ from genopt.errors import SpecError, StorageError
 from genopt.plan import Artifact
 from genopt.store.artifacts import ArtifactStore, default_root, folder_digest, is_named, stamps
 from genopt.store.claim import Claim
-from genopt.store.files import storage_error, sync_folder, write_atomically
+from genopt.store.files import exclusive, storage_error, sync_folder, write_atomically
 from genopt.store.folders import visible_files
 from genopt.store.lease import Lease
 from genopt.store.remote import Remote
@@ -192,7 +192,18 @@ class SharedStore(ArtifactStore):
         return found if isinstance(found, dict) else None
 
     def _bring(self, artifact: Artifact) -> Artifact | None:
-        """Downloads an artifact; None where the object store does not have its bytes. What is damaged there is forgotten and built again."""
+        """Downloads an artifact, once however many processes of this machine lack it; None where the object store does not have its bytes.
+
+        Whoever dies lets the others go on, since the lock goes with its process. Nobody who has the lock waits for one who pins an artifact.
+        """
+        if self._manifest(artifact.digest) is None:  # and before a file is named by it here: a digest that leads elsewhere is refused
+            return None
+        mine = artifact.model_copy(update={"path": str(self._folder(artifact.digest))})
+        with self._pinned(artifact.digest), exclusive(self.root / "locks" / f"bringing-{artifact.digest}"):
+            return mine if self._is_intact(mine) else self._download(mine)
+
+    def _download(self, artifact: Artifact) -> Artifact | None:
+        """What is damaged in the object store is forgotten there, so that it is built again."""
         manifest = self._manifest(artifact.digest)
         if manifest is None:
             return None
@@ -208,28 +219,26 @@ class SharedStore(ArtifactStore):
             if folder_digest(building)[0] != artifact.digest:
                 self._remote.remove(f"manifests/{artifact.digest}.json")
                 return None
-            return self._install(artifact, building)
+            self._install(artifact, building)
+            return artifact
         except OSError as error:
             raise storage_error(self.root, error) from None
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
-    def _install(self, artifact: Artifact, building: Path) -> Artifact:
+    def _install(self, artifact: Artifact, building: Path) -> None:
         """Moves what was downloaded and checked to its place."""
-        final = self._folder(artifact.digest)
+        final = Path(artifact.path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        mine = artifact.model_copy(update={"path": str(final)})
-        if final.exists() and not self._is_intact(mine):
+        if final.exists() and not self._is_intact(artifact):
             shutil.rmtree(final)
         try:
             building.rename(final)
             sync_folder(final.parent)
-        except OSError:  # another process of this machine was faster
-            if not self._is_intact(mine):
+        except OSError:  # another process of this machine has built it meanwhile
+            if not self._is_intact(artifact):
                 raise
         write_atomically(self.root / "verified" / f"{artifact.digest}.json", stamps(final))
-        self._touch(artifact.digest)
-        return mine
 
     def _use(self, digest: str) -> Path:
         path = self.root / "used" / digest
@@ -244,17 +253,13 @@ class SharedStore(ArtifactStore):
         """Counts as used now; while the block runs, the cache keeps it, also for other processes."""
         path = self._use(digest)
         try:
+            path.touch()
             pin = path.open("a")
         except OSError as error:
             raise storage_error(path, error) from None
         with pin:
             fcntl.flock(pin, fcntl.LOCK_SH)
-            self._touch(digest)
             yield
-
-    def _touch(self, digest: str) -> None:
-        with contextlib.suppress(OSError, StorageError):
-            self._use(digest).touch()
 
     def _evict(self, keep: str, *, coming: int = 0) -> None:
         """Makes room for what comes: what was not used for longest goes first, and nothing that is in use."""

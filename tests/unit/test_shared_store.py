@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +190,81 @@ def test_what_is_being_uploaded_is_not_dropped(machines: Machines, how: str) -> 
         remote.go.set()
     assert content(uploaded.result()) == b"x" * 1000
     assert content(machines.store("two").build(KEY, never)) == b"x" * 1000
+
+
+class Watched(Remote):
+    """Downloads once so many have asked for manifests, and notes what."""
+
+    def __init__(self, uri: str, awaited: int) -> None:
+        super().__init__(uri)
+        self.awaited, self.all_asked = awaited, threading.Event()
+        self.asked: list[str] = []
+        self.downloaded: list[str] = []
+
+    def read(self, name: str) -> bytes | None:
+        found = super().read(name)
+        if name.startswith("manifests/"):
+            self.asked.append(name)
+            if len(self.asked) >= self.awaited:
+                self.all_asked.set()
+        return found
+
+    def download(self, name: str, destination: Path) -> None:
+        assert self.all_asked.wait(30)
+        self.downloaded.append(Path(name).name)
+        super().download(name, destination)
+
+
+@pytest.mark.parametrize("how", ["local", "find"])
+def test_what_several_lack_at_once_is_downloaded_once(machines: Machines, how: str) -> None:
+    built, remote = machines.build(), Watched(machines.shared.as_uri(), 4)
+
+    def use() -> bytes:
+        store = SharedStore(remote, machines.folder / "two")
+        if how == "find":
+            found = store.find(KEY)
+            assert found is not None
+            return content(found)
+        with store.local(built) as here:
+            return content(here)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [one.result() for one in [pool.submit(use) for _ in range(4)]] == [b"12345"] * 4
+    assert sorted(remote.downloaded) == ["a.bin", "config.json"]
+    assert not list((machines.folder / "two" / "building").iterdir())
+
+
+DOWNLOADER = """
+import sys
+from pathlib import Path
+from genopt.plan import Artifact
+from genopt.store.remote import Remote
+from genopt.store.shared import SharedStore
+class Slow(Remote):
+    def download(self, name, destination):
+        print(flush=True)
+        input()
+with SharedStore(Slow(sys.argv[1]), Path(sys.argv[2])).local(Artifact.model_validate_json(sys.argv[3])):
+    pass
+"""
+
+
+def test_who_waits_for_a_download_goes_on_where_its_process_dies(machines: Machines) -> None:
+    built, remote = machines.build(), Watched(machines.shared.as_uri(), 1)
+    command = [sys.executable, "-c", DOWNLOADER, machines.shared.as_uri(), str(machines.folder / "two"), built.model_dump_json()]
+
+    def use() -> bytes:
+        with SharedStore(remote, machines.folder / "two").local(built) as here:
+            return content(here)
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as downloader, ThreadPoolExecutor(1) as pool:
+        assert downloader.stdout is not None
+        assert downloader.stdout.readline() == b"\n"
+        used = pool.submit(use)
+        assert remote.all_asked.wait(30)
+        assert not remote.downloaded, "it waits"
+        downloader.kill()
+        assert used.result(timeout=30) == b"12345"
 
 
 def test_without_a_limit_half_of_the_disk_is_enough(machines: Machines) -> None:
