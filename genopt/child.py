@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from genopt import catalog
+from genopt import bootstrap, catalog
 from genopt.environments import place
 from genopt.errors import OutOfMemoryError, StageCrashedError, StageError
 from genopt.guardian import PARENT, SWEEP_S
@@ -42,7 +42,7 @@ def worker_command(environment: str | None) -> list[str]:
     Raises:
         InfeasibleError: The environment is not built here.
     """
-    return [sys.executable, "-m", "genopt.worker"] if environment is None else place.worker_command(environment)
+    return bootstrap.command(sys.executable, "genopt.worker") if environment is None else place.worker_command(environment)
 
 
 def environment_of(engine: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The process that does the heavy work: `python -m genopt.worker stage|session`.
+"""The process that does the heavy work: `genopt.worker stage|session`, started by `genopt.bootstrap`.
 
 `stage REQUEST RESULT` runs one stage of `STAGES` and writes its result or error as JSON. A stage is told when it will be killed, on `clock.now`,
 so that what importing takes is not counted as time that it has.

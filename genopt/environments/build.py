@@ -107,7 +107,10 @@ def _inspected(python: Path) -> dict[str, Any]:
     """The version and distributions of an interpreter."""
     try:
         variables = place.without_our_paths(os.environ)
-        answer = subprocess.run([str(python), "-c", INSPECTION], env=variables, capture_output=True, text=True, timeout=INSPECTION_S, check=False)
+        answer = subprocess.run(
+            [str(python), "-c", INSPECTION], env=variables, capture_output=True, text=True, timeout=INSPECTION_S, check=False,
+            cwd="/",  # `-c` looks there for modules, and an interpreter that is too old does not know `-P`
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         raise _does_not_run(python) from None
     if answer.returncode:

@@ -64,9 +64,9 @@ def install(
     if uv is None and not any(importlib.metadata.distributions(name="pip")):
         raise InfeasibleError("Building an environment needs uv or pip and there is neither; install one, for example with: python -m ensurepip.")
     progress("making a virtual environment")
-    _run(name, [sys.executable, "-m", "venv", "--without-pip", str(folder)], {}, progress, held)
+    _run(name, [sys.executable, "-P", "-m", "venv", "--without-pip", str(folder)], {}, progress, held)
     target = ["--python", str(interpreter(folder))]
-    pip = [sys.executable, "-m", "pip", *target, "install", "--progress-bar", "off", "--disable-pip-version-check", "--no-input"]
+    pip = [sys.executable, "-P", "-m", "pip", *target, "install", "--progress-bar", "off", "--disable-pip-version-check", "--no-input"]
     tool = pip if uv is None else [uv, "pip", "install", *target]
     source = ["--no-index", "--find-links", str(wheels.absolute())] if wheels is not None else []
     local = [line for line in lock.read_text(encoding="utf-8").split() if "==" in line and "+" in line]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from genopt.environments import bootstrap
+from genopt import bootstrap
 from genopt.environments.declaration import Environment, declared, find
 from genopt.errors import InfeasibleError
 from genopt.plan import Record
@@ -133,7 +133,7 @@ def worker_command(name: str) -> list[str]:
     Raises:
         InfeasibleError: As `require_built`.
     """
-    return [str(interpreter(require_built(name))), "-P", bootstrap.__file__]
+    return bootstrap.command(interpreter(require_built(name)), "genopt.worker")
 
 
 def without_our_paths(variables: Mapping[str, str]) -> dict[str, str]:

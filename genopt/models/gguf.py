@@ -1,4 +1,4 @@
-"""Turns a `.gguf` file into a model folder, once: `python -m genopt.models.gguf FILE FOLDER` does the heavy part.
+"""Turns a `.gguf` file into a model folder, once: this module as a program, `genopt.models.gguf FILE FOLDER`, does the heavy part.
 
 The conversion dequantizes with transformers and stores bfloat16 safetensors. It runs in a process of
 its own, so that whoever resolves a model never loads torch. The file itself is kept beside the weights, since it is a candidate too.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from genopt import bootstrap
 from genopt.errors import ModelError, StorageError
 from genopt.models.inspect import context_of
 from genopt.store.files import exclusive, file_sha256, storage_error, sync_folder
@@ -103,7 +104,7 @@ def _convert_and_publish(source: Path, folder: Path, progress: Callable[[str], N
 
 def _run(source: Path, destination: Path) -> None:
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "genopt.models.gguf", str(source.absolute()), str(destination.absolute())]
+    command = [*bootstrap.command(sys.executable, "genopt.models.gguf"), str(source.absolute()), str(destination.absolute())]
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT_S, check=False

@@ -86,7 +86,7 @@ def _build(source: Path, destination: Path, params: OnnxGenaiParams, scratch: Pa
         "CUDA_VISIBLE_DEVICES": "" if params.device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }  # fmt: skip
     command = [
-        sys.executable, "-m", BUILDER, "-i", str(source), "-o", str(destination), "-p", params.precision, "-e", params.device,
+        sys.executable, "-P", "-m", BUILDER, "-i", str(source), "-o", str(destination), "-p", params.precision, "-e", params.device,
         "-c", str(scratch / "cache"), "--extra_options", "windowed_kv_cache=false",
     ]  # fmt: skip
     log = scratch / "builder.log"

