@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ DENOISERS: Mapping[str, Denoiser] = {
 
 OF_CLASSES = "DiTPipeline"
 """The pipeline that makes images of classes; it is asked for one by its name or number."""
+
+LIBRARIES = ("diffusers", "transformers")
+"""What components with weights are made of."""
 
 _COMPONENT_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _NOT_TEXT_TO_IMAGE = ("Img2Img", "Inpaint", "Upscale", "Video", "Audio", "Edit", "Depth2Img", "Super")
@@ -98,6 +102,24 @@ def inspect_pipeline(folder: Path, *, trust_remote_code: bool) -> Pipeline:
     return Pipeline(
         architecture=architecture, components=tuple(components), dtype=elements.most_common(1)[0][0], denoiser=_denoiser(tuple(components))
     )
+
+
+def component_class(library: str, name: str) -> Any:
+    """The class of a component, as a file of the pipeline names it: what a model's files say must not choose which modules are run.
+
+    Args:
+        library: Its module.
+        name: Its name there.
+
+    Raises:
+        ModelError: It is of another library than those that make components, or not there.
+    """
+    if library not in LIBRARIES:
+        raise ModelError(f"{library}.{name} is no component of {' or '.join(LIBRARIES)}; fetch the pipeline again, or build the artifact again.")
+    found = getattr(importlib.import_module(library), name, None)
+    if found is None:
+        raise ModelError(f"There is no {name} in the installed {library}; install the version that made this pipeline.")
+    return found
 
 
 def _classes(index: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -6,7 +6,6 @@ tensors out as plain ones is used directly.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from genopt.errors import ModelError
 from genopt.models.checkpoint import sort_metadata
+from genopt.models.pipeline import component_class
 
 FILE = "genopt_torchao.safetensors"
 LIBRARY, SHARED = "library", "shared"
@@ -58,7 +58,7 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         dtype: Of what is not quantized.
 
     Raises:
-        ModelError: It was written by something else.
+        ModelError: It was written by something else, or names a class of another library.
     """
     from safetensors import safe_open
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
@@ -69,13 +69,12 @@ def load(folder: Path, dtype: torch.dtype) -> nn.Module:
     if LIBRARY not in metadata:
         raise ModelError(f"{folder / FILE} does not say which class it holds; build the artifact again.")
     library, class_name = json.loads(metadata.pop(LIBRARY))
+    kind = component_class(library, class_name)
     shared: dict[str, str] = json.loads(metadata.pop(SHARED, "{}"))
     state, plain = unflatten_tensor_state_dict(tensors, metadata)
     state |= plain
     state |= {name: state[other] for name, other in shared.items()}
-    component = _made(
-        library, getattr(importlib.import_module(library), class_name), json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    )
+    component = _made(library, kind, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     component.to(dtype).load_state_dict(state, strict=True, assign=True)
     if any(tensor.dtype == torch.float16 for tensor in plain.values()):  # formats that have one precision alone lie in bfloat16
         component.to(dtype)

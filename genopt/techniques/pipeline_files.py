@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -36,15 +35,19 @@ def load_component(folder: Path, name: str, dtype: str | None = None) -> Any:
         folder: The pipeline.
         name: The component.
         dtype: Name of a dtype, or None for the checkpoint's.
+
+    Raises:
+        ModelError: It is of no library that makes components.
     """
     import torch
 
+    from genopt.models.pipeline import component_class
     from genopt.models.pipeline_loading import stored_dtype
 
     library, made = json.loads((folder / INDEX).read_text(encoding="utf-8"))[name]
     wanted = stored_dtype(folder) if dtype is None else getattr(torch, dtype)
     given = {"torch_dtype" if library == "diffusers" else "dtype": wanted}
-    return getattr(importlib.import_module(library), made).from_pretrained(folder / name, local_files_only=True, **given).eval()
+    return component_class(library, made).from_pretrained(folder / name, local_files_only=True, **given).eval()
 
 
 def load_denoiser(folder: Path) -> tuple[str, Any]:

@@ -34,6 +34,7 @@ from genopt.techniques.diffusers_int4 import PipelineInt4Params, PipelineInt4Wei
 from genopt.techniques.diffusers_int8 import PipelineInt8Dynamic, PipelineInt8WeightOnly
 from genopt.techniques.diffusers_magnitude_prune import DenoiserMagnitudePrune
 from genopt.techniques.diffusers_rounding import PipelineRoundingParams
+from genopt.techniques.pipeline_files import load_component
 from genopt.testing.image_contracts import check_image_engine
 from genopt.testing.tiny_pipelines import (
     write_tiny_dit,
@@ -258,6 +259,23 @@ def test_a_pipeline_without_a_component_is_named(pipeline: Path, tmp_path: Path,
     shutil.rmtree(folder / missing)
     with pytest.raises(ModelError, match="fetch all of its component folders"):
         opened(folder)
+
+
+def test_a_file_does_not_choose_which_modules_are_run(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A downloaded pipeline may come with what `quantized.save` writes, and names libraries in its index too."""
+    folder = tmp_path / "given"
+    shutil.copytree(pipeline, folder)
+    (tmp_path / "chosen_by_a_file.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Net: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    save_file({"weight": torch.zeros(2)}, folder / "unet" / quantized.FILE, metadata={quantized.LIBRARY: '["chosen_by_a_file", "Net"]'})
+    with pytest.raises(ModelError, match=r"chosen_by_a_file\.Net is no component of diffusers or transformers"):
+        opened(folder)
+    (folder / "unet" / quantized.FILE).unlink()
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["chosen_by_a_file", "Net"]}))
+    with pytest.raises(ModelError, match=r"chosen_by_a_file\.Net is no component"):
+        load_component(folder, "unet")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("technique", [PipelineInt8WeightOnly, PipelineInt8Dynamic])
