@@ -38,13 +38,15 @@ def load_model(folder: Path, dtype: str | None = None) -> PreTrainedModel:
 
 
 def load_with(folder: Path, **settings: Any) -> PreTrainedModel:
-    """Loads a checkpoint as transformers does, with no network, and code of its own only where it is trusted.
+    """Loads a checkpoint as transformers does, with no network, no pickles, and code of its own only where it is trusted.
 
     Args:
         folder: Hugging Face folder.
         settings: Of `from_pretrained`.
     """
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted(), **settings)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted(), **settings
+    )
     return model
 
 

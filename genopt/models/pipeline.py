@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genopt.errors import ModelError
-from genopt.models.headers import TAKES, has_pickles, no_weights, read_json, weights
+from genopt.models.headers import TAKES, WEIGHTS, has_pickles, no_weights, read_json, weights
 from genopt.plan import Record
 
 Denoiser = Literal["unet", "transformer"]
@@ -30,7 +30,8 @@ OF_CLASSES = "DiTPipeline"
 LIBRARIES = ("diffusers", "transformers")
 """What components with weights are made of."""
 
-_COMPONENT_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_COMPONENT_WEIGHTS = {"diffusers": ("diffusion_pytorch_model.safetensors",), "transformers": ("model.safetensors",)}
+"""What each library loads; others, which stand for a pipeline's own classes, are made with one of these."""
 _NOT_TEXT_TO_IMAGE = ("Img2Img", "Inpaint", "Upscale", "Video", "Audio", "Edit", "Depth2Img", "Super")
 
 
@@ -93,7 +94,7 @@ def inspect_pipeline(folder: Path, *, trust_remote_code: bool) -> Pipeline:
     elements: Counter[str] = Counter()
     components = []
     for name, (library, class_name) in classes.items():
-        found, size = _component_weights(folder, name)
+        found, size = _component_weights(folder, name, library)
         dtype = found.most_common(1)[0][0] if found else ""
         components.append(Component(name=name, architecture=class_name, library=library, dtype=dtype, parameters=found.total(), bytes=size))
         elements.update(found)
@@ -129,12 +130,12 @@ def _classes(index: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
             yield name, (entry[0], entry[1])
 
 
-def _component_weights(folder: Path, name: str) -> tuple[Counter[str], int]:
+def _component_weights(folder: Path, name: str, library: str) -> tuple[Counter[str], int]:
     """Elements by dtype and bytes of a component; what has a config.json is a model and must have weights."""
     component = folder / name
     if not component.is_dir():
         raise ModelError(f"{folder} names the component {name!r} but has no such folder; fetch the whole pipeline again.")
-    found, size = weights(component, _COMPONENT_WEIGHTS)
+    found, size = weights(component, _COMPONENT_WEIGHTS.get(library, WEIGHTS))
     if found:
         return found, size
     variants = sorted(path.name for path in component.glob("*.*.safetensors"))

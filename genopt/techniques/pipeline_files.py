@@ -47,7 +47,7 @@ def load_component(folder: Path, name: str, dtype: str | None = None) -> Any:
     library, made = json.loads((folder / INDEX).read_text(encoding="utf-8"))[name]
     wanted = stored_dtype(folder) if dtype is None else getattr(torch, dtype)
     given = {"torch_dtype" if library == "diffusers" else "dtype": wanted}
-    return component_class(library, made).from_pretrained(folder / name, local_files_only=True, **given).eval()
+    return component_class(library, made).from_pretrained(folder / name, local_files_only=True, use_safetensors=True, **given).eval()
 
 
 def load_denoiser(folder: Path) -> tuple[str, Any]:

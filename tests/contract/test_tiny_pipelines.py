@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from genopt.errors import ModelError
 from genopt.models.pipeline_loading import load_pipeline
 from genopt.models.resolve import resolve
 from genopt.testing.tiny_pipelines import WRITERS
@@ -43,6 +44,22 @@ def test_a_tiny_pipeline_resolves_and_follows_prompt_and_seed(family: str, tmp_p
     assert np.array_equal(first, image("a photo", 0))
     assert not np.array_equal(first, image("digit 7", 0))
     assert not np.array_equal(first, image("a photo", 1))
+
+
+@pytest.mark.parametrize(
+    ("component", "weights", "pickle"),
+    [("text_encoder", "model", "pytorch_model.bin"), ("unet", "diffusion_pytorch_model", "diffusion_pytorch_model.bin")],
+)
+def test_no_component_is_read_from_a_pickle(component: str, weights: str, pickle: str, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = WRITERS["stable-diffusion"](tmp_path / "pipeline")
+    plain = folder / component / f"{weights}.safetensors"
+    torch.save(load_file(plain), folder / component / pickle)
+    plain.rename(folder / component / "other.safetensors")
+    with pytest.raises(ModelError, match=rf"cannot be loaded \(.*no file named {plain.name}"):
+        load_pipeline(folder)
 
 
 def test_equal_families_have_equal_bytes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torchao.quantization import Int8Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -200,6 +201,14 @@ def test_a_compiler_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch)
         TorchEngine.check({"compile": True})
     monkeypatch.setenv("CXX", "true")
     TorchEngine.check({"compile": True})
+
+
+def test_no_model_is_read_from_a_pickle(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("technique", [Int8WeightOnly, Int8Dynamic])

