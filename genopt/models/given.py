@@ -10,7 +10,7 @@ from pydantic import Field
 from genopt.errors import DataError, SpecError
 from genopt.plan import Plan, Record
 from genopt.store.artifacts import folder_digest
-from genopt.store.files import storage_error
+from genopt.store.files import read_error
 
 
 class GivenModel(Record):
@@ -65,7 +65,7 @@ def resolve_given(given: Mapping[str, str], progress: Callable[[str], None]) -> 
         progress: Told what happens.
 
     Raises:
-        StorageError: One cannot be read.
+        ModelError: One cannot be read.
     """
     found = {}
     for kind, folder in given.items():
@@ -74,7 +74,7 @@ def resolve_given(given: Mapping[str, str], progress: Callable[[str], None]) -> 
         try:
             found[kind] = GivenModel(path=str(path), digest=folder_digest(path)[0])
         except OSError as error:
-            raise storage_error(path, error) from None
+            raise read_error(path, error) from None
     return found
 
 

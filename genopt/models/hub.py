@@ -37,7 +37,7 @@ def fetch(model: str, *, progress: Callable[[str], None], trust_remote_code: boo
         StorageError: The hub's cache cannot be written.
     """
     from httpx import HTTPError
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     progress(f"fetching {model} from the Hugging Face hub")
@@ -61,5 +61,5 @@ def fetch(model: str, *, progress: Callable[[str], None], trust_remote_code: boo
             f"or use a built-in name ({', '.join(BUILT_IN)})."
         ) from None
     except OSError as error:
-        raise storage_error(Path(model), error) from None
+        raise storage_error(Path(constants.HF_HUB_CACHE), error, "HF_HOME") from None
     return folder, folder.name

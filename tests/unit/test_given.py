@@ -9,7 +9,7 @@ import pytest
 from genopt.cli import main
 from genopt.cli.options import given_of, spec_of
 from genopt.distributed.terms import require_same, terms_of
-from genopt.errors import DataError, RunFolderError, SpecError
+from genopt.errors import DataError, ModelError, RunFolderError, SpecError
 from genopt.models.given import digests_of, require_given, resolve_given
 from genopt.plan import Step
 from genopt.spec import build, dump, load
@@ -37,6 +37,12 @@ def test_the_flag_lies_over_the_file_and_comes_back_from_the_spec(tmp_path: Path
     assert spec.given == {"vae": "./other", "student": "a=b"}
     config.write_text(dump(spec))
     assert build(load(config)) == spec
+
+
+def test_a_file_that_cannot_be_read_is_named(vae: Path) -> None:
+    (vae / "notes.bin").symlink_to("/proc/self/mem")
+    with pytest.raises(ModelError, match=r"notes\.bin cannot be read"):
+        resolve_given({"vae": str(vae)}, str)
 
 
 @pytest.mark.parametrize("word", ["vae", "=./taesd", ""])

@@ -367,6 +367,59 @@ def test_a_single_file_is_told_to_give_its_folder(tmp_path: Path) -> None:
         found(folder / "model.safetensors", tmp_path)
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    (folder / "notes.bin").symlink_to("/proc/self/mem")  # whose first byte nobody can read, not even root
+    with pytest.raises(ModelError, match=r"notes\.bin cannot be read \(Input/output error\); check its permissions and its disk"):
+        found(folder, tmp_path)
+
+
+HUB = """
+import sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from genopt.errors import StorageError
+
+COMMIT = "0" * 40
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer(b"{}")
+    def do_GET(self):
+        self.answer(b'{"id": "nobody/nothing", "sha": "%s", "siblings": [{"rfilename": "config.json"}]}' % COMMIT.encode())
+    def answer(self, content):
+        self.send_response(200)
+        for name, value in (("Content-Length", len(content)), ("ETag", "e"), ("X-Repo-Commit", COMMIT), ("Content-Type", "application/json")):
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+    def log_message(self, *said):
+        pass
+
+with HTTPServer(("127.0.0.1", 0), Hub) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    import os
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+    from genopt.models.resolve import resolve
+    try:
+        resolve("nobody/nothing", cache=Path(sys.argv[1]), progress=str)
+    except StorageError as error:
+        print(error)
+    server.shutdown()
+"""
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    done = subprocess.run([sys.executable, "-c", HUB, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{tmp_path}/file/hf/hub cannot be used (Not a directory); choose another folder with HF_HOME."
+
+
 def test_a_missing_gguf_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="There is no file"):
         found(tmp_path / "none.gguf", tmp_path)
