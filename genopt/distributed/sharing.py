@@ -33,7 +33,9 @@ def share(store: ArtifactStore, *folders: Path) -> dict[str, Artifact]:
 
 
 class Borrowed:
-    """Shared folders as this machine has them: the very ones where they exist here, else copies from the store, kept until it is closed.
+    """Shared folders as this machine has them: the very ones where they are here too, else copies from the store, kept until it is closed.
+
+    A folder that has the same path and holds something else, such as an older model, is none of them.
 
     Args:
         store: The store.
@@ -47,7 +49,8 @@ class Borrowed:
         self._held = contextlib.ExitStack()
         try:
             self._paths = {
-                path: self._held.enter_context(store.local(artifact)).path for path, artifact in shared.items() if not Path(path).exists()
+                path: self._held.enter_context(store.local(artifact)).path
+                for path, artifact in shared.items() if not store.has_content(Path(path), artifact)
             }  # fmt: skip
         except BaseException:
             self._held.close()

@@ -2,7 +2,8 @@
 
 Layout below the root: `artifacts/<digest>/` (the files), `steps/<step key>.json` (which digest a
 step produced, and its manifest), `verified/<digest>.json` (size and time of each file when its bytes
-were last hashed), `locks/`, `building/` (temporary), `checkpoints/<step key>/` (from which an unfinished step goes on).
+were last hashed), `elsewhere/` (the same of folders of this machine outside of the store), `locks/`,
+`building/` (temporary), `checkpoints/<step key>/` (from which an unfinished step goes on).
 """
 
 from __future__ import annotations
@@ -180,12 +181,27 @@ class ArtifactStore:
         return self.root / "artifacts" / digest
 
     def _is_intact(self, artifact: Artifact) -> bool:
-        folder, marker = Path(artifact.path), self.root / "verified" / f"{artifact.digest}.json"
+        return self._holds(Path(artifact.path), artifact.digest, self.root / "verified" / f"{artifact.digest}.json")
+
+    def has_content(self, folder: Path, artifact: Artifact) -> bool:
+        """Whether a folder of this machine, outside of the store, holds an artifact's bytes.
+
+        As in `find`, bytes are hashed again only where a file's size or time has changed since they were hashed last.
+        """
+        return self._holds(folder, artifact.digest, self._elsewhere(folder, artifact.digest))
+
+    def _elsewhere(self, folder: Path, digest: str) -> Path:
+        """What is known of the files of a folder outside of the store that held a digest's bytes."""
+        return self.root / "elsewhere" / f"{digest}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]}.json"
+
+    @staticmethod
+    def _holds(folder: Path, digest: str, marker: Path) -> bool:
+        """Whether a folder's bytes are those of a digest; the marker keeps what is known of its files."""
         try:
             seen = stamps(folder)
             if marker.exists() and marker.read_text(encoding="utf-8") == seen:
                 return True
-            intact = folder.is_dir() and folder_digest(folder)[0] == artifact.digest
+            intact = folder.is_dir() and folder_digest(folder)[0] == digest
         except OSError:
             return False
         if intact:

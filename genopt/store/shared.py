@@ -146,9 +146,11 @@ class SharedStore(ArtifactStore):
         """Puts a folder of this machine into the object store; other machines get it with `local`.
 
         Raises:
-            StorageError: The object store cannot be written.
+            StorageError: The object store or this machine's folder cannot be written.
         """
+        seen = stamps(folder)
         digest, size = folder_digest(folder)
+        write_atomically(self._elsewhere(folder, digest), seen)
         artifact = Artifact(digest=digest, path=str(self._folder(digest)), bytes=size)
         self._upload(artifact, folder)
         return artifact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from genopt.distributed.cluster import COMPRESS, HOST_LABEL, MEASURE, ROLE_LABEL
 from genopt.distributed.sharing import Borrowed, share
 from genopt.errors import StorageError
 from genopt.plan import Artifact
-from genopt.store.artifacts import ArtifactStore
+from genopt.store.artifacts import ArtifactStore, folder_digest
 from genopt.store.remote import Remote
 from genopt.store.shared import SharedStore
 from genopt.tasks.base import BenchConfig
@@ -87,6 +88,34 @@ def test_machines_that_have_a_folder_use_it(driver: Path, tmp_path: Path) -> Non
     with Borrowed(store(tmp_path, "two"), shared) as here:
         assert here.bench(config(driver)) == config(driver)
     assert not (tmp_path / "two" / "artifacts").exists()
+
+
+@pytest.mark.usefixtures("two")
+def test_machines_that_have_something_else_at_that_path_get_copies(driver: Path, tmp_path: Path) -> None:
+    shared, model = share(store(tmp_path, "one"), driver / "model"), driver / "model"
+    with Borrowed(store(tmp_path, "two"), shared) as here:
+        assert here.path(str(model)) == str(model)
+    (model / "model.safetensors").write_text("older")
+    older = folder_digest(model)[0]
+    with Borrowed(store(tmp_path, "two"), shared) as here:
+        assert Path(here.path(str(model)), "model.safetensors").read_text() == "model"
+    assert share(store(tmp_path, "two"), model)[str(model)].digest == older
+    with Borrowed(store(tmp_path, "two"), shared) as here:
+        assert here.path(str(model)) != str(model), "what is known of its files is known of another digest"
+
+
+@pytest.mark.usefixtures("two")
+def test_a_folder_is_read_once(driver: Path, tmp_path: Path) -> None:
+    shared, model = share(store(tmp_path, "one"), driver / "model"), driver / "model"
+    with Borrowed(store(tmp_path, "two"), shared):
+        pass
+    weights = model / "model.safetensors"
+    times = weights.stat()
+    weights.write_text("MODEL")
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for machine in ("one", "two"):
+        with Borrowed(store(tmp_path, machine), shared) as here:
+            assert here.path(str(model)) == str(model), "neither who shared it nor who borrowed it before reads it again"
 
 
 def test_nothing_is_copied_for_one_machine_or_a_shared_folder(driver: Path, join: Join, tmp_path: Path) -> None:
