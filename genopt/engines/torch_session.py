@@ -23,7 +23,7 @@ from genopt.engines.rows import Row, require_fit
 from genopt.engines.step_check import PROMPT, STEPS, require_alike
 from genopt.engines.torch_decoder import Compiled, TorchDecoder, as_rows
 from genopt.engines.torch_options import TorchOptions
-from genopt.engines.torch_step import CompiledStep
+from genopt.engines.torch_step import CompiledStep, step_cache
 from genopt.errors import InfeasibleError
 from genopt.models import products
 from genopt.models.checkpoint import load_model
@@ -68,7 +68,7 @@ class TorchSession:
         self._attention = options.attention
         self._readback = Readback() if self._device.type == "cuda" else None
         if options.compile:
-            self._cache = StaticCache(config=self._model.config, max_cache_len=self._cache_tokens)
+            self._cache = step_cache(self._model, self._cache_tokens)
             self._step = CompiledStep(self._model, self._decode, options.attention, frozen=self._device.type == "cpu")
 
     @property
@@ -84,7 +84,7 @@ class TorchSession:
         """Compiles where that was asked for, and runs a request once.
 
         Raises:
-            InfeasibleError: What was compiled computes something else than the model.
+            InfeasibleError: What was compiled computes something else than the model, or it is compiled anew for each token.
         """
         self.generate([GenerationRequest(prompt_ids=(0,) * min(8, self._context - 3), max_new_tokens=3)])
         if self._step is not None:
@@ -100,8 +100,7 @@ class TorchSession:
             expected = as_rows(self._model(input_ids=ids).logits[0, read:])
             self._model(input_ids=ids[:, :read], past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             with step.settings():
-                token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
-                found = [as_rows(step(token.fill_(ids[0, place]), torch.full_like(token, place), self._cache)[0])[0] for place in range(read, length)]
+                found = [as_rows(logits)[0] for logits in step.follow(ids, read, self._cache)]
         if found:
             require_alike(np.stack(found), expected)
 

@@ -16,6 +16,7 @@ import torch._dynamo
 from torch import nn
 from transformers import StaticCache
 
+from genopt.engines.torch_step import step_cache
 from genopt.errors import InfeasibleError
 from genopt.models.decoder import decoder_layers
 from genopt.profiling.records import GraphBreak, GraphBreaks
@@ -117,7 +118,7 @@ def _kind(model: Any, layer: nn.Module, index: int) -> tuple[object, ...]:
 
 
 def _trace(model: Any, device: torch.device) -> Any:
-    cache = StaticCache(config=model.config, max_cache_len=CACHE_TOKENS)
+    cache = step_cache(model, CACHE_TOKENS)
     model(input_ids=torch.zeros((1, PROMPT_TOKENS), dtype=torch.long, device=device), past_key_values=cache, use_cache=True)
     token = torch.zeros((1, 1), dtype=torch.long, device=device)
     return torch._dynamo.explain(_step)(model, token, torch.full_like(token, PROMPT_TOKENS), cache)

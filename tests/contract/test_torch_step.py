@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,35 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import Float8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
-from transformers import LlamaForCausalLM, StaticCache
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaForCausalLM, MistralConfig, StaticCache
+from transformers.cache_utils import StaticLayer
 
-from genopt.engines import plain_weights
+from genopt.engines import plain_weights, torch_step
+from genopt.engines.base import GenerationRequest
 from genopt.engines.torch_engine import TorchEngine
-from genopt.engines.torch_step import CompiledStep
+from genopt.engines.torch_step import CompiledStep, step_cache
 from genopt.errors import InfeasibleError
 from genopt.testing.tiny_models import VOCABULARY, write_tiny_llama
+from genopt.testing.tiny_tokenizer import write_tiny_tokenizer
 
 STEPS = 4
+TINY: Mapping[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 48,
+    "max_position_embeddings": 128, "initializer_range": 0.3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo alone, as what it captures is run as it is: how often it does so is the same."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
 
 
 def compared(model: Any, steps: int = STEPS, *, frozen: bool = False) -> float:
@@ -34,7 +51,7 @@ def compared(model: Any, steps: int = STEPS, *, frozen: bool = False) -> float:
         logits = model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True).logits[:, -1].float()
         return logits, logits.argmax(-1, keepdim=True)
 
-    compiled, cache, ids = CompiledStep(model, decode, None, frozen=frozen), StaticCache(config=model.config, max_cache_len=32), torch.arange(9)[None]
+    compiled, cache, ids = CompiledStep(model, decode, None, frozen=frozen), step_cache(model, 32), torch.arange(9)[None]
     furthest = 0.0
     with torch.inference_mode():
         model(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -92,6 +109,52 @@ def test_a_step_that_computes_something_else_is_refused(llama: Path, monkeypatch
     monkeypatch.setattr(CompiledStep, "__call__", noise)
     with pytest.raises(InfeasibleError, match="computes something else"):
         TorchEngine.open(llama, {"compile": True})
+
+
+WINDOWED = {
+    "window-within": MistralConfig(num_hidden_layers=1, sliding_window=8, **TINY),
+    "window-beyond": MistralConfig(num_hidden_layers=1, sliding_window=100, **TINY),
+    "some-layers": Gemma3TextConfig(num_hidden_layers=2, sliding_window=8, layer_types=["sliding_attention", "full_attention"], **TINY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_layers_with_a_window_are_compiled_once_for_all_positions(kind: str, tmp_path: Path, quick: None) -> None:
+    write_tiny_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(WINDOWED[kind]).eval()
+    model.save_pretrained(tmp_path)
+    session = TorchEngine.open(tmp_path, {"threads": 1, "dtype": "float32", "compile": True, "cache_tokens": 64})
+    for length in (20, 3):
+        ids, said = torch.randint(VOCABULARY, (length,)).tolist(), []
+
+        def hear(_row: int, _token: int, scored: Any, said: list[float] = said) -> bool:
+            said.append(scored.log_prob)
+            return True
+
+        (found,) = session.generate([GenerationRequest(prompt_ids=tuple(ids), max_new_tokens=30, top_logprobs=1)], hear)
+        with torch.inference_mode():
+            wanted = model(torch.tensor([[*ids, *found.token_ids]]), use_cache=False).logits[0, length - 1 : -1].log_softmax(-1)
+        assert list(found.token_ids) == wanted.argmax(-1).tolist()
+        assert said == pytest.approx(wanted.amax(-1).tolist(), abs=1e-4)
+    memory = session.memory()
+    assert memory.kv_cache_bytes == 64 * memory.kv_bytes_per_token
+    session.close()
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("kind", ["window-within", "window-beyond"])
+def test_a_step_that_is_compiled_anew_for_each_token_is_refused(kind: str, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_step, "StaticSlidingWindowLayer", StaticLayer)  # leaves layers that count in Python
+    write_tiny_tokenizer(tmp_path)
+    AutoModelForCausalLM.from_config(WINDOWED[kind]).save_pretrained(tmp_path)
+    options = {"threads": 1, "dtype": "float32", "compile": True, "cache_tokens": 64}
+    with pytest.raises(InfeasibleError, match="anew for each token"):
+        TorchEngine.open(tmp_path, options)
+    monkeypatch.setattr(CompiledStep, "follow", lambda *_: [])
+    session = TorchEngine.open(tmp_path, options)
+    with pytest.raises(InfeasibleError, match="anew for each token"):
+        session.generate([GenerationRequest(prompt_ids=(1, 2, 3), max_new_tokens=20)])
 
 
 def test_single_rows_of_8_bit_integers_are_multiplied_right(llama: Path) -> None:
