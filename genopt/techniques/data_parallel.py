@@ -6,6 +6,7 @@ The processes meet in a file and talk over the loopback interface or the GPUs' o
 from __future__ import annotations
 
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,16 +104,21 @@ def run(train: Callable[..., None], *arguments: Any, gpus: list[str] | None = No
 
     with tempfile.TemporaryDirectory(prefix="genopt-team-") as folder:
         try:
-            spawn(_member, (size, gpus, str(Path(folder) / "meeting"), train, arguments), nprocs=size)
+            spawn(_member, (size, gpus, str(Path(folder) / "meeting"), pickle.dumps((train, arguments))), nprocs=size)
         except (ProcessRaisedException, ProcessExitedException) as error:
             cause = str(error).strip().splitlines()[-1]
             raise StageCrashedError(f"One of {size} processes that trained together failed ({cause}); see the stage's log.") from error
 
 
-def _member(rank: int, size: int, gpus: list[str], meeting: str, train: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _member(rank: int, size: int, gpus: list[str], meeting: str, work: bytes) -> None:
+    """One of the processes.
+
+    Its work is unpacked once it has its GPU: that imports modules of which some ask CUDA for GPUs (torchao), and all would compute on the first one.
+    """
     os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank]  # before CUDA starts, so that all code finds its GPU as the only one
+    train, arguments = pickle.loads(work)  # noqa: S301 - from the process that started this one
     import torch
     import torch.distributed
 

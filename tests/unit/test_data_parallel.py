@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from genopt.errors import StageCrashedError
+from genopt.techniques.base import TransformContext
 from genopt.techniques.data_parallel import Team, run
 from genopt.techniques.distillation_params import DistillParams
 
@@ -53,6 +56,57 @@ def die(team: Team, out: Path) -> None:
     team.averaging(tiny(0))
     while True:
         team.agreed(1.0)
+
+
+class Seen:
+    """Unpacked as what the process looks like then."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return look, ()
+
+
+def look() -> dict[str, Any]:
+    names = ("CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME")
+    return {name: os.environ.get(name) for name in names} | {"torchao": "torchao" in sys.modules}
+
+
+def tell(team: Team, seen: dict[str, Any], out: Path, *_: Any) -> None:
+    (out / f"{team.rank}.json").write_text(json.dumps(seen))
+
+
+def of_a_product(out: Path) -> tuple[Any, ...]:
+    """As `distill` sends it, with a look before it."""
+    from genopt.techniques.distillation import Texts
+
+    context = TransformContext(original="", calibration=None, seed=0, threads=2, time_limit_s=100)
+    return Seen(), out, out, Texts([[1, 2]], [[3, 4]]), DistillParams(), context, print
+
+
+def test_processes_are_set_up_before_they_load_what_may_start_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    run(tell, *of_a_product(tmp_path), gpus=[], processes=2)
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert seen == {"CUDA_VISIBLE_DEVICES": None, "GLOO_SOCKET_IFNAME": "lo", "torchao": False}
+
+
+def test_each_process_has_a_gpu_of_its_own_before_it_unpacks_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed
+    from torch.multiprocessing import spawn
+
+    for name in ("CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+
+    def here(member: Any, arguments: tuple[Any, ...], nprocs: int) -> None:
+        for rank in range(nprocs):
+            member(rank, *arguments)
+
+    monkeypatch.setattr(sys.modules[spawn.__module__], "spawn", here)
+    run(tell, *of_a_product(tmp_path), gpus=["GPU-a", "GPU-b"])
+    assert [json.loads((tmp_path / f"{rank}.json").read_text())["CUDA_VISIBLE_DEVICES"] for rank in range(2)] == ["GPU-a", "GPU-b"]
 
 
 def test_processes_average_gradients_and_end_with_the_same_better_weights(tmp_path: Path) -> None:
