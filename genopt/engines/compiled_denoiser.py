@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch._dynamo.exc
 from torch import nn
 
 from genopt.engines.compile_forms import Forms
@@ -14,7 +15,9 @@ from genopt.engines.regions import Regions
 
 
 class CompiledDenoiser:
-    """A denoiser that is compiled as a whole when it first runs.
+    """A denoiser that is compiled as a whole when it first runs, and for each size of images anew.
+
+    PyTorch does so for eight of them (`torch._dynamo.config.recompile_limit`); it runs as it is for others, so that these get images, too.
 
     Blocks that repeat are compiled once for all that are alike (`Regions`). Weights that torchao rounded are put together inside (`PlainWeights`), in
     batches that are not compiled, too.
@@ -52,4 +55,7 @@ class CompiledDenoiser:
         return tuple(part.clone() for part in found) if isinstance(found, tuple) else type(found)(found.sample.clone())
 
     def _run(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        return self._forms.run(lambda: self._compiled(*arguments, **named), again=self._compile)
+        try:
+            return self._forms.run(lambda: self._compiled(*arguments, **named), again=self._compile)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            return self._denoiser(*arguments, **named)

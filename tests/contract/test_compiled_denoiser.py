@@ -81,6 +81,19 @@ def test_blocks_that_are_no_region_are_compiled_with_all_else(rounded: bool) -> 
     assert differs(made(Talking, rounded=rounded)) < 1e-4
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+def test_sizes_beyond_those_that_pytorch_compiles_run_as_they_are(rounded: bool) -> None:
+    denoiser = made(count=2, rounded=rounded)
+    compiled = CompiledDenoiser(denoiser, list(denoiser.blocks), graphs=False)
+    sizes = [*range(8, 14), 8]
+    with torch._dynamo.config.patch(recompile_limit=2), torch.inference_mode():
+        counters.clear()
+        for size in sizes:
+            rows = torch.randn(size, WIDTH)
+            assert torch.allclose(compiled(rows)[0], denoiser(rows)[0], atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
 def test_what_fails_once_it_is_compiled_is_said_and_not_compiled_more_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = made()
     compiled = CompiledDenoiser(denoiser, list(denoiser.blocks), graphs=False)
