@@ -210,7 +210,7 @@ class TorchSession:
                 return
             ids = torch.tensor([[row.tokens[-1] if row.tokens else 0] for row in rows], device=self._device)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            positions = positions[:, -1:] + 1
+            positions = (positions[:, -1:] + 1).clamp(max=self._context - 1)  # tables of positions have none for rows that have ended
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> Scores:

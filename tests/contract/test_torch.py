@@ -159,6 +159,18 @@ def test_a_padded_batch_continues_each_row_as_alone(llama: Path) -> None:
     session.close()
 
 
+def test_a_row_that_has_ended_at_the_end_of_the_context_disturbs_no_longer_one(tmp_path: Path) -> None:
+    write_tiny_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=32, initializer_range=0.4)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    session = TorchEngine.open(tmp_path, {"threads": 1, "dtype": "float32"})
+    requests = [GenerationRequest(prompt_ids=prompt(length), max_new_tokens=new) for length, new in ((30, 2), (2, 20))]
+    together = [found.token_ids for found in session.generate(requests)]
+    assert together == [session.generate([request])[0].token_ids for request in requests]
+    session.close()
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kernels", ["flash", "math"])
 def test_attention_by_chosen_kernels_continues_alike(llama: Path, kernels: str, compiled: bool) -> None:
