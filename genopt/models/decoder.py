@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -28,19 +29,25 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, ModuleList]:
 
 
 @contextmanager
-def replayed(layers: Collection[Module], hidden: Tensor) -> Iterator[None]:
-    """Within the block the given layers do nothing but hand on `hidden`, so that only what follows them is computed."""
+def replayed(layers: Mapping[Module, int], hidden: Tensor) -> Iterator[None]:
+    """Within the block some layers do nothing but hand on `hidden`, so that only what follows them is computed.
 
-    def forward(states: Any, *_: Any, **__: Any) -> Tensor:
-        return hidden
-
-    for layer in layers:
-        layer.forward = forward
+    Args:
+        layers: With each layer how many things it returns in a tuple, the hidden states first; 0 for one that returns these alone.
+        hidden: The states.
+    """
+    for layer, count in layers.items():
+        layer.forward = partial(_hand_on, hidden, count)
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _hand_on(hidden: Tensor, count: int, *_: Any, **__: Any) -> Tensor | tuple[Tensor | None, ...]:
+    """What a layer returns that leaves the states as they are; what else it would tell, such as weights of attention, nobody asks for."""
+    return (hidden, *[None] * (count - 1)) if count else hidden
 
 
 def without_layers(model: PreTrainedModel, dropped: Collection[int]) -> PreTrainedModel:

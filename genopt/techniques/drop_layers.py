@@ -95,9 +95,9 @@ def layer_losses(model: PreTrainedModel, sequences: list[list[int]], progress: P
     with torch.inference_mode(), products.by_fp32(products.are_slow_in(model)):
         for number, sequence in enumerate(sequences, start=1):
             ids = torch.tensor([sequence], device=model.device)
-            inputs, reference = _observed(model, layers, ids)
+            inputs, counts, reference = _observed(model, layers, ids)
             for index, hidden in enumerate(inputs):
-                with replayed(list(layers[: index + 1]), hidden):
+                with replayed(dict(zip(layers[: index + 1], counts[: index + 1], strict=True)), hidden):
                     found = _log_probs(model, ids)
                 totals[index] += float((reference.exp() * (reference - found)).sum())
             progress(f"judged all layers on {number} of {len(sequences)} texts")
@@ -105,15 +105,18 @@ def layer_losses(model: PreTrainedModel, sequences: list[list[int]], progress: P
     return [total / tokens for total in totals]
 
 
-def _observed(model: PreTrainedModel, layers: ModuleList, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What enters each layer, and the log-probabilities that come out in the end."""
+def _observed(model: PreTrainedModel, layers: ModuleList, ids: Tensor) -> tuple[list[Tensor], list[int], Tensor]:
+    """What enters each layer, how many things it returns in a tuple (0 for no tuple), and the log-probabilities that come out in the end."""
     inputs: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, received: inputs.append(received[0])) for layer in layers]
+    counts: list[int] = []
+    before = [layer.register_forward_pre_hook(lambda _, received: inputs.append(received[0])) for layer in layers]
+    after = [layer.register_forward_hook(lambda _, received, made: counts.append(len(made) if isinstance(made, tuple) else 0)) for layer in layers]
     try:
-        return inputs, _log_probs(model, ids)
+        reference = _log_probs(model, ids)
     finally:
-        for hook in hooks:
+        for hook in (*before, *after):
             hook.remove()
+    return inputs, counts, reference
 
 
 def _log_probs(model: PreTrainedModel, ids: Tensor) -> Tensor:

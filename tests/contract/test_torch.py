@@ -19,6 +19,7 @@ from transformers import (
     BloomConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -40,6 +41,7 @@ from genopt.models.inspect import ASSUMED_CONTEXT, inspect
 from genopt.quality.audit import audit
 from genopt.store.artifacts import folder_digest
 from genopt.techniques.base import TransformContext
+from genopt.techniques.calibration import write_sequences
 from genopt.techniques.drop_layers import DropLayers, layer_losses
 from genopt.techniques.magnitude_prune import MagnitudePrune
 from genopt.techniques.run import run_transform
@@ -429,6 +431,31 @@ def test_the_loss_of_a_layer_is_the_divergence_without_it(llama: Path) -> None:
     assert losses[2] == pytest.approx(expected, rel=1e-3)
     assert said == ["judged all layers on 1 of 1 texts"]
     np.testing.assert_allclose(log_probs(model, sequence), log_probs(load(llama), sequence), atol=1e-6)  # nothing stays changed
+
+
+TUPLES: Mapping[str, PreTrainedConfig] = {
+    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=3, n_head=4, initializer_range=0.2),
+    "gptj": GPTJConfig(vocab_size=VOCABULARY, n_embd=64, n_layer=3, n_head=4, rotary_dim=8, n_positions=128, initializer_range=0.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TUPLES)
+def test_layers_that_return_tuples_are_judged_and_left_out_too(family: str, tmp_path: Path) -> None:
+    source, made, text = tmp_path / "source", tmp_path / "made", list(prompt(48, 4))
+    write_tiny_tokenizer(source)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(copy.deepcopy(TUPLES[family])).save_pretrained(source)
+    made.mkdir()
+    write_sequences(tmp_path / "text.parquet", [text], [])
+    DropLayers.apply(source, made, {"calibration_tokens": 48}, context(str(tmp_path / "text.parquet")), lambda _: None)
+    model = load_model(source)
+    with torch.inference_mode():
+        whole = torch.log_softmax(model(torch.tensor([text])).logits[0], -1)
+        smaller = [without_layers(model, [index]) for index in range(3)]
+        apart = [float((whole.exp() * (whole - torch.log_softmax(one(torch.tensor([text])).logits[0], -1))).sum(-1).mean()) for one in smaller]
+    assert layer_losses(model, [text], lambda _: None) == pytest.approx(apart, rel=1e-3)
+    wanted = smaller[apart.index(min(apart))]
+    np.testing.assert_allclose(log_probs(load_model(made), text), log_probs(wanted, text), atol=1e-5)
 
 
 def test_more_layers_than_there_are_cannot_be_dropped(llama: Path) -> None:
