@@ -65,7 +65,9 @@ class TorchaoRounding(TorchaoTechnique):
         config = TorchAoConfig(cls.scheme(params), modules_to_not_convert=None if not chosen.head else [])
         load = load_untied if chosen.head else load_with
         model = load(source, dtype=cls.dtype, quantization_config=config, device_map=cls.device())
-        if not any(isinstance(parameter, TorchAOBaseTensor) for parameter in model.parameters()):
+        head = model.get_output_embeddings()
+        own = set() if head is None else set(head.parameters())  # one that is rounded alone leaves every layer as it was
+        if not any(isinstance(parameter, TorchAOBaseTensor) for parameter in set(model.parameters()) - own):
             raise InfeasibleError(
                 f"{cls.name} rounds matrices of the kind nn.Linear, and this model has none besides its head; use another technique."
             )
