@@ -99,5 +99,5 @@ def refusal(logged: Cause | None, raised: Exception) -> InfeasibleError | OutOfM
     if {"ValueError", "NotImplementedError"}.isdisjoint(cause.kinds):
         return StageError(f"vLLM did not start ({cause.kinds[0]}: {cause.message}); see the session's log for the cause.")
     if "memory" in cause.message or "KV cache" in cause.message:
-        return OutOfMemoryError(f"vLLM has too little room for keys and values ({cause.message}); lower max_context.")
+        return OutOfMemoryError(f"vLLM has too little room for keys and values ({cause.message}); free memory, use fewer bits or lower max_context.")
     return InfeasibleError(f"vLLM cannot take this model ({cause.message}); use another engine for it.")

@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 KERNELS: Mapping[str | None, Mapping[str, str]] = {None: {}, "humming": {"quantization": "humming"}, "marlin": {"linear_backend": "marlin"}}
 """How vLLM is asked for the kernels that multiply by compressed weights."""
+FITTED = -1
+"""What vLLM takes as "the model's context, or as much of it as one request has room for"; it refuses a length that does not fit, and many do not:
+16 GiB of keys and values come to the 131,072 tokens of an 8B Llama 3.1."""
 LOOKED_UP = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 """Tokens of the text's end that are looked for further up."""
 SERIAL = "HUMMING_DISABLE_PARALLEL_BUILD"
@@ -205,7 +208,7 @@ def _require_possible(folder: Path, options: VllmOptions) -> None:
 
 
 def _arguments(kind: type[AsyncEngineArgs], folder: Path, options: VllmOptions) -> AsyncEngineArgs:
-    named: dict[str, Any] = {"max_model_len": options.max_context, "quantization": options.quantization}
+    named: dict[str, Any] = {"max_model_len": options.max_context or FITTED, "quantization": options.quantization}
     if options.cache_type is not None:
         named["kv_cache_dtype"] = options.cache_type
     named |= KERNELS[options.kernels]

@@ -20,7 +20,7 @@ class VllmOptions(Record):
 
     Attributes:
         threads: CPU threads; None takes one per core.
-        max_context: Longest prompt with its answer, in tokens; None takes the model's.
+        max_context: Longest prompt with its answer, in tokens; None takes the model's, or as much of it as there is room for.
         precision: Arithmetic; None takes the checkpoint's.
         quantization: Rounds the weights while it loads them, and activations as they come: `fp8` needs a GPU that multiplies them.
         cache_type: Number format of keys and values; None takes that of the arithmetic.

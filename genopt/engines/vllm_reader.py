@@ -50,6 +50,10 @@ class TextReader:
         known = found.model_dump(include={"rss_bytes", "peak_rss_bytes", "device_peak_bytes"})
         return {**known, "kv_reserved_bytes": _storage(self.model_runner.kv_caches)}
 
+    def tokens_of_block(self) -> int:
+        """How many tokens' keys and values a block holds, which is what vLLM hands out room in; 0 where the model keeps none."""
+        return min((group.kv_cache_spec.block_size for group in self.model_runner.kv_cache_config.kv_cache_groups), default=0)
+
     def _listen(self) -> None:
         self._heard = None
         runner, model = self.model_runner, self.model_runner.get_model()

@@ -16,7 +16,7 @@ from genopt.engines.decoding import generate_together
 from genopt.engines.distribution import Distributions, Wanted, require_rows
 from genopt.engines.process_memory import process_memory
 from genopt.engines.rows import require_fit
-from genopt.engines.vllm_loop import open_loop
+from genopt.engines.vllm_loop import FITTED, EngineLoop, open_loop
 from genopt.engines.vllm_options import VllmOptions
 from genopt.engines.vllm_reader import read_distributions
 from genopt.errors import StageError
@@ -42,7 +42,7 @@ class VllmSession:
         from genopt.engines.vllm_batch import Limits, VllmBatch
 
         config = self._loop.engine.vllm_config
-        self._limits = Limits(context=config.model_config.max_model_len, vocabulary=config.model_config.get_vocab_size())
+        self._limits = Limits(context=_context(self._loop, options), vocabulary=config.model_config.get_vocab_size())
         self._bytes_per_token = _bytes_per_token(config)
         self._batch = VllmBatch(self._loop, self._limits)
         self._threads = options.threads or os.cpu_count() or 1
@@ -129,6 +129,18 @@ class VllmSession:
     def close(self) -> None:
         """See `TextSession.close`."""
         self._loop.close()
+
+
+def _context(loop: EngineLoop, options: VllmOptions) -> int:
+    """Longest text that vLLM takes: what was asked for, the model's, or less than that where memory holds no text of that length.
+
+    Release 0.22 counts a block that it keeps for itself as room for texts, and one that needs it as well would wait for ever.
+    """
+    model = loop.engine.vllm_config.model_config
+    fitted: int = model.max_model_len  # as it came back from the process that has the memory
+    if options.max_context is not None or fitted == model.get_and_verify_max_len(FITTED):
+        return fitted
+    return fitted - int(loop.ask_worker("tokens_of_block"))
 
 
 def _bytes_per_token(config: Any) -> float:

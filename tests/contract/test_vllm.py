@@ -201,6 +201,17 @@ if runs_here("engines", "vllm_cpu"):
         assert peaks[1]["peak_rss_bytes"].value - peaks[0]["peak_rss_bytes"].value > 0.8 * 2**30
         assert abs(peaks[1]["peak_memory_bytes"].value - peaks[0]["peak_memory_bytes"].value) < 0.1 * 2**30
 
+    def test_a_context_that_does_not_fit_into_memory_is_cut_to_what_does(llama: Path, tmp_path: Path) -> None:
+        long = tmp_path / "long"
+        shutil.copytree(llama, long)
+        config = json.loads((long / "config.json").read_text())
+        (long / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2_000_000}))  # 1.5 GB of keys and values
+        options: dict[str, JsonValue] = {"threads": 2, "graphs": False, "max_streams": 1}
+        with SessionProcess("vllm_cpu", long, options, log=tmp_path / "vllm.txt", timeout_s=300) as session:
+            with pytest.raises(SpecError, match=r"2000000 tokens are more than this session's context of 13[0-9]{5};"):
+                session.generate([GenerationRequest(prompt_ids=(1,), max_new_tokens=1_999_999)])
+            assert len(session.score([TEXT]).log_probs[0]) == len(TEXT) - 1
+
     def test_a_session_ends_with_the_process_of_its_model(llama: Path, tmp_path: Path) -> None:
         with SessionProcess("vllm_cpu", llama, {"threads": 2, "graphs": False}, log=tmp_path / "vllm.txt", timeout_s=300) as session:
             (model,) = (one for one in psutil.Process().children(recursive=True) if "VLLM" in one.name())

@@ -21,7 +21,7 @@ from genopt.engines.vllm_loop import EngineLoop
 from genopt.engines.vllm_options import VllmOptions
 from genopt.engines.vllm_reader import TextReader
 from genopt.engines.vllm_session import VllmSession
-from genopt.errors import StageError
+from genopt.errors import SpecError, StageError
 from genopt.text_calls import TextCalls
 
 PER_TOKEN = 2 * 2 * 3 * 4 * 16  # bytes, keys and values, layers, heads, their size
@@ -40,7 +40,8 @@ class Worker(TextReader):
     """vLLM's, with caches of its model's layers."""
 
     def __init__(self, caches: list[Any]) -> None:
-        self.model_runner = SimpleNamespace(kv_caches=caches)
+        groups = [SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=tokens)) for tokens in (16, 512)]
+        self.model_runner = SimpleNamespace(kv_caches=caches, kv_cache_config=SimpleNamespace(kv_cache_groups=groups))
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Engine:
     vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(
             max_model_len=512, dtype=torch.bfloat16, get_vocab_size=lambda: 300, get_num_layers=lambda _: 3, get_num_kv_heads=lambda _: 4,
-            get_head_size=lambda: 16,
+            get_head_size=lambda: 16, get_and_verify_max_len=lambda _: 512,
         ),
         parallel_config=None, cache_config=SimpleNamespace(cache_dtype="auto"),
     )  # fmt: skip
@@ -75,7 +76,7 @@ class Engine:
             self.ended += 1
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
-        return [{"memory_of_worker": self.worker.memory_of_worker}[method](*args)]
+        return [{"memory_of_worker": self.worker.memory_of_worker, "tokens_of_block": self.worker.tokens_of_block}[method](*args)]
 
     def shutdown(self) -> None:
         pass
@@ -88,16 +89,21 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def session(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmSession]:
+def library(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library, sampling = types.ModuleType("vllm"), types.ModuleType("vllm.sampling_params")
     vars(library)["SamplingParams"] = SimpleNamespace
     vars(sampling)["RequestOutputKind"] = SimpleNamespace(DELTA="delta")
     monkeypatch.setitem(sys.modules, "vllm", library)
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
     monkeypatch.setattr(vllm_session, "open_loop", lambda *_: EngineLoop(engine))  # type: ignore[arg-type]
+    yield
+    sys.modules.pop("genopt.engines.vllm_batch")  # what it imported from the stand-in is no use to others
+
+
+@pytest.fixture
+def session(library: None) -> Iterator[VllmSession]:
     with contextlib.closing(VllmSession(Path(), VllmOptions())) as opened:
         yield opened
-    sys.modules.pop("genopt.engines.vllm_batch")  # what it imported from the stand-in is no use to others
 
 
 def steps(session: VllmSession) -> tuple[TextCalls, list[dict[str, Any]]]:
@@ -142,6 +148,18 @@ def test_no_more_is_filled_than_was_reserved(engine: Engine, session: VllmSessio
         says(engine, *answer(5, 6, 7))
     session.generate([ask(400) for _ in range(4)])
     assert session.memory().kv_cache_bytes == 1_020_000
+
+
+@pytest.mark.parametrize(("fitted", "options", "longest"), [(512, {}, 512), (448, {}, 432), (448, {"max_context": 448}, 448)])
+def test_a_context_that_was_fitted_to_memory_is_the_session_s(
+    fitted: int, options: dict[str, Any], longest: int, engine: Engine, library: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.vllm_config.model_config, "max_model_len", fitted)
+    with contextlib.closing(VllmSession(Path(), VllmOptions(**options))) as session:
+        says(engine, *answer(5, 6, 7))
+        session.generate([ask(longest - 3)])
+        with pytest.raises(SpecError, match=f"{longest + 1} tokens are more than this session's context of {longest}"):
+            session.generate([ask(longest - 2)])
 
 
 def join(calls: TextCalls, key: int, request: GenerationRequest) -> None:
