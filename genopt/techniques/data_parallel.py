@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 PATIENCE_S = 120.0
-"""A process that waits longer for the others gives up."""
+"""A process that waits longer for the others gives up, where none is known to do anything long by itself."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(index) for index in range(count)]
 
 
-def run(train: Callable[..., None], *arguments: Any, gpus: list[str] | None = None, processes: int = 1) -> None:
+def run(
+    train: Callable[..., None], *arguments: Any, gpus: list[str] | None = None, processes: int = 1, patience_s: float = PATIENCE_S
+) -> None:  # fmt: skip
     """Calls `train(team, *arguments)` here, or in a process for each of several GPUs.
 
     Args:
@@ -91,6 +93,7 @@ def run(train: Callable[..., None], *arguments: Any, gpus: list[str] | None = No
         arguments: What can be sent to another process.
         gpus: Ids of the GPUs; None for those that are visible.
         processes: How many train together where there is no GPU.
+        patience_s: A process that waits longer for the others gives up.
 
     Raises:
         StageCrashedError: One of the processes failed; the others have ended.
@@ -104,13 +107,13 @@ def run(train: Callable[..., None], *arguments: Any, gpus: list[str] | None = No
 
     with tempfile.TemporaryDirectory(prefix="genopt-team-") as folder:
         try:
-            spawn(_member, (size, gpus, str(Path(folder) / "meeting"), pickle.dumps((train, arguments))), nprocs=size)
+            spawn(_member, (size, gpus, str(Path(folder) / "meeting"), patience_s, pickle.dumps((train, arguments))), nprocs=size)
         except (ProcessRaisedException, ProcessExitedException) as error:
             cause = str(error).strip().splitlines()[-1]
             raise StageCrashedError(f"One of {size} processes that trained together failed ({cause}); see the stage's log.") from error
 
 
-def _member(rank: int, size: int, gpus: list[str], meeting: str, work: bytes) -> None:
+def _member(rank: int, size: int, gpus: list[str], meeting: str, patience_s: float, work: bytes) -> None:
     """One of the processes.
 
     Its work is unpacked once it has its GPU: that imports modules of which some ask CUDA for GPUs (torchao), and all would compute on the first one.
@@ -125,7 +128,7 @@ def _member(rank: int, size: int, gpus: list[str], meeting: str, work: bytes) ->
     if not gpus:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     torch.distributed.init_process_group(
-        "nccl" if gpus else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE_S)
+        "nccl" if gpus else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=patience_s)
     )
     try:
         train(Team(rank, size), *arguments)

@@ -39,10 +39,10 @@ class Distill(Transform):
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        from genopt.techniques.distillation import texts_of
+        from genopt.techniques.distillation import patience_of, texts_of
 
         chosen = parse_settings(DistillParams, params, cls.name)
-        run(_train, source, destination, texts_of(context.calibration, chosen), chosen, context, progress)
+        run(_train, source, destination, texts_of(context.calibration, chosen), chosen, context, progress, patience_s=patience_of(chosen, context))
 
 
 def _train(

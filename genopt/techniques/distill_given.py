@@ -48,12 +48,13 @@ class DistillGiven(Transform):
     @classmethod
     def apply(cls, source: Path, destination: Path, params: dict[str, JsonValue], context: TransformContext, progress: Progress) -> None:
         """See `Transform.apply`."""
-        from genopt.techniques.distillation import texts_of
+        from genopt.techniques.distillation import patience_of, texts_of
 
         chosen = parse_settings(DistillGivenParams, params, cls.name)
         original, folder = Path(context.original), context.given_folder(chosen.given)
         require_same_vocabulary(original, folder)
-        run(_train, folder, destination, texts_of(context.calibration, chosen), chosen, context, progress)
+        texts = texts_of(context.calibration, chosen)
+        run(_train, folder, destination, texts, chosen, context, progress, patience_s=patience_of(chosen, context))
 
 
 def _train(

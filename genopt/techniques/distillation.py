@@ -27,7 +27,7 @@ from genopt.models import products
 from genopt.models.checkpoint import load_model
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import calibration_prefix, calibration_sequences, parts
-from genopt.techniques.data_parallel import ALONE, Team
+from genopt.techniques.data_parallel import ALONE, PATIENCE_S, Team
 from genopt.techniques.distillation_params import DistillParams
 from genopt.techniques.training_state import BestWeights, Checkpoint, Standing
 
@@ -82,9 +82,20 @@ def taught(
         progress(f"letting the original write {params.written_sequences} sequences")
         written = _written(teacher, texts.training, params)
         texts = texts._replace(training=[text for pair in zip_longest(written, texts.training) for text in pair if text])
-    limit_s = min(params.time_s, LIMIT_SHARE * context.time_limit_s)
-    distill(teacher, student, texts, params, limit_s, progress, team, checkpoint=Checkpoint(context.checkpoint_folder), seed=context.seed)
+    limit_s = limit_of(params, context)
+    checkpoint = Checkpoint(context.checkpoint_folder, limit_s, spare_s=LIMIT_SHARE * context.time_limit_s - limit_s)
+    distill(teacher, student, texts, params, limit_s, progress, team, checkpoint=checkpoint, seed=context.seed)
     return teacher, student
+
+
+def limit_of(params: DistillParams, context: TransformContext) -> float:
+    """Seconds that training may take; writing checkpoints comes on top only as far as both together stay within `LIMIT_SHARE`."""
+    return min(params.time_s, LIMIT_SHARE * context.time_limit_s)
+
+
+def patience_of(params: DistillParams, context: TransformContext) -> float:
+    """Seconds that processes which train together wait for each other: the first may be writing a checkpoint, on a disk of any speed."""
+    return PATIENCE_S + limit_of(params, context)
 
 
 def distill(
@@ -114,7 +125,7 @@ def distill(
         checkpoint: From where an interrupted training goes on, to the same end; None keeps none.
         seed: Of what is random in the student, such as dropout.
     """
-    progress, checkpoint = team.heard(progress), checkpoint or Checkpoint(None)
+    progress, checkpoint = team.heard(progress), checkpoint or Checkpoint(None, limit_s)
     nearest = _nearest_layers(teacher, student, texts.held_out[0]) if params.hidden_weight and _width(teacher) == _width(student) else []
     optimizer = torch.optim.AdamW(student.parameters(), lr=params.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     best = BestWeights(student, _quality_of(teacher, student, texts.held_out, team))
@@ -123,10 +134,11 @@ def distill(
         standing = Standing(before=best.measure())
     else:
         progress(f"going on after step {standing.steps} of {params.steps}, where it was interrupted")
-    started, done, checks = time.monotonic() - standing.seconds, standing.steps, standing.checks
+    done, checks = standing.steps, standing.checks
+    trained_s = _clock(checkpoint, standing.seconds)
     averaged = team.averaging(student)
     student.train()
-    while done < params.steps and best.misses < PATIENCE and (elapsed := team.agreed(time.monotonic() - started)) < limit_s:
+    while done < params.steps and best.misses < PATIENCE and (elapsed := team.agreed(trained_s())) < limit_s:
         torch.manual_seed(seed + done)  # what goes on after an interruption draws what it would have drawn
         # While it is on time its clock decides nothing, so that the same work gives the same bytes.
         share = done / params.steps if elapsed / limit_s <= (done + 1) / params.steps else elapsed / limit_s
@@ -147,12 +159,18 @@ def distill(
             if best.misses == PATIENCE:
                 progress("training ends early: it no longer helps")
         if team.rank == 0:
-            checkpoint.write_if_due(Standing(before=standing.before, steps=done, seconds=time.monotonic() - started, checks=checks), progress)
+            checkpoint.write_if_due(Standing(before=standing.before, steps=done, seconds=trained_s(), checks=checks), progress)
     student.eval()
     best.measure()
     best.restore()
     progress(f"quality on held-out text {standing.before:.4f} of the original's before and {best.quality:.4f} after {done} steps")
     return standing.before, best.quality
+
+
+def _clock(checkpoint: Checkpoint, before_s: float) -> Callable[[], float]:
+    """What tells the seconds of training from now on, with those before it was interrupted and without those of writing that do not count."""
+    began = time.monotonic() - before_s
+    return lambda: time.monotonic() - began - checkpoint.uncounted_s
 
 
 def _quality_of(teacher: PreTrainedModel, student: PreTrainedModel, held_out: Sequence[list[int]], team: Team) -> Callable[[], float]:

@@ -26,6 +26,8 @@ EVERY_S = 60.0
 """Least time between two checkpoints."""
 SHARE = 0.05
 """Most of the time that writing them may take."""
+BYTES_S = 500e6
+"""Speed at which the first is expected to be written, as most disks do; later ones are expected to take what the last one took."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter."""
 
@@ -90,13 +92,22 @@ class Checkpoint:
 
     Args:
         folder: Made when something is written; None keeps nothing.
-        every_s: Least seconds between two; writing takes a twentieth of the time at most.
+        limit_s: Seconds that training may take; writing takes a twentieth of them at most, and none begins that would end later.
+        spare_s: Seconds of writing that are no time of training. Where the stage's deadline leaves none, all of them are: training ends sooner.
+        every_s: Least seconds between two; twenty times as long as the last one took, if that is more.
     """
 
-    def __init__(self, folder: Path | None, every_s: float = EVERY_S) -> None:
-        self._folder, self._every_s = folder, every_s
+    def __init__(self, folder: Path | None, limit_s: float, spare_s: float = 0.0, every_s: float = EVERY_S) -> None:
+        self._folder, self._limit_s, self._spare_s, self._every_s = folder, limit_s, spare_s, every_s
         self._due = time.monotonic() + every_s
+        self._spent_s = 0.0
+        self._measured_s: float | None = None
         self._trained: tuple[Module, Optimizer, BestWeights] | None = None
+
+    @property
+    def uncounted_s(self) -> float:
+        """Seconds of writing so far that are no time of training."""
+        return min(self._spent_s, self._spare_s)
 
     @torch.no_grad()
     def read(self, model: Module, optimizer: Optimizer, best: BestWeights) -> Standing | None:
@@ -125,7 +136,7 @@ class Checkpoint:
         return standing
 
     def write_if_due(self, standing: Standing, progress: Progress) -> None:
-        """Writes it if enough time has passed since the last one; a disk that cannot take it is no reason to stop.
+        """Writes it if enough time has passed since the last one and is left for this one; a disk that cannot take it is no reason to stop.
 
         Args:
             standing: How far the training is; what the best weights are worth is added.
@@ -135,6 +146,9 @@ class Checkpoint:
             return
         began = time.monotonic()
         model, optimizer, best = self._trained
+        expected_s = _first_s(model) if self._measured_s is None else self._measured_s
+        if self._spent_s + expected_s > SHARE * self._limit_s or standing.seconds + expected_s > self._limit_s:
+            return
         state = optimizer.state
         tensors: dict[str, Tensor] = {}
         for name, value in model.named_parameters():
@@ -143,10 +157,17 @@ class Checkpoint:
             tensors |= {f"{kind}.{name}": one.contiguous() for kind, one in kept.items()}
         try:
             _write(self._folder, tensors, standing.model_copy(update={"quality": best.quality, "misses": best.misses}))
+            self._measured_s = time.monotonic() - began
         except (OSError, SafetensorError) as error:
             progress(f"no checkpoint could be written ({error}); training goes on without")
         ended = time.monotonic()
+        self._spent_s += ended - began
         self._due = ended + max(self._every_s, (ended - began) / SHARE)
+
+
+def _first_s(model: Module) -> float:
+    """Seconds that the first checkpoint is expected to take: the weights, the best ones and the moments."""
+    return (2 + len(MOMENTS)) * sum(value.nbytes for value in model.parameters()) / BYTES_S
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], standing: Standing) -> None:

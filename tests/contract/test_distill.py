@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from genopt.errors import DataError
 from genopt.models.decoder import without_layers
-from genopt.techniques import training_state
+from genopt.techniques import distillation, training_state
 from genopt.techniques.base import Progress, TransformContext
 from genopt.techniques.calibration import write_sequences
 from genopt.techniques.distill import Distill
@@ -114,7 +115,7 @@ def test_the_time_box_ends_training(llama: Path, texts: Texts) -> None:
 def trained(llama: Path, texts: Texts, checkpoints: Path | None, progress: Progress) -> dict[str, torch.Tensor]:
     """Weights after a training that writes a checkpoint whenever it may."""
     student = without_layers(load(llama), [1])
-    distill(load(llama), student, texts, PARAMS, 600.0, progress, checkpoint=Checkpoint(checkpoints, every_s=0.0))
+    distill(load(llama), student, texts, PARAMS, 600.0, progress, checkpoint=Checkpoint(checkpoints, 600.0, every_s=0.0))
     return dict(student.named_parameters())
 
 
@@ -150,7 +151,7 @@ def test_what_is_no_checkpoint_of_this_training_is_left_alone(llama: Path, texts
     killed_at_step_9(llama, texts, tmp_path)
     file = tmp_path / training_state.FILE
     other = without_layers(load(llama), [0, 1])
-    distill(load(llama), other, texts, DistillParams(steps=1), 60.0, said.append, checkpoint=Checkpoint(tmp_path))
+    distill(load(llama), other, texts, DistillParams(steps=1), 60.0, said.append, checkpoint=Checkpoint(tmp_path, 60.0))
     file.write_bytes(file.read_bytes()[:-100])
     trained(llama, texts, tmp_path, said.append)
     assert not any(line.startswith("going on") for line in said)
@@ -162,6 +163,63 @@ def test_a_disk_that_takes_no_checkpoint_ends_nothing(llama: Path, texts: Texts,
     trained(llama, texts, tmp_path / "file", said.append)
     assert any(line.startswith("no checkpoint could be written (") for line in said)
     assert said[-1].endswith(f"after {PARAMS.steps} steps")
+
+
+class Clock:
+    """Time that passes where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        for module in (distillation, training_state):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def steps_in_ten_seconds(self, llama: Path, texts: Texts, checkpoint: Checkpoint) -> int:
+        """How many of a second each are made."""
+
+        said: list[str] = []
+
+        def heard(message: str) -> None:
+            said.append(message)
+            self.now += message.startswith("step ")
+
+        student, params = without_layers(load(llama), [1]), DistillParams(steps=40, learning_rate=1e-3)
+        distill(load(llama), student, texts, params, 10.0, heard, checkpoint=checkpoint)
+        return int(said[-1].rpartition(" after ")[2].split()[0])
+
+
+@pytest.mark.parametrize(("spare_s", "steps"), [(0.0, 4), (2.0, 6), (100.0, 10)])
+def test_writing_is_no_time_of_training_where_the_stage_has_time_to_spare(
+    spare_s: float, steps: int, llama: Path, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+
+    def write(*_: object) -> None:
+        clock.now += 6
+
+    monkeypatch.setattr(training_state, "_write", write)
+    checkpoint = Checkpoint(tmp_path, 10.0, spare_s, every_s=0.0)
+    assert clock.steps_in_ten_seconds(llama, texts, checkpoint) == steps
+    assert clock.now == steps + 6
+
+
+@pytest.mark.parametrize(("bytes_s", "every_s"), [(1e6, 0.0), (100e6, 10.0)])
+def test_a_checkpoint_that_would_take_too_long_or_come_too_late_is_not_written(
+    bytes_s: float, every_s: float, llama: Path, texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, of which nothing was measured, too: this one has 1.9 MB, of which a twentieth of 10 seconds must suffice."""
+    monkeypatch.setattr(training_state, "BYTES_S", bytes_s)
+    clock = Clock(monkeypatch)
+    assert clock.steps_in_ten_seconds(llama, texts, Checkpoint(tmp_path, 10.0, every_s=every_s)) == 10
+    assert not any(tmp_path.iterdir())
+
+
+def test_processes_wait_for_the_longest_checkpoint(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr("genopt.techniques.distill.run", lambda *_, **named: told.append(named))
+    write_sequences(tmp_path / "text.parquet", written_by(llama, 4, 64), [])
+    context = TransformContext(original="", calibration=str(tmp_path / "text.parquet"), seed=0, threads=2, time_limit_s=20_000)
+    Distill.apply(llama, tmp_path, {"time_s": 7200}, context, lambda _: None)
+    assert told == [{"patience_s": 120 + 7200}]
 
 
 def test_too_little_text_to_distill_on_is_named(llama: Path, tmp_path: Path) -> None:

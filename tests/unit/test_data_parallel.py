@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def train(team: Team, out: Path) -> None:
     before, after = distill(teacher, student, Texts(pieces[:-2], pieces[-2:]), params, 30.0, lambda _: None, team)
     weights = [value.tolist() for value in student.state_dict().values()]
     (out / f"{team.rank}.json").write_text(json.dumps({"close": close, "before": before, "after": after, "weights": weights}))
+
+
+def write_alone(team: Team) -> None:
+    if team.rank == 0:
+        time.sleep(5)
+    team.agreed(1.0)
 
 
 def die(team: Team, out: Path) -> None:
@@ -116,6 +123,12 @@ def test_processes_average_gradients_and_end_with_the_same_better_weights(tmp_pa
     assert second["close"]
     assert first["after"] > first["before"]
     assert first == second
+
+
+def test_others_wait_for_one_that_writes_as_long_as_they_are_told() -> None:
+    run(write_alone, gpus=[], processes=2, patience_s=60.0)
+    with pytest.raises(StageCrashedError, match="One of 2 processes"):
+        run(write_alone, gpus=[], processes=2, patience_s=2.0)
 
 
 def test_a_process_that_dies_ends_all(tmp_path: Path) -> None:
