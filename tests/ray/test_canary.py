@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 WAIT_S = 60.0
 HTTP = httpx.Client(timeout=WAIT_S)
 """One for all questions: to make one takes longer than to ask."""
-QUICK = Policy(steps=(50.0, 100.0), step_s=0.5, step_requests=5)
+QUICK = Policy(steps=(50.0, 100.0), step_s=0.5, step_requests=5, slower=10.0)  # other tests take the processor from one of two equals now and then
 SLOW = Policy(steps=(50.0, 100.0), step_s=3600, step_requests=5)
 
 
@@ -60,8 +60,9 @@ def config(folder: Path, port: int) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="module")
-def url(config: Callable[..., Path]) -> str:
-    return deployment.deploy(config("old"), wait_s=WAIT_S, progress=print).url
+def url(config: Callable[..., Path]) -> Iterator[str]:
+    with HTTP:
+        yield deployment.deploy(config("old"), wait_s=WAIT_S, progress=print).url
 
 
 def _ask(url: str, session: str) -> str:
