@@ -134,7 +134,8 @@ class VllmSession:
 def _context(loop: EngineLoop, options: VllmOptions) -> int:
     """Longest text that vLLM takes: what was asked for, the model's, or less than that where memory holds no text of that length.
 
-    Release 0.22 counts a block that it keeps for itself as room for texts, and one that needs it as well would wait for ever.
+    Release 0.22 counts a block that it keeps for itself as room for texts, and one that needs it as well would wait for ever (read in its
+    scheduler, not seen).
     """
     model = loop.engine.vllm_config.model_config
     fitted: int = model.max_model_len  # as it came back from the process that has the memory
