@@ -12,7 +12,7 @@ from pathlib import Path
 
 from genopt import clock
 from genopt.measure.duel import CANDIDATE
-from genopt.measure.exclusivity import NodeWatch
+from genopt.measure.exclusivity import NodeWatch, Watch
 from genopt.measure.knee import knee
 from genopt.measure.queueing import Load, Queued, measure_queue
 from genopt.measure.statistics import combine
@@ -43,16 +43,17 @@ class TextBench:
     Args:
         config: What to measure against.
         plans: The plans of the original and the baseline.
+        watch: Notices what else happens on the node; None watches its processors and GPUs.
     """
 
-    def __init__(self, config: BenchConfig, plans: tuple[Plan, Plan]) -> None:
+    def __init__(self, config: BenchConfig, plans: tuple[Plan, Plan], watch: Watch | None = None) -> None:
         self._config = config
         self._plans = plans
         self._data = TextSet.model_validate_json(Path(config.data).read_text(encoding="utf-8"))
         self._judge = TextJudge(config, self._data, plans[0])
         self._workload = TextWorkload(prompts=self._data.prompts, output_tokens=config.output_tokens, concurrency=config.concurrency)
         self._sessions = BenchSessions(config)
-        self._watch = NodeWatch(self._sessions.pids)
+        self._watch = watch or NodeWatch(self._sessions.pids)
         self._arrivals = parse_arrivals(config.arrivals)
         self._baseline_ratio = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         self._deciding: Mapping[str, Metric] = {}

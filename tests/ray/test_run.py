@@ -49,8 +49,12 @@ def optimize(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], code: int) -> Any:
-    """The JSON document on stdout of a process that must end with a code."""
-    out, err = process.communicate(timeout=120)
+    """The JSON document on stdout of a process that must end with a code; what does not end is killed, so that later tests find nothing of it."""
+    try:
+        out, err = process.communicate(timeout=180)  # more than the budget, which ends a run on the slowest machine
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"still at work after {process.communicate()[1]}") from None
     assert process.returncode == code, err
     assert "Traceback" not in err
     return json.loads(out)
