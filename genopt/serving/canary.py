@@ -15,15 +15,18 @@ from genopt.plan import Record
 STEPS = (5.0, 25.0, 50.0, 100.0)
 """Shares of the requests, in percent, that a canary gets one after the other."""
 KEPT = 400
-"""Latest observations of each variant that are kept: enough for narrow intervals, and bounded."""
+"""Latest observations of each variant that are kept of a step: enough for narrow intervals, and bounded."""
 ALIKE = 0.1
 """Part of an answer that must be the same for two answers to be alike."""
 _LEVEL = 0.999
 """Of the exact intervals of error rates. Requests are looked at again and again, so that one look must hardly ever be wrong."""
 _FEWEST = 20
 """Requests of each variant below which times and lengths are not compared."""
+_ALMOST_ALL = 75.0
+"""Percent of the requests of which a variant is about as busy as with all."""
 
 Arm = Literal["stable", "canary"]
+ARMS: tuple[Arm, ...] = ("stable", "canary")
 State = Literal["running", "complete", "promoted", "replaced", "rolled_back"]
 
 
@@ -70,6 +73,7 @@ class Observation(Record):
         token_s: Time of a whole answer per token, of one that was not streamed.
         tokens: Length of the answer.
         agreement: Share of the answer that begins like the stable variant's to the same greedy request; set on copies only.
+        step: Of the rollout when it learned of this; see `Progress`.
     """
 
     arm: Arm
@@ -79,6 +83,7 @@ class Observation(Record):
     token_s: float | None = None
     tokens: int | None = None
     agreement: float | None = None
+    step: int = 0
 
 
 class Decision(NamedTuple):
@@ -155,12 +160,13 @@ def decide(progress: Progress, policy: Policy, seen: Sequence[Observation], now:
     Args:
         progress: Where the rollout stands.
         policy: What is accepted.
-        seen: The latest observations of both variants.
+        seen: The latest observations of both variants in each step.
         now: Seconds since the epoch.
     """
     if progress.state != "running":
         return Decision("hold", progress.reason)
-    breach = next((found for check in _CHECKS if (found := check(policy, seen))), None)
+    compared = comparable(progress, policy, seen)
+    breach = _errors(policy, seen) or next((found for check in _COMPARISONS if (found := check(policy, compared))), None) or _agreement(policy, seen)
     if breach is not None:
         return Decision("roll_back", breach)
     remaining = policy.step_s - (now - progress.step_began)
@@ -169,6 +175,21 @@ def decide(progress: Progress, policy: Policy, seen: Sequence[Observation], now:
     if progress.step_requests < policy.step_requests:
         return Decision("hold", f"The canary had {progress.step_requests} of {policy.step_requests} requests of this step.")
     return Decision("advance", f"No breach in {progress.step_requests} requests at {policy.steps[progress.step]:g} %.")
+
+
+def comparable(progress: Progress, policy: Policy, seen: Sequence[Observation]) -> list[Observation]:
+    """Observations of both variants whose times and lengths tell of the variants, and not of the hour or of how busy they were.
+
+    These are the present step's. Where the canary has all requests, the stable variant has none, and its times from when it had half of
+    them would make any canary look slow; then its observations are those of the first step, if it still had almost all requests in it.
+
+    Args:
+        progress: Where the rollout stands.
+        policy: Its steps.
+        seen: The latest observations of both variants in each step.
+    """
+    as_busy = 0 if policy.steps[progress.step] == 100 and 100 - policy.steps[0] >= _ALMOST_ALL else progress.step
+    return [one for one in seen if one.step == (as_busy if one.arm == "stable" else progress.step)]
 
 
 def advance(progress: Progress, policy: Policy, decision: Decision, now: float) -> Progress:
@@ -188,8 +209,7 @@ def counts(observation: Observation, policy: Policy) -> bool:
 
 
 def _errors(policy: Policy, seen: Sequence[Observation]) -> str | None:
-    failures: dict[Arm, int] = {"stable": 0, "canary": 0}
-    requests: dict[Arm, int] = {"stable": 0, "canary": 0}
+    failures, requests = dict.fromkeys(ARMS, 0), dict.fromkeys(ARMS, 0)
     for one in seen:
         requests[one.arm] += 1
         failures[one.arm] += one.failed
@@ -237,7 +257,6 @@ def _agreement(policy: Policy, seen: Sequence[Observation]) -> str | None:
     return f"Agreement: {alike} of {len(values)} greedy answers begin like the stable variant's (at least {policy.agreement:.0%} are to)."
 
 
-_CHECKS: tuple[Callable[[Policy, Sequence[Observation]], str | None], ...] = (
-    _errors, _slower("TTFT", lambda one: one.ttft_s), _slower("TPOT", lambda one: one.tpot_s), _slower("Time per token", lambda one: one.token_s),
-    _length, _agreement,
+_COMPARISONS: tuple[Callable[[Policy, Sequence[Observation]], str | None], ...] = (
+    _slower("TTFT", lambda one: one.ttft_s), _slower("TPOT", lambda one: one.tpot_s), _slower("Time per token", lambda one: one.token_s), _length,
 )  # fmt: skip

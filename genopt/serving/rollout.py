@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from genopt.errors import GenoptError
 from genopt.plan import Record
-from genopt.serving.canary import KEPT, Arm, Observation, Policy, Progress, Route, advance, counts, decide, route
+from genopt.serving.canary import ARMS, KEPT, Arm, Observation, Policy, Progress, Route, advance, counts, decide, route
 from genopt.store.files import write_atomically
 
 _FRESH = 20
@@ -78,7 +79,8 @@ class Rollout:
     def __init__(self, arguments: RolloutArguments, engine_ready: Callable[[], Awaitable[object]]) -> None:
         self._arguments = arguments
         self._engine_ready = engine_ready
-        self._seen: dict[Arm, deque[Observation]] = {"stable": deque(maxlen=KEPT), "canary": deque(maxlen=KEPT)}
+        self._seen: dict[tuple[Arm, int], deque[Observation]] = defaultdict(lambda: deque(maxlen=KEPT))
+        """By variant and step."""
         self._file = Path(arguments.state)
         begun = Progress(rollout=arguments.rollout, variant=arguments.variant, stable=arguments.stable, step_began=time.time())
         former = read_progress(self._file)
@@ -98,7 +100,8 @@ class Rollout:
             self._remark = "The canary's engine is being opened."
             return Route(rollout=self._arguments.rollout, variant=self._arguments.variant, share=0, copies=0)
         for one in seen:
-            self._seen[one.arm].append(one)
+            step = self._progress.step
+            self._seen[one.arm, step].append(one.model_copy(update={"step": step}))
         self._fresh += len(seen)
         answered = sum(counts(one, policy) for one in seen)
         self._progress = self._progress.model_copy(update={"step_requests": self._progress.step_requests + answered})
@@ -117,14 +120,16 @@ class Rollout:
     async def _decide(self) -> None:
         """Looks at what is kept, in a thread, so that routers are answered meanwhile; one look at a time."""
         policy, self._deciding, self._fresh = self._arguments.policy, True, 0
-        both = [*self._seen["stable"], *self._seen["canary"]]
         try:
-            decision = await asyncio.to_thread(decide, self._progress, policy, both, time.time())
+            decision = await asyncio.to_thread(decide, self._progress, policy, self._all_seen(), time.time())
         finally:
             self._deciding = False
         self._remark = decision.reason
         if self._progress.state == "running" and decision.action != "hold":  # nobody has decided otherwise meanwhile
             self._keep(advance(self._progress, policy, decision, time.time()))
+
+    def _all_seen(self) -> list[Observation]:
+        return [*chain.from_iterable(self._seen.values())]
 
     def _watch_engine(self) -> None:
         if not self._opened and (self._opening is None or self._opening.done()):
@@ -156,10 +161,11 @@ class Rollout:
     async def status(self) -> RolloutStatus:
         """Where the rollout stands."""
         self._watch_engine()
+        seen = self._all_seen()
         return RolloutStatus(
             progress=self._progress, share=route(self._progress, self._arguments.policy).share, shadow=self._arguments.policy.shadow,
-            requests={arm: len(found) for arm, found in self._seen.items()},
-            failures={arm: sum(one.failed for one in found) for arm, found in self._seen.items()}, remark=self._remark, opened=self._opened,
+            requests={arm: sum(one.arm == arm for one in seen) for arm in ARMS},
+            failures={arm: sum(one.arm == arm and one.failed for one in seen) for arm in ARMS}, remark=self._remark, opened=self._opened,
             serves=self._arguments.serves, state=self._arguments.state,
         )  # fmt: skip
 

@@ -14,12 +14,12 @@ BEGUN = Progress(rollout="r", variant="new", stable="old", step_began=100.0)
 POLICY = Policy(step_s=10, step_requests=30)
 
 
-def observed(arm: Arm, count: int, *, seed: int, slower: float = 1.0, tokens: int = 100) -> list[Observation]:
+def observed(arm: Arm, count: int, *, seed: int, slower: float = 1.0, tokens: int = 100, step: int = 0) -> list[Observation]:
     chance = random.Random(seed)
 
     def one() -> Observation:
         ttft, tpot = slower * chance.uniform(0.08, 0.12), slower * chance.uniform(0.008, 0.012)
-        return Observation(arm=arm, ttft_s=ttft, tpot_s=tpot, tokens=chance.randint(tokens - 5, tokens))
+        return Observation(arm=arm, ttft_s=ttft, tpot_s=tpot, tokens=chance.randint(tokens - 5, tokens), step=step)
 
     return [one() for _ in range(count)]
 
@@ -66,6 +66,26 @@ def test_a_breach_takes_it_back_for_good_with_its_reason(found: list[Observation
     after = advance(BEGUN, POLICY, decision, 101.0)
     assert (after.state, after.reason, route(after, POLICY).share) == ("rolled_back", decision.reason, 0)
     assert decide(after, POLICY, seen(), 1e6).action == "hold"
+
+
+@pytest.mark.parametrize(
+    ("steps", "step", "stable", "canary", "action"),
+    [
+        ((5.0, 25.0, 100.0), 1, (1.0, 1.6), 1.6, "hold"),  # everything is slower at this hour
+        ((5.0, 25.0, 100.0), 1, (1.6, 1.0), 1.6, "roll_back"),
+        ((5.0, 25.0, 100.0), 2, (1.6, 1.0), 1.6, "hold"),  # as slow as the other one was when it was as busy
+        ((5.0, 25.0, 100.0), 2, (1.0, 1.6), 1.6, "roll_back"),
+        ((50.0, 75.0, 100.0), 2, (1.0, 1.0), 1.6, "hold"),  # nobody knows how slow the other one would be
+    ],
+)  # fmt: skip
+def test_times_are_compared_where_both_are_as_busy(
+    steps: tuple[float, ...], step: int, stable: tuple[float, float], canary: float, action: str
+) -> None:
+    """Times as long as usual: the stable variant's in the first two steps, the canary's in the present one."""
+    found = [one for index, slower in enumerate(stable) for one in observed("stable", 60, seed=index, slower=slower, step=index)]
+    found += [*observed("canary", 60, seed=2, step=step - 1), *observed("canary", 60, seed=3, slower=canary, step=step)]
+    progress = BEGUN.model_copy(update={"step": step})
+    assert decide(progress, POLICY.model_copy(update={"steps": steps}), found, 101.0).action == action
 
 
 def test_failures_that_both_have_are_no_breach() -> None:

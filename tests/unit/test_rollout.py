@@ -81,6 +81,12 @@ def test_a_breach_is_found_while_a_step_lasts(tmp_path: Path) -> None:
     assert state(tmp_path).reason.startswith("Length")
 
 
+def test_what_was_seen_in_an_earlier_step_is_not_compared_with_what_is_seen_now(tmp_path: Path) -> None:
+    quick, slow = (tuple(Observation(arm=arm, tokens=5, ttft_s=s) for _ in range(40)) for arm, s in (("stable", 0.1), ("canary", 0.3)))
+    assert exchanged(arguments(tmp_path), quick, ANSWERED, slow) == [50, 100, 100]
+    assert state(tmp_path).state == "complete"
+
+
 def test_a_dead_canary_is_taken_back_and_stays_so_for_whoever_takes_over(tmp_path: Path) -> None:
     assert exchanged(arguments(tmp_path), (), dead=True) == [0]
     assert "dead" in state(tmp_path).reason
