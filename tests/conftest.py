@@ -14,9 +14,10 @@ import psutil
 import pytest
 from hypothesis import settings
 
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-"""Whether a test passes must not depend on how busy the machine is."""
+settings.register_profile("explore", deadline=None)
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+"""Whether a test passes must depend neither on how busy the machine is nor on chance; `--hypothesis-profile explore` looks for new examples."""
 
 
 def refuse(*_arguments: object, **_options: object) -> None:
