@@ -156,6 +156,7 @@ def decide(progress: Progress, policy: Policy, seen: Sequence[Observation], now:
 
     A breach is what the intervals leave no doubt of: error rates whose exact 99.9 % intervals lie apart, medians of time and
     length whose ratio's bootstrap 95 % interval lies wholly beyond what the policy accepts, or an agreement that surely is.
+    Medians are of one step, so that both variants had the same hour; `_times_tell` says what is done where the canary has everything.
 
     Args:
         progress: Where the rollout stands.
@@ -165,8 +166,10 @@ def decide(progress: Progress, policy: Policy, seen: Sequence[Observation], now:
     """
     if progress.state != "running":
         return Decision("hold", progress.reason)
-    compared = comparable(progress, policy, seen)
-    breach = _errors(policy, seen) or next((found for check in _COMPARISONS if (found := check(policy, compared))), None) or _agreement(policy, seen)
+    beside = _compared(progress, policy, seen)
+    times = _TIMES if _times_tell(progress, policy) else ()
+    looks = ((_errors, seen), *((check, beside) for check in times), (_length, beside), (_agreement, seen))
+    breach = next((found for check, observations in looks if (found := check(policy, observations))), None)
     if breach is not None:
         return Decision("roll_back", breach)
     remaining = policy.step_s - (now - progress.step_began)
@@ -177,19 +180,19 @@ def decide(progress: Progress, policy: Policy, seen: Sequence[Observation], now:
     return Decision("advance", f"No breach in {progress.step_requests} requests at {policy.steps[progress.step]:g} %.")
 
 
-def comparable(progress: Progress, policy: Policy, seen: Sequence[Observation]) -> list[Observation]:
-    """Observations of both variants whose times and lengths tell of the variants, and not of the hour or of how busy they were.
+def _times_tell(progress: Progress, policy: Policy) -> bool:
+    """Whether times tell of the variants and not of how busy they were.
 
-    These are the present step's. Where the canary has all requests, the stable variant has none, and its times from when it had half of
-    them would make any canary look slow; then its observations are those of the first step, if it still had almost all requests in it.
-
-    Args:
-        progress: Where the rollout stands.
-        policy: Its steps.
-        seen: The latest observations of both variants in each step.
+    Where the canary has all requests, the stable variant has none; its times from when it had half of them would make any canary look slow.
+    They are compared if it had almost all in the first step, and otherwise not at all.
     """
-    as_busy = 0 if policy.steps[progress.step] == 100 and 100 - policy.steps[0] >= _ALMOST_ALL else progress.step
-    return [one for one in seen if one.step == (as_busy if one.arm == "stable" else progress.step)]
+    return policy.steps[progress.step] < 100 or 100 - policy.steps[0] >= _ALMOST_ALL
+
+
+def _compared(progress: Progress, policy: Policy, seen: Sequence[Observation]) -> list[Observation]:
+    """What both variants did in the present step; the stable variant's first step where the canary has all requests."""
+    theirs = progress.step if policy.steps[progress.step] < 100 else 0
+    return [one for one in seen if one.step == (theirs if one.arm == "stable" else progress.step)]
 
 
 def advance(progress: Progress, policy: Policy, decision: Decision, now: float) -> Progress:
@@ -257,6 +260,6 @@ def _agreement(policy: Policy, seen: Sequence[Observation]) -> str | None:
     return f"Agreement: {alike} of {len(values)} greedy answers begin like the stable variant's (at least {policy.agreement:.0%} are to)."
 
 
-_COMPARISONS: tuple[Callable[[Policy, Sequence[Observation]], str | None], ...] = (
-    _slower("TTFT", lambda one: one.ttft_s), _slower("TPOT", lambda one: one.tpot_s), _slower("Time per token", lambda one: one.token_s), _length,
+_TIMES: tuple[Callable[[Policy, Sequence[Observation]], str | None], ...] = (
+    _slower("TTFT", lambda one: one.ttft_s), _slower("TPOT", lambda one: one.tpot_s), _slower("Time per token", lambda one: one.token_s),
 )  # fmt: skip

@@ -99,8 +99,8 @@ class Rollout:
         if not self._opened:
             self._remark = "The canary's engine is being opened."
             return Route(rollout=self._arguments.rollout, variant=self._arguments.variant, share=0, copies=0)
+        step = self._progress.step
         for one in seen:
-            step = self._progress.step
             self._seen[one.arm, step].append(one.model_copy(update={"step": step}))
         self._fresh += len(seen)
         answered = sum(counts(one, policy) for one in seen)

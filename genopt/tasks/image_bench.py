@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genopt import clock
 from genopt.measure.duel import CANDIDATE, ROLES, Comparison
-from genopt.measure.exclusivity import NodeWatch, Watch
+from genopt.measure.exclusivity import NodeWatch
 from genopt.measure.image_speed import ImageWorkload, compare, measure_aa
 from genopt.measure.statistics import combine
 from genopt.plan import Artifact, Candidate, Metric, Plan, Quality, Ratio, Status
@@ -32,17 +32,16 @@ class ImageBench:
     Args:
         config: What to measure against.
         plans: The plans of the original and the baseline.
-        watch: Notices what else happens on the node; None watches its processors and GPUs.
     """
 
-    def __init__(self, config: BenchConfig, plans: tuple[Plan, Plan], watch: Watch | None = None) -> None:
+    def __init__(self, config: BenchConfig, plans: tuple[Plan, Plan]) -> None:
         self._config = config
         self._plans = plans
         self._data = ImageSet.model_validate_json(Path(config.data).read_text(encoding="utf-8"))
         self._judge = ImageJudge(config, self._data, plans[0])
         self._workload = ImageWorkload(prompts=self._data.prompts, concurrency=config.concurrency)
         self._sessions = RoleSessions(config, ImageProcess)
-        self._watch = watch or NodeWatch(self._sessions.pids)
+        self._watch = NodeWatch(self._sessions.pids)
         self._baseline_ratio = Ratio(value=1.0, ci_low=1.0, ci_high=1.0)
         self._deciding: Mapping[str, Metric] = {}
         """The baseline's metrics where throughput decides."""

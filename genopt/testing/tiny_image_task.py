@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from genopt.measure.exclusivity import Unwatched
 from genopt.plan import JsonValue, Plan, Step
 from genopt.quality.image_difference import Image
 from genopt.tasks.base import Bench, BenchConfig
@@ -51,5 +50,5 @@ class TinyImageTask(TextToImage):
 
     @staticmethod
     def bench(config: BenchConfig) -> Bench:
-        """A closed bench; it repeats nothing because of the tests beside it, which would wait for each other to end."""
-        return ImageBench(config, TinyImageTask.references(), Unwatched())
+        """A closed bench."""
+        return ImageBench(config, TinyImageTask.references())

@@ -88,6 +88,13 @@ def test_times_are_compared_where_both_are_as_busy(
     assert decide(progress, POLICY.model_copy(update={"steps": steps}), found, 101.0).action == action
 
 
+@pytest.mark.parametrize("first", [5.0, 50.0])
+def test_lengths_are_compared_whoever_was_how_busy(first: float) -> None:
+    found = [*observed("stable", 60, seed=1), *observed("canary", 60, seed=2, tokens=50, step=1)]
+    decision = decide(BEGUN.model_copy(update={"step": 1}), POLICY.model_copy(update={"steps": (first, 100.0)}), found, 101.0)
+    assert decision.reason.startswith("Length")
+
+
 def test_failures_that_both_have_are_no_breach() -> None:
     both = [Observation(arm=arm, failed=True) for arm in ("stable", "canary") for _ in range(30)]
     assert decide(BEGUN, POLICY, [*seen(), *both], 101.0).action == "hold"
