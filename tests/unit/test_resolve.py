@@ -6,7 +6,7 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +18,11 @@ from genopt.errors import InfeasibleError, ModelError
 from genopt.models import gguf
 from genopt.models.headers import read_header
 from genopt.models.inspect import ASSUMED_CONTEXT
-from genopt.models.resolve import ResolvedModel, resolve
 from genopt.plan import Step
-from genopt.report.model import ReportedModel
 from genopt.tasks.base import fits
 from genopt.tasks.text_generation import TextGeneration
 from genopt.techniques.gguf_as_given import GgufAsGiven
-
-CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 128, "eos_token_id": 2}
-Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
-WIDTH = {"BF16": 2, "F32": 4}
-
-
-def write_safetensors(path: Path, tensors: Tensors) -> None:
-    header, end = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        elements = 1
-        for side in shape:
-            elements *= side
-        begin, end = end, end + elements * WIDTH[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
-
-
-def write_model(folder: Path, **changes: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    (folder / "tokenizer.json").write_text("{}")
-    write_safetensors(folder / "model.safetensors", {"embed": ("BF16", (10, 4)), "norm": ("F32", (4,))})
-    return folder
-
-
-def write_pipeline(folder: Path, name: str = "StableDiffusionPipeline", *, denoiser: str = "UNet") -> Path:
-    folder.mkdir(parents=True)
-    components = {"unet": ["diffusers", denoiser], "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDIM"]}
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": name, "safety_checker": [None, None], **components}))
-    for component in components:
-        (folder / component).mkdir()
-    write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", {"conv": ("F32", (3, 3))})
-    write_safetensors(folder / "text_encoder" / "model.safetensors", {"embed": ("F32", (2,))})
-    return folder
-
-
-def found(model: Path | str, tmp_path: Path, **options: Any) -> ResolvedModel:
-    return resolve(str(model), cache=tmp_path / "cache", progress=lambda _message: None, **options)
+from tests.unit.written_models import found, write_model, write_pipeline, write_safetensors
 
 
 def test_a_local_language_model(tmp_path: Path) -> None:
@@ -246,113 +206,6 @@ def test_trusted_code_is_accepted(tmp_path: Path) -> None:
 def test_code_beside_a_model_that_transformers_defines_itself_is_not_needed(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "tiny", auto_map={"AutoModelForCausalLM": "modeling.Own"})
     assert found(folder, tmp_path).architecture == "LlamaForCausalLM"
-
-
-def test_a_pipeline_that_takes_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="StableDiffusionImg2ImgPipeline"):
-        found(write_pipeline(tmp_path / "pipe", "StableDiffusionImg2ImgPipeline"), tmp_path)
-
-
-def test_a_pipeline_without_a_component_is_refused(tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path / "pipe")
-    (folder / "scheduler").rmdir()
-    with pytest.raises(ModelError, match="'scheduler'"):
-        found(folder, tmp_path)
-
-
-def test_a_pipeline_with_pickled_weights_is_refused(tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path / "pipe")
-    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    unet.rename(unet.with_suffix(".bin"))
-    with pytest.raises(ModelError, match=r"pickled.* python -c .from diffusers import DiffusionPipeline as M"):
-        found(folder, tmp_path)
-
-
-def test_weights_that_a_components_library_does_not_load_do_not_stand_in_for_pickles(tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path / "pipe")
-    encoder = folder / "text_encoder"
-    (encoder / "model.safetensors").rename(encoder / "diffusion_pytorch_model.safetensors")
-    (encoder / "pytorch_model.bin").write_bytes(b"pickled")
-    with pytest.raises(ModelError, match="text_encoder has pickled weights only"):
-        found(folder, tmp_path)
-
-
-def test_components_are_described_and_summed(tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path / "pipe")
-    write_safetensors(folder / "text_encoder" / "model.safetensors", {"embed": ("BF16", (2,))})
-    model = found(folder, tmp_path)
-    unet, text_encoder, scheduler = model.components
-    assert (unet.name, unet.architecture, unet.library, unet.dtype, unet.parameters) == ("unet", "UNet", "diffusers", "float32", 9)
-    assert (text_encoder.dtype, text_encoder.parameters) == ("bfloat16", 2)
-    assert (scheduler.dtype, scheduler.parameters, scheduler.bytes) == ("", 0, 0)
-    assert model.parameters == sum(component.parameters for component in model.components)
-    assert model.bytes == sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    assert ReportedModel.model_validate(model.model_dump(mode="json")).components == model.components
-
-
-@pytest.mark.parametrize(
-    ("architecture", "denoiser"),
-    [
-        ("UNet2DConditionModel", "unet"), ("PixArtTransformer2DModel", "transformer"), ("SD3Transformer2DModel", "transformer"),
-        ("FluxTransformer2DModel", "transformer"), ("NewlyInventedModel", None),
-    ],
-)  # fmt: skip
-def test_the_denoiser_is_known_by_its_class_whatever_the_pipeline_is_called(architecture: str, denoiser: str | None, tmp_path: Path) -> None:
-    model = found(write_pipeline(tmp_path / "pipe", "NewPipeline", denoiser=architecture), tmp_path)
-    assert (model.architecture, model.denoiser) == ("NewPipeline", denoiser)
-    assert ("options that fit every pipeline" in model.note) == (denoiser is None)
-
-
-def test_a_language_model_has_neither_components_nor_denoiser(tmp_path: Path) -> None:
-    model = found(write_model(tmp_path / "tiny"), tmp_path)
-    assert (model.components, model.denoiser) == ((), None)
-
-
-def test_a_safety_checker_counts_where_there_is_one(tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path / "pipe")
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}))
-    with pytest.raises(ModelError, match="'safety_checker'"):
-        found(folder, tmp_path)
-    (folder / "safety_checker").mkdir()
-    write_safetensors(folder / "safety_checker" / "model.safetensors", {"embed": ("F32", (5,))})
-    assert found(folder, tmp_path).parameters == 16
-
-
-def variant_only(unet: Path) -> None:
-    weights = unet / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".fp16.safetensors"))
-
-
-def config_only(unet: Path) -> None:
-    (unet / "diffusion_pytorch_model.safetensors").unlink()
-    (unet / "config.json").write_text("{}")
-
-
-def cut_off(unet: Path) -> None:
-    weights = unet / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-
-
-def checkpoint_only(unet: Path) -> None:
-    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "model.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (variant_only, "a variant of its weights only"), (config_only, "no safetensors weights"), (cut_off, "corrupt"),
-        (checkpoint_only, "pickled weights only"),
-    ],
-)  # fmt: skip
-def test_bad_weights_of_a_component_are_one_sentence_with_the_remedy(spoil: Callable[[Path], None], says: str, tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path / "pipe")
-    spoil(folder / "unet")
-    with pytest.raises(ModelError, match=says) as caught:
-        found(folder, tmp_path)
-    assert str(folder / "unet") in str(caught.value)
-    assert str(caught.value).endswith(".")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "a/b/c", "~no-such-user/x", "x" * 300 + "/y/z"])
