@@ -20,7 +20,8 @@ for them still had Inductor tune in all directions, which a session that opens w
 torchao's weights in Python: int4 8.38 ms, int8 weights 9.06 ms, float8 with activations 9.61 ms (8B shape, 2026-11-28). Prompts are read eagerly,
 which takes four times as long in float8 weights and 13 times in int4. vLLM's kernels on checkpoints of 4 and 8 bits took 2.9 to 3.7 ms
 (`whole_job.py`). On a third H200 that day, likewise: 8B shape eager 20.4 ms, compiled 5.30 ms, 59 %, 3.85x, opened in 63 s; int8 weights 4.51 ms,
-1.18x the compiled step, opened in 89 s.
+1.18x the compiled step, opened in 89 s. On a fourth (2026-12-01): 8B shape eager 22.2 ms, compiled 5.21 ms, 60 %, 4.26x, opened in 66 s; float8
+weights 4.38 ms, 1.19x the compiled step, opened in 135 s, int8 weights 4.84 ms, 1.08x, opened in 101 s.
 The products of gate and up reach 92 % of the bandwidth, the head 95 %, down 77 %; smaller products, attention over
 the whole cache and copies of keys and values take the rest.
 """
