@@ -123,7 +123,7 @@ def write_tiny_sd3(folder: Path) -> Path:
 
 
 def write_tiny_flux(folder: Path) -> Path:
-    """Writes a pipeline in the layout of FLUX.1 in float32, and returns its folder; its images have 256 x 256 pixels unless others are asked for.
+    """Writes a pipeline in the layout of FLUX.1 in float32, and returns its folder; its images have 128 x 128 pixels unless others are asked for.
 
     Args:
         folder: Created if missing.
@@ -139,7 +139,7 @@ def write_tiny_flux(folder: Path) -> Path:
         pooled_projection_dim=WIDTH, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     pipeline = FluxPipeline(
-        vae=_vae(shift_factor=0.1, scaling_factor=0.36), text_encoder=CLIPTextModel(_clip_text(clip)), tokenizer=clip,
+        vae=_vae(widths=(16,), shift_factor=0.1, scaling_factor=0.36), text_encoder=CLIPTextModel(_clip_text(clip)), tokenizer=clip,
         text_encoder_2=T5EncoderModel(_t5(letters, WIDTH)), tokenizer_2=letters, transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     )  # fmt: skip
@@ -229,11 +229,12 @@ _NOISE: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_sch
 """The noise of Stable Diffusion 1, from its published configuration."""
 
 
-def _vae(**options: Any) -> AutoencoderKL:
+def _vae(widths: tuple[int, ...] = (16, 32), **options: Any) -> AutoencoderKL:
+    """Each width after the first halves the sides of what it decodes once more."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths, down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths),
         latent_channels=4, norm_num_groups=8, sample_size=2 * SAMPLE, **options,
     )  # fmt: skip
 

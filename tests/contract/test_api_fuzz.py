@@ -16,7 +16,7 @@ from genopt.serving.ingress import Limits, create_app
 from genopt.serving.keys import OpenGate
 from genopt.testing.scripted_backend import ANSWER, ScriptedBackend
 
-REQUESTS = 8_500
+REQUESTS = 9_000
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 GOOD: dict[str, Any] = {"model": "m", "prompt": "abc", "max_tokens": 2}
 TALK: dict[str, Any] = {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": "x"}]}

@@ -17,7 +17,7 @@ SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 def test_answers_are_as_described_and_bad_requests_are_refused(case: schemathesis.Case) -> None:
     case.call_and_validate()
 

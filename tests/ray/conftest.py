@@ -28,7 +28,7 @@ def embedded_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_metrics_report_interval_ms", "500")
+        patch.setenv("RAY_metrics_report_interval_ms", "2000")
         reread_authentication()
         ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
         try:
